@@ -14,7 +14,7 @@ ARGS    ?=
 JSON    ?=
 
 BIN := .venv/bin
-PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
 
 .PHONY: install install-dev demo dev test check bench lock clean
 .DEFAULT_GOAL := install
