@@ -26,7 +26,7 @@ install-dev: .venv/installed-dev
 .venv/installed: pyproject.toml requirements.lock
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Mesh needs Python 3.11 or newer: make PYTHON=python3.12 ...")'
 	@echo "Installing into .venv (once; under a minute on a usual line)"
-	@[ -x $(BIN)/python ] || $(PYTHON) -m venv --clear .venv
+	@[ -x $(BIN)/pip ] || $(PYTHON) -m venv --clear .venv
 	@$(PIP) install --no-deps -r requirements.lock
 	@$(PIP) install --no-deps --no-build-isolation -e .
 	@touch $@
