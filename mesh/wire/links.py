@@ -1,0 +1,77 @@
+"""`Nexus-Link`: reading and writing, nothing about what a link means.
+
+Reads what the reference decoder reads, and commas inside `<>`, where that decoder fails; writes only what
+it can read.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import Final, NamedTuple
+
+from mesh.errors import Malformed
+
+LINKS_MAX: Final = 32
+LINK_URL_BYTES_MAX: Final = 4096
+
+# Possessive throughout: linear whatever the input.
+_link = re.compile(
+    r"[ \t]*+<[ \t]*+([!-;=?-~]++)[ \t]*+>"
+    r'((?:[ \t]*+;[ \t]*+[^\s;,="<>]++[ \t]*+=[ \t]*+(?:"[^"]*+"|[^\s;,"<>]*+))++)'
+    r"[ \t]*+(,|$)"
+).match
+_parameters = re.compile(r';[ \t]*+([^\s;,="<>]++)[ \t]*+=[ \t]*+(?:"([^"]*+)"|([^\s;,"<>]*+))').findall
+_type = re.compile(r"[A-Za-z0-9_./]+").fullmatch
+_url = re.compile(r"[!-;=?-~]+").fullmatch
+_bad_escape = re.compile(r"%(?![0-9A-Fa-f]{2})").search
+
+
+class Link(NamedTuple):
+    """A resource beside an operation. `type` says how to read `url`; it has alphanumerics, `_`, `.`, `/`."""
+
+    url: str
+    type: str
+
+
+def _check(url: str, link_type: str) -> Link:
+    if len(url) > LINK_URL_BYTES_MAX:
+        raise Malformed(f"a link's URL is longer than {LINK_URL_BYTES_MAX} bytes", code="link_invalid")
+    if not _url(url) or _bad_escape(url) or ";" in url.partition("#")[0].partition("?")[2]:
+        raise Malformed("a link's URL is not percent-encoded", code="link_invalid")
+    if not _type(link_type):
+        raise Malformed("a link needs a type of letters, digits, '_', '.' and '/'", code="link_invalid")
+    return Link(url, link_type)
+
+
+def parse_links(values: Iterable[str]) -> list[Link]:
+    """Links of all `Nexus-Link` values, repeated and comma-joined alike, in order (cases 28, 29, 31).
+
+    Raises Malformed: no `<>`, empty URL, bad escape or `;` in the query, no type, unbalanced quotes, too
+    many or too long.
+    """
+    text = ",".join(values)
+    if not text:
+        return []
+    links: list[Link] = []
+    start, more = 0, ","
+    while more:
+        match = _link(text, start)
+        if match is None:
+            raise Malformed('a link does not read <url>; type="T"', code="link_invalid")
+        if len(links) == LINKS_MAX:
+            raise Malformed(f"more than {LINKS_MAX} links", code="link_invalid")
+        link_type = ""
+        for key, quoted, plain in _parameters(match[2]):
+            if key == "type":
+                link_type = quoted or plain
+        links.append(_check(match[1], link_type))
+        start, more = match.end(), match[3]
+    return links
+
+
+def format_links(links: Iterable[Link]) -> str:
+    """One header value for all links, empty text for none. Raises Malformed on a link nobody could read."""
+    return ", ".join(
+        f'<{_check(url, link_type).url.replace(",", "%2C")}>; type="{link_type}"' for url, link_type in links
+    )
