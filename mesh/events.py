@@ -1,6 +1,6 @@
 """The history of an operation: what can stand in it, how it is packed, how it reads as JSON.
 
-Owns the codes, the detail fields of each kind and the CloudEvents types; specs/events.schema.json is
+Owns the codes, the detail field of each kind and the CloudEvents types; specs/events.schema.json is
 generated from here. Knows nothing of when an event happens: that is the store's transition, in step with
 mesh/machine.py.
 """
@@ -8,7 +8,7 @@ mesh/machine.py.
 from __future__ import annotations
 
 from enum import IntEnum
-from typing import Any, Final, NamedTuple, Protocol, cast
+from typing import Any, Final, Protocol
 
 from mesh.clock import to_rfc3339
 from mesh.machine import BLOCKED_REASONS
@@ -22,9 +22,9 @@ class EventKind(IntEnum):
     BLOCKED = 3
     STARTED = 4
     ATTEMPT_FAILED = 5
-    """The attempt failed and another follows after `retry_in_ms`."""
+    """The attempt failed in a way worth repeating."""
     ATTEMPT_LOST = 6
-    """The holder of the attempt went silent: its heartbeat, its request's lease or its gateway."""
+    """The holder of the attempt went silent: heartbeat, lease of the request, or the gateway itself."""
     CANCEL_REQUESTED = 7
     CANCEL_DELIVERED = 8
     CANCEL_FAILED = 9
@@ -61,35 +61,34 @@ OPERATION_FAILED: Final = CLOUD_TYPES[EventKind.FAILED]
 OPERATION_CANCELED: Final = CLOUD_TYPES[EventKind.CANCELED]
 OPERATION_TIMED_OUT: Final = CLOUD_TYPES[EventKind.TIMED_OUT]
 
-_TEXT: Final = {"type": "string"}
-_MS: Final = {"type": "integer", "minimum": 0}
-_ERROR: Final = {"error": {"type": "string", "description": "what went wrong, one line"}}
-_RETRY: Final = {"retry_in_ms": _MS}
+_ERROR: Final = ("error", {"type": "string", "description": "what went wrong, one line"})
 
-DETAIL: Final[dict[EventKind, dict[str, dict[str, Any]]]] = {
-    EventKind.ACCEPTED: {},
-    EventKind.DISPATCHED: {"instance": _TEXT},
-    EventKind.BLOCKED: {"reason": {"type": "string", "enum": list(BLOCKED_REASONS)}},
-    EventKind.STARTED: {},
-    EventKind.ATTEMPT_FAILED: _ERROR | _RETRY,
-    EventKind.ATTEMPT_LOST: {"reason": _TEXT},
-    EventKind.CANCEL_REQUESTED: {},
-    EventKind.CANCEL_DELIVERED: {},
-    EventKind.CANCEL_FAILED: _ERROR | _RETRY,
-    EventKind.SUCCEEDED: {},
-    EventKind.FAILED: {"reason": _TEXT},
-    EventKind.CANCELED: {"reason": _TEXT},
-    EventKind.TIMED_OUT: {"reason": {"type": "string", "description": "which timeout"}},
-    EventKind.CALLBACK_DELIVERED: {},
-    EventKind.CALLBACK_FAILED: _ERROR | _RETRY,
-    EventKind.CALLBACK_DEAD: {"reason": _TEXT},
-    EventKind.REDELIVERED: {"delivery": {"type": "string", "description": "kind of the delivery"}},
+
+def _reason(*words: str) -> tuple[str, dict[str, Any]]:
+    return "reason", {"type": "string", **({"enum": list(words)} if words else {})}
+
+
+DETAIL: Final[dict[EventKind, tuple[str, dict[str, Any]]]] = {
+    EventKind.BLOCKED: _reason(*BLOCKED_REASONS),
+    EventKind.ATTEMPT_FAILED: _ERROR,
+    EventKind.ATTEMPT_LOST: _reason("heartbeat", "request_lease", "gateway"),
+    EventKind.CANCEL_FAILED: _ERROR,
+    EventKind.FAILED: _reason(),
+    EventKind.CANCELED: _reason(),
+    EventKind.TIMED_OUT: _reason("schedule_to_close", "schedule_to_start", "start_to_close"),
+    EventKind.CALLBACK_FAILED: _ERROR,
+    EventKind.CALLBACK_DEAD: _ERROR,
+    EventKind.REDELIVERED: ("delivery", {"type": "string", "enum": ["cancel", "callback"]}),
 }
-"""Kind -> detail fields in packed order, each with its JSON Schema; every one may be absent."""
+"""Kind -> the name its one detail has in JSON, and that field's JSON Schema. Any event may come without."""
+
+# By plain number: an enum lookup would cost as much as the rest of `to_json`.
+_WORD_OF_CODE: Final[dict[int, str]] = {kind.value: word for kind, word in _WORDS.items()}
+_FIELD_OF_CODE: Final[dict[int, str]] = {kind.value: field for kind, (field, _) in DETAIL.items()}
 
 
 class Entry(Protocol):
-    """One event as stored: `[code, after_ms, attempt, detail?]`, milliseconds since acceptance."""
+    """One event as stored, a msgpack array `[code, after_ms, attempt, detail?]`; ms since acceptance."""
 
     @property
     def code(self) -> int: ...
@@ -101,42 +100,23 @@ class Entry(Protocol):
     def detail(self) -> Any: ...
 
 
-class Packed(NamedTuple):
-    """An Entry made from a bare array: `Packed(*array)`."""
-
-    code: int
-    after_ms: int
-    attempt: int
-    detail: Any = None
-
-
-def _detail(kind: EventKind, detail: Any) -> dict[str, Any]:
-    """Absent, a map by field name, an array in the order of DETAIL, or a lone first field."""
-    if detail is None:
-        return {}
-    if isinstance(detail, dict):
-        return {key: value for key, value in cast("dict[str, Any]", detail).items() if key not in _FIXED}
-    values = cast("list[Any]", detail) if isinstance(detail, list | tuple) else [detail]
-    return {name: value for name, value in zip(DETAIL[kind], values, strict=False) if value is not None}
-
-
-_FIXED: Final = ("seq", "at", "type", "operation_id", "attempt")
-
-
 def to_json(operation_id: str, seq: int, created_at_ms: int, packed: Entry) -> dict[str, Any]:
-    """`{seq, at, type, operation_id, attempt, ...detail}`: the event on /v1, in SSE and as CloudEvents data.
+    """`{seq, at, type, operation_id, attempt}` and the kind's detail: on /v1, in SSE, as CloudEvents data.
 
-    `seq` counts 1..n per operation, `at` is RFC 3339. Raises ValueError on a code this version does not know.
+    `seq` counts 1..n per operation, `at` is RFC 3339. During a rolling upgrade a newer gateway may have
+    written a code that is unknown here; it reads `event_{code}`.
     """
-    kind = EventKind(packed.code)
-    return {
+    code = packed.code
+    event: dict[str, Any] = {
         "seq": seq,
         "at": to_rfc3339(created_at_ms + packed.after_ms),
-        "type": _WORDS[kind],
+        "type": _WORD_OF_CODE.get(code) or f"event_{code}",
         "operation_id": operation_id,
         "attempt": packed.attempt,
-        **_detail(kind, packed.detail),
     }
+    if packed.detail is not None:
+        event[_FIELD_OF_CODE.get(code, "detail")] = packed.detail
+    return event
 
 
 def schema() -> dict[str, Any]:
@@ -144,20 +124,21 @@ def schema() -> dict[str, Any]:
     fixed: dict[str, Any] = {
         "seq": {"type": "integer", "minimum": 1, "description": "1..n per operation, without gaps"},
         "at": {"type": "string", "format": "date-time"},
-        "operation_id": _TEXT,
+        "operation_id": {"type": "string"},
         "attempt": {"type": "integer", "minimum": 0, "description": "0 before the first dispatch"},
     }
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "Event of an operation's history",
         "description": "Generated from mesh/events.py; do not edit. CloudEvents carry it as data.",
-        "type": "object",
-        "required": list(_FIXED),
         "oneOf": [
             {
                 "title": kind.cloud_type,
-                "properties": {**fixed, "type": {"const": word}, **DETAIL[kind]},
-                "unevaluatedProperties": False,
+                "type": "object",
+                "required": [*fixed, "type"],
+                "properties": fixed
+                | {"type": {"const": word}}
+                | dict([DETAIL[kind]] if kind in DETAIL else []),
             }
             for kind, word in _WORDS.items()
         ],

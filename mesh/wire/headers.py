@@ -71,7 +71,7 @@ def _refuse_illegal(headers: RawHeaders, kind: str) -> None:
 
 
 def forwarded_headers(raw: RawHeaders) -> list[RawHeader]:
-    """The caller's headers for the agent: all but hop-by-hop ones, what `Connection` names, and the gateway's.
+    """A caller's headers for the agent: all but hop-by-hop ones, those `Connection` names, the gateway's own.
 
     Order and repetition stay. Raises Malformed on a value outside visible ASCII, space and tab, or above
     FORWARDED_BYTES_MAX in all.
@@ -98,7 +98,7 @@ def forwarded_headers(raw: RawHeaders) -> list[RawHeader]:
 
 
 def check_callback_headers(headers: RawHeaders) -> list[RawHeader]:
-    """Headers for a callback request, without prefix, names in lower case; values stay verbatim, quotes and all.
+    """Headers for a callback request, names without prefix in lower case, values verbatim, quotes and all.
 
     Raises Malformed on a name that is no token or is reserved, a value outside visible ASCII, space and
     tab, and above CALLBACK_BYTES_MAX in all.
