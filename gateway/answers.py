@@ -1,0 +1,117 @@
+"""What an agent's reply to a start means. Pure; the table of nexus.md 1.1 and 1.4 as one function."""
+
+from __future__ import annotations
+
+import re
+from typing import Any, ClassVar, Final, NamedTuple, TypeAlias
+
+from mesh.errors import Malformed, ReplyInvalid
+from mesh.pool import Reply
+from mesh.store.layout import Outcome
+from mesh.wire import (
+    failure_json,
+    header,
+    parse_handler_failure,
+    parse_http_date,
+    parse_operation_error,
+    parse_started,
+)
+
+LEASE_MS_MIN: Final = 1_000
+LEASE_MS_MAX: Final = 3_600_000
+
+_DROPPED: Final = frozenset({b"connection", b"keep-alive", b"transfer-encoding", b"content-length", b"date", b"server", b"set-cookie", b"trailer", b"upgrade"})  # fmt: skip
+
+
+class Succeeded(NamedTuple):
+    """200."""
+
+    outcome: Outcome
+    word: ClassVar[str] = "succeeded"
+
+
+class Started(NamedTuple):
+    """201. `lease_ms` > 0: the agent will heartbeat (header `Mesh-Lease-Ms`)."""
+
+    token: str
+    lease_ms: int
+    word: ClassVar[str] = "started"
+
+
+class Unsuccessful(NamedTuple):
+    """424: the operation itself failed or was canceled."""
+
+    state: str
+    outcome: Outcome
+    word: ClassVar[str] = "unsuccessful"
+
+
+class Refused(NamedTuple):
+    """A handler error that must not be retried."""
+
+    outcome: Outcome
+    word: ClassVar[str] = "refused"
+
+
+class TryAgain(NamedTuple):
+    """A handler error worth repeating, or no answer that the protocol knows."""
+
+    type: str
+    message: str
+    failure: dict[str, Any] | None
+    retry_after_ms: int
+    word: ClassVar[str] = "retryable"
+
+
+StartAnswer: TypeAlias = Succeeded | Started | Unsuccessful | Refused | TryAgain
+
+_digits = re.compile(rb"[0-9]{1,9}").fullmatch
+
+
+def retry_after_ms(reply: Reply) -> int:
+    """`Retry-After` as a delay in milliseconds, 0 without one; a date is read against the reply's own `Date`."""
+    value = reply.header(b"retry-after")
+    if value is None:
+        return 0
+    if _digits(value):
+        return int(value) * 1000
+    try:
+        base = parse_http_date((reply.header(b"date") or b"").decode("latin-1"))
+        return max(0, parse_http_date(value.decode("latin-1")) - base)
+    except Malformed:
+        return 0
+
+
+def read_start_reply(reply: Reply) -> StartAnswer:
+    """The meaning of a reply; never raises for what a peer sent."""
+    status = reply.status
+    if status == 200:  # noqa: PLR2004
+        content_type = reply.header(b"content-type")
+        links = [value.decode("latin-1") for name, value in reply.headers if name == b"nexus-link"]
+        return Succeeded(
+            Outcome("result", "", content_type.decode("latin-1") if content_type else None, reply.body, links=links)
+        )
+    if status == 201:  # noqa: PLR2004
+        try:
+            token = parse_started(reply.headers, reply.body)
+        except ReplyInvalid as fault:
+            if fault.code == "token_too_long":
+                return Unsuccessful("failed", Outcome("mesh", "token_too_long"))
+            return TryAgain("UNKNOWN", fault.detail, None, 0)
+        lease = reply.header(b"mesh-lease-ms")
+        lease_ms = int(lease) if lease is not None and _digits(lease) else 0
+        return Started(token, min(max(lease_ms, LEASE_MS_MIN), LEASE_MS_MAX) if lease_ms else 0)
+    if status == 424:  # noqa: PLR2004
+        outcome = parse_operation_error(reply.headers, reply.body)
+        if outcome is None:
+            return TryAgain("UNKNOWN", "a 424 that names no state", None, 0)
+        return Unsuccessful(outcome.state, Outcome("failure", body=failure_json(outcome.failure)))
+    if status < 400:  # noqa: PLR2004
+        return TryAgain("UNKNOWN", f"status {status} is no answer to a start", None, 0)
+    error = parse_handler_failure(status, reply.headers, reply.body)
+    if error.retryable:
+        return TryAgain(error.type, error.message, error.failure, retry_after_ms(reply))
+    headers = [(name, value) for name, value in reply.headers if name not in _DROPPED]
+    body = failure_json(error.failure)
+    original = b"" if body == reply.body else reply.body
+    return Refused(Outcome("handler_error", error.type, None, body, status, headers, original=original))

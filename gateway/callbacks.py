@@ -1,0 +1,135 @@
+"""What a callback to a caller looks like, and what the receiver's answer means. Pure.
+
+Two forms: `nexus` (nexus.md 1.3) and `cloudevents` (structured or binary mode). Both carry the Standard Webhooks
+headers, signed with the secret of the caller's namespace; `webhook-id` is the same on every try (decision 1).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any, Final, NamedTuple
+
+import msgspec
+from cloudevents.core.bindings.http import to_binary, to_structured
+from cloudevents.core.formats.json import JSONFormat
+from cloudevents.core.v1.event import CloudEvent
+
+from gateway.answers import retry_after_ms
+from gateway.http import Headers
+from gateway.outcomes import callback_parts, encode_json, record_fields
+from mesh.clock import now_ms, to_http_date, to_rfc3339
+from mesh.events import EventKind
+from mesh.machine import State
+from mesh.pool import Reply
+from mesh.store.layout import Head, Outcome, Request
+from mesh.tokens import sign_webhook
+
+NEXUS: Final = "nexus"
+CLOUDEVENTS: Final = "cloudevents"
+CLOUDEVENTS_BINARY: Final = "cloudevents-binary"
+FORMATS: Final = (NEXUS, CLOUDEVENTS, CLOUDEVENTS_BINARY)
+
+_NEXUS_FINAL: Final = frozenset({400, 401, 403, 404, 409, 501})
+"""Decision 20: the receiver will never take it, or has it already; dead and visible, never retried."""
+_CLOUD_FINAL: Final = frozenset({410})
+_KINDS: Final = {
+    State.SUCCEEDED: EventKind.SUCCEEDED,
+    State.FAILED: EventKind.FAILED,
+    State.CANCELED: EventKind.CANCELED,
+    State.TIMED_OUT: EventKind.TIMED_OUT,
+}
+_format: Final = JSONFormat()
+
+
+class Sending(NamedTuple):
+    """One try of a callback."""
+
+    headers: Headers
+    body: bytes
+
+
+class CallbackPlan(NamedTuple):
+    """What sending needs beside the record: the webhook secret of each namespace, the public URL of this gateway."""
+
+    secrets: Mapping[str, str]
+    public_url: str
+
+
+class Verdict(NamedTuple):
+    """`final`: no further try makes sense."""
+
+    delivered: bool
+    final: bool
+    detail: str
+    retry_after_ms: int
+
+
+def operation_link(public_url: str, operation_id: str) -> str:
+    """`Nexus-Link` to an operation (decision 18)."""
+    return f'<{public_url}/v1/operations/{operation_id}>; type="mesh.Operation"'
+
+
+def callback_request(operation_id: str, head: Head, request: Request, outcome: Outcome, plan: CallbackPlan) -> Sending:
+    """The headers and body of one try; signature and timestamp are of now."""
+    if request.callback_format == NEXUS:
+        headers, body = _nexus(operation_id, head, request, outcome, plan)
+    else:
+        headers, body = _cloud_event(operation_id, head, request, outcome)
+        headers += request.callback_headers
+    secret = plan.secrets.get(head.namespace)
+    if secret is not None:
+        headers += sign_webhook(secret, f"{operation_id}.{head.run}", now_ms() // 1000, body)
+    return Sending(headers, body)
+
+
+def _nexus(
+    operation_id: str, head: Head, request: Request, outcome: Outcome, plan: CallbackPlan
+) -> tuple[Headers, bytes]:
+    body, content_type = callback_parts(head, outcome)
+    headers: Headers = [
+        *request.callback_headers,
+        (b"nexus-operation-token", operation_id.encode()),
+        (b"nexus-operation-state", State(head.state).nexus.encode()),
+        (b"nexus-operation-start-time", to_http_date(head.created_at).encode()),
+        (b"nexus-operation-close-time", to_rfc3339(head.closed_at).encode()),
+        (b"nexus-link", operation_link(plan.public_url, operation_id).encode()),
+        (b"mesh-operation-id", operation_id.encode()),
+    ]
+    headers += [(b"nexus-link", link.encode("latin-1")) for link in outcome.links]
+    if content_type is not None:
+        headers.append((b"content-type", content_type))
+    return headers, body
+
+
+def _cloud_event(operation_id: str, head: Head, request: Request, outcome: Outcome) -> tuple[Headers, bytes]:
+    record = record_fields(operation_id, head, request, outcome)
+    data: dict[str, Any] = msgspec.json.decode(encode_json(record))
+    event = CloudEvent(
+        attributes={
+            "id": f"{operation_id}.{head.run}",
+            "source": f"/namespaces/{head.namespace}/endpoints/{request.endpoint}",
+            "type": _KINDS[State(head.state)].cloud_type,
+            "specversion": "1.0",
+            "subject": operation_id,
+            "time": datetime.fromtimestamp(head.closed_at / 1000, UTC),
+            "datacontenttype": "application/json",
+        },
+        data=data,
+    )
+    make = to_binary if request.callback_format == CLOUDEVENTS_BINARY else to_structured
+    message = make(event, _format)
+    return [(name.lower().encode(), value.encode()) for name, value in message.headers.items()], message.body
+
+
+def judge_callback(callback_format: str, reply: Reply) -> Verdict:
+    """What the receiver's status means for the delivery (decision 20)."""
+    if 200 <= reply.status < 300:  # noqa: PLR2004
+        return Verdict(delivered=True, final=True, detail="", retry_after_ms=0)
+    final = reply.status in (_NEXUS_FINAL if callback_format == NEXUS else _CLOUD_FINAL)
+    return Verdict(
+        delivered=False,
+        final=final,
+        detail=f"the receiver answered {reply.status}",
+        retry_after_ms=retry_after_ms(reply),
+    )

@@ -1,0 +1,250 @@
+"""The Nexus surface: start, cancel, completion callback, and the legacy reads of older clients. HTTP in, thin.
+
+Names are taken from the raw path and decoded once (nexus.md 1.1); errors are Nexus Failure JSON in both shapes, and
+faults of the gateway itself carry `Mesh-Failure-Source: gateway`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from gateway.callbacks import operation_link
+from gateway.http import Answer, HotRoute, Request
+from gateway.operations import Order
+from gateway.outcomes import GATEWAY, encode_json, nexus_answer
+from mesh.errors import (
+    Gone,
+    Malformed,
+    NotFound,
+    Refusal,
+    StoreUnsafe,
+    Unauthenticated,
+    Unavailable,
+)
+from mesh.wire import (
+    callback_headers,
+    forwarded_headers,
+    handler_failure,
+    failure_json,
+    headers_for_handler_error,
+    idempotency_key,
+    parse_completion,
+    parse_duration_ms,
+    parse_links,
+    parse_prefer,
+    split_path,
+)
+from mesh.wire.headers import header
+
+if TYPE_CHECKING:
+    from gateway.auth import Authenticator
+    from gateway.operations import Known, Operations, Placed
+
+PREFIX: Final = b"/nexus/endpoints/"
+CALLBACK_PATH: Final = b"/nexus/callback"
+HEADER_BYTES_MAX: Final = 8_192
+MARGIN_SHARE: Final = 0.1
+MARGIN_MS_MAX: Final = 50
+"""Decision 13: with `Request-Timeout` the 201 leaves a margin before the caller's patience ends."""
+
+_TYPES: Final = {
+    400: "BAD_REQUEST", 401: "UNAUTHENTICATED", 403: "UNAUTHORIZED", 404: "NOT_FOUND", 408: "REQUEST_TIMEOUT",
+    409: "CONFLICT", 410: "NOT_FOUND", 429: "RESOURCE_EXHAUSTED", 500: "INTERNAL", 501: "NOT_IMPLEMENTED",
+    503: "UNAVAILABLE",
+}  # fmt: skip
+
+
+def render(error: Exception) -> Answer:
+    """A gateway fault as HandlerError. Sizes and schema breaches are BAD_REQUEST on this surface (decision 18)."""
+    headers: list[tuple[bytes, bytes]] = [GATEWAY]
+    retryable: bool | None = None
+    metadata: dict[str, str] = {}
+    if isinstance(error, Refusal):
+        status = error.status if error.status in _TYPES else 400
+        message = error.detail
+        metadata["code"] = error.code
+        if error.operation_id:
+            headers.append((b"mesh-operation-id", error.operation_id.encode()))
+        if isinstance(error, Unauthenticated):
+            headers.append((b"www-authenticate", b'Bearer realm="mesh"'))
+        if isinstance(error, Gone):
+            status = 410
+    elif isinstance(error, Unavailable | StoreUnsafe):
+        status, message = 503, error.detail
+        metadata["code"] = error.code
+    else:
+        status, message = 500, "internal error of the gateway"
+    retry_after_s = getattr(error, "retry_after_s", 1 if status in (429, 503) else None)
+    if retry_after_s is not None:
+        headers.append((b"retry-after", b"%d" % retry_after_s))
+    kind = _TYPES[status]
+    headers += headers_for_handler_error(kind, retryable=retryable)
+    return Answer(status, headers, failure_json(handler_failure(kind, message, metadata=metadata)))
+
+
+class NexusSurface:
+    """Route functions; `find` names the one for a request."""
+
+    def __init__(
+        self,
+        operations: Operations,
+        authenticate: Authenticator,
+        *,
+        public_url: str,
+        wait_default_ms: int,
+        wait_max_ms: int,
+    ) -> None:
+        self._operations = operations
+        self._authenticate = authenticate
+        self._public_url = public_url
+        self._wait_default_ms = wait_default_ms
+        self._wait_max_ms = wait_max_ms
+        self._call = HotRoute(self.call, render)
+        self._callback = HotRoute(self.callback, render)
+
+    def find(self, method: str, raw_path: bytes) -> HotRoute | None:
+        """Every method under the endpoints' prefix is answered here, wrong ones too: as Failure JSON."""
+        if raw_path.startswith(PREFIX):
+            return self._call
+        if raw_path == CALLBACK_PATH:
+            return self._callback
+        return None
+
+    async def call(self, request: Request) -> Answer:
+        """`/{endpoint}/services/{service}/{operation}[/cancel|/result|/{token}/cancel]`."""
+        segments = split_path(request.raw_path, PREFIX)
+        if len(segments) < 4 or segments[1] != "services":  # noqa: PLR2004
+            raise NotFound(
+                "the path is /nexus/endpoints/{endpoint}/services/{service}/{operation}", code="unknown_route"
+            )
+        endpoint, _, service, operation, *rest = segments
+        if request.method == "POST":
+            if not rest:
+                return await self.start(request, endpoint, service, operation)
+            if rest == ["cancel"]:
+                return await self.cancel(request, "")
+            if len(rest) == 2 and rest[1] == "cancel":  # noqa: PLR2004
+                return await self.cancel(request, rest[0])
+        elif request.method == "GET":
+            if not rest:
+                return await self.info(request)
+            if rest == ["result"]:
+                return await self.result(request)
+        else:
+            raise Malformed(f"{request.method} has no meaning here; use POST", code="method_not_supported")
+        raise NotFound("there is no such route below an operation", code="unknown_route")
+
+    async def start(self, request: Request, endpoint: str, service: str, operation: str) -> Answer:
+        """Start an operation; 200 or 424 when the outcome comes within the wait, else 201 (api.md section 2)."""
+        principal = self._authenticate(request)
+        if not service or not operation:
+            raise NotFound("service and operation names are not empty", code="unknown_operation")
+        arguments = request.arguments()
+        wait_ms = self._wait_ms(request)
+        headers = request.headers
+        content_type = request.header(b"content-type")
+        close_ms = parse_duration_ms((request.header(b"operation-timeout") or b"").decode("latin-1"))
+        links = request.all(b"nexus-link")
+        if links:
+            parse_links(links)
+        if content_type is None and request.body:
+            content_type = b"application/octet-stream"
+        placed = await self._operations.start(
+            Order(
+                principal.namespace,
+                endpoint,
+                service,
+                operation,
+                content_type.decode("latin-1") if content_type else None,
+                request.body,
+                idempotency_key(headers) or "",
+                forwarded_headers(headers),
+                arguments.get("callback", ""),
+                callback_headers=callback_headers(headers),
+                close_ms=close_ms or 0,
+                links=links,
+            ),
+            wait=wait_ms > 0,
+        )
+        known = await self._operations.first_outcome(placed, wait_ms / 1000, request.gone)
+        return self._answer(placed, known)
+
+    def _answer(self, placed: Placed, known: Known | None) -> Answer:
+        link = operation_link(self._public_url, placed.id).encode()
+        replayed = [(b"idempotency-replayed", b"true")] if placed.replayed else []
+        if known is not None and known.outcome is not None:
+            answer = nexus_answer(placed.id, known.state, known.outcome, link, first=True)
+            return answer._replace(headers=answer.headers + replayed) if replayed else answer
+        headers = [
+            (b"content-type", b"application/json"),
+            (b"mesh-operation-id", placed.id.encode()),
+            (b"nexus-link", link),
+            *replayed,
+        ]
+        return Answer(201, headers, b'{"token":"%b","state":"running"}' % placed.id.encode())
+
+    def _wait_ms(self, request: Request) -> float:
+        timeout = request.header(b"request-timeout")
+        prefer = request.all(b"prefer")
+        wait_ms: float = self._wait_default_ms
+        if prefer:
+            preference = parse_prefer(prefer)
+            if preference.wait_s is not None:
+                wait_ms = preference.wait_s * 1000
+            elif preference.respond_async:
+                wait_ms = 0
+        if timeout is not None:
+            patience_ms = parse_duration_ms(timeout.decode("latin-1"))
+            if patience_ms is not None:
+                patience_ms -= min(patience_ms * MARGIN_SHARE, MARGIN_MS_MAX)
+                wait_ms = min(wait_ms, patience_ms) if prefer else patience_ms
+        return min(wait_ms, self._wait_max_ms)
+
+    async def cancel(self, request: Request, path_token: str) -> Answer:
+        """202, repeats and ended operations too. The header's token wins over the query's (case 56)."""
+        principal = self._authenticate(request)
+        token = self._token(request) or path_token
+        if not token:
+            raise Malformed("give the operation token in Nexus-Operation-Token or ?token=", code="token_missing")
+        await self._operations.cancel(token, principal.namespace)
+        return Answer(202, [(b"mesh-operation-id", token.encode())])
+
+    @staticmethod
+    def _token(request: Request) -> str:
+        token = request.header(b"nexus-operation-token")
+        return token.decode("latin-1") if token else request.arguments().get("token", "")
+
+    async def result(self, request: Request) -> Answer:
+        """Legacy: 200/424 when it ended, 412 while it runs, 408 when the wait is over (case 95)."""
+        principal = self._authenticate(request)
+        wait = request.arguments().get("wait", "")
+        wait_ms = min(parse_duration_ms(wait) or 0, self._wait_max_ms)
+        token = self._token(request)
+        known = await self._operations.result(token, principal.namespace, wait_ms / 1000)
+        if known.state.terminal and known.outcome is not None:
+            link = operation_link(self._public_url, token).encode()
+            return nexus_answer(token, known.state, known.outcome, link, first=False)
+        if wait_ms:
+            failure = handler_failure("REQUEST_TIMEOUT", "the operation still runs; ask again")
+            return Answer(408, [GATEWAY, *headers_for_handler_error("REQUEST_TIMEOUT")], failure_json(failure))
+        failure = handler_failure("CONFLICT", "the operation still runs", retryable=True)
+        return Answer(412, [GATEWAY, (b"content-type", b"application/json")], failure_json(failure))
+
+    async def info(self, request: Request) -> Answer:
+        """Legacy: `{token, state}`."""
+        principal = self._authenticate(request)
+        token = self._token(request)
+        known = await self._operations.get(token, principal.namespace)
+        body = encode_json({"id": token, "token": token, "state": known.state.nexus})
+        return Answer(200, [(b"content-type", b"application/json")], body)
+
+    async def callback(self, request: Request) -> Answer:
+        """A completion from an agent; the completion token is the whole proof (decision 31)."""
+        if request.method != "POST":
+            raise Malformed(f"{request.method} has no meaning here; use POST", code="method_not_supported")
+        token = header(request.headers, b"token")
+        if token is None:
+            raise Unauthenticated("the header Token is missing", code="token_missing")
+        completion = parse_completion(request.headers, request.body)
+        await self._operations.complete(token.decode("latin-1"), completion)
+        return Answer(200, [])

@@ -1,0 +1,134 @@
+"""How an outcome looks to a caller: Nexus answers, Nexus failures, callback bodies and the fields of a /v1 record.
+
+The stored form is mesh.store.layout.Outcome; this file is the only one that turns it into words. Pure.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import msgspec
+
+from gateway.http import Answer, Headers
+from mesh.clock import to_rfc3339
+from mesh.machine import State
+from mesh.store.layout import Entry, Head, Outcome, Request
+from mesh.wire import failure_json, handler_failure, operation_failure
+from mesh.wire.headers import is_json_type
+
+_REASONS: Final = {
+    "schedule_to_close": "the operation did not end within its schedule-to-close timeout",
+    "schedule_to_start": "the operation did not start within its schedule-to-start timeout",
+    "start_to_close": "the operation did not end within its start-to-close timeout",
+    "attempts_exhausted": "no attempt was left after failures worth repeating",
+    "canceled_before_start": "the caller canceled the operation before it ran",
+    "result_too_large": "the handler's answer was larger than this gateway takes",
+    "token_too_long": "the handler's operation token is longer than 4096 bytes",
+}
+_JSON: Final = (b"content-type", b"application/json")
+GATEWAY: Final = (b"mesh-failure-source", b"gateway")
+
+
+def failure_of(state: State, outcome: Outcome) -> dict[str, Any]:
+    """The OperationError failure of an operation that did not succeed (nexus.md 1.2)."""
+    word = "canceled" if state is State.CANCELED else "failed"
+    if outcome.kind == "failure":
+        return msgspec.json.decode(outcome.body)
+    if outcome.kind == "handler_error":
+        return operation_failure(word, "the handler refused the operation", cause=msgspec.json.decode(outcome.body))
+    message = _REASONS.get(outcome.reason, outcome.reason)
+    cause: dict[str, Any] | None = msgspec.json.decode(outcome.body) if outcome.body else None
+    if state is State.TIMED_OUT:
+        cause = handler_failure("UPSTREAM_TIMEOUT", message, retryable=False, metadata={"timeout": outcome.reason})
+        message = "operation timed out"
+    return operation_failure(word, message, cause=cause, metadata={"reason": outcome.reason})
+
+
+def nexus_answer(operation_id: str, state: State, outcome: Outcome, link: bytes, *, first: bool) -> Answer:
+    """200 with the result's own bytes and type, or 424; within the first wait a handler's refusal passes untouched
+    (decision 14), and so it does for repeats of that request."""
+    headers: Headers = [(b"mesh-operation-id", operation_id.encode())]
+    if state is State.SUCCEEDED:
+        headers.append((b"nexus-operation-state", b"succeeded"))
+        if outcome.content_type is not None:
+            headers.append((b"content-type", outcome.content_type.encode("latin-1")))
+        headers.append((b"nexus-link", link))
+        headers += [(b"nexus-link", one.encode("latin-1")) for one in outcome.links]
+        return Answer(200, headers, outcome.body)
+    if outcome.kind == "handler_error" and first:
+        return Answer(outcome.status, headers + outcome.headers, _own_body(outcome))
+    headers += [_JSON, (b"nexus-operation-state", b"canceled" if state is State.CANCELED else b"failed")]
+    headers.append((b"nexus-link", link))
+    if outcome.kind == "mesh":
+        headers.append(GATEWAY)
+    return Answer(424, headers, failure_json(failure_of(state, outcome)))
+
+
+def _own_body(outcome: Outcome) -> bytes:
+    """A handler error as it came; `reason` holds the original when the failure in `body` was derived from it."""
+    return outcome.original or outcome.body
+
+
+def callback_parts(head: Head, outcome: Outcome) -> tuple[bytes, bytes | None]:
+    """Body and content type of a Nexus completion callback."""
+    state = State(head.state)
+    if state is State.SUCCEEDED:
+        return outcome.body, outcome.content_type.encode("latin-1") if outcome.content_type is not None else None
+    return failure_json(failure_of(state, outcome)), b"application/json"
+
+
+def result_fields(state: State, outcome: Outcome | None) -> dict[str, Any]:
+    """`result` (JSON), or `result_base64` with `result_type`, or `failure`; nothing while it runs (decision 19)."""
+    if outcome is None:
+        return {}
+    if state is not State.SUCCEEDED:
+        return {"failure": failure_of(state, outcome)}
+    if outcome.content_type is None and not outcome.body:
+        return {"result": None}
+    if outcome.content_type is not None and is_json_type(outcome.content_type.encode("latin-1")):
+        try:
+            msgspec.json.decode(outcome.body)
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            pass
+        else:
+            return {"result": msgspec.Raw(outcome.body)}
+    return {"result_base64": outcome.body, "result_type": outcome.content_type}
+
+
+def record_fields(operation_id: str, head: Head, request: Request, outcome: Outcome | None) -> dict[str, Any]:
+    """The flat /v1 record (decision 33), ready for `encode_json`."""
+    state = State(head.state)
+    record: dict[str, Any] = {
+        "id": operation_id,
+        "state": state.word,
+        "run": head.run,
+        "attempt": head.attempt,
+        "endpoint": request.endpoint,
+        "service": request.service,
+        "operation": request.operation,
+        "namespace": head.namespace,
+        "labels": request.labels,
+        "created_at": to_rfc3339(head.created_at),
+        "updated_at": to_rfc3339(head.created_at + head.stamp),
+        "closed_at": to_rfc3339(head.closed_at) if head.closed_at else None,
+        "deadline": to_rfc3339(head.close_by) if head.close_by else None,
+        "events": head.seq,
+    }
+    if head.blocked:
+        record["blocked"] = head.blocked
+    if head.cancel_asked:
+        record["cancel_requested"] = True
+    if state is State.BACKING_OFF:
+        record["next_attempt_at"] = to_rfc3339(head.start_at)
+    if request.idempotency_key:
+        record["idempotency_key"] = request.idempotency_key
+    record.update(result_fields(state, outcome))
+    return record
+
+
+encode_json: Final = msgspec.json.Encoder().encode
+
+
+def last_failure(entries: list[Entry]) -> str | None:
+    """The detail of the newest failed attempt."""
+    return next((str(entry.detail) for entry in reversed(entries) if entry.code == 5 and entry.detail), None)  # noqa: PLR2004

@@ -1,0 +1,180 @@
+"""Time: beats the session, fires due timers, moves waiting lines, gives back what nobody here works on.
+
+Each duty is a `step` that a test can call; `run` paces them. Several gateways do this side by side without a leader:
+claims are leases, so doing it twice is harmless.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING, Final
+
+from mesh.clock import monotonic_s, sleep
+from mesh.errors import StoreUnsafe, Unavailable
+from mesh.ids import short_id
+from mesh.store.store import NoSession
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from gateway.courier import Courier, Session
+    from mesh.store.store import Store
+    from registry.catalog import Catalog
+    from registry.routing import Router
+
+BEAT_S: Final = 1.0
+CLAIM_S: Final = 0.25
+CLAIM_COUNT: Final = 64
+BUSY_MAX: Final = 2_000
+"""Tries under way above which nothing more is claimed; a start that a caller waits for is still sent."""
+LINE_COUNT: Final = 64
+HELD_LOOK: Final = 4_000
+RELABEL_S: Final = 1.0
+
+_log = logging.getLogger(__name__)
+
+
+class Ticker:
+    """The clockwork of one gateway."""
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        exclusive: bool,
+        store: Store,
+        courier: Courier,
+        catalog: Catalog,
+        router: Router,
+        session: Session,
+    ) -> None:
+        self._name = name
+        self._exclusive = exclusive
+        self._store = store
+        self._courier = courier
+        self._catalog = catalog
+        self._router = router
+        self._session = session
+        self._claim_now = asyncio.Event()
+        self._lines: set[str] = set()
+        self._strangers: set[str] = set()
+        self._relabel_at_s = 0.0
+        self._tasks: list[asyncio.Task[None]] = []
+        self.sessions = 0
+        """Gateways alive at the last beat, this one included."""
+        self.beat_at_s = 0.0
+
+    def wake(self, line: str) -> None:
+        """Look now: a slot became free, a timer was set before the next look, or `line` has work."""
+        if line:
+            self._lines.add(line)
+            self._claim_now.set()
+
+    async def join(self) -> None:
+        """Enter the store's list of sessions under a new name; the earlier sessions of this gateway are dead."""
+        self._session.name = f"{self._name}.{short_id('s')}"
+        beat = await self._store.beat(
+            self._session.name, join=True, replaces=f"{self._name}." if self._exclusive else ""
+        )
+        self.sessions = beat.sessions
+        self._strangers.clear()
+        await self._catalog.refresh(beat.registry_version)
+
+    async def beat(self) -> None:
+        """Stay alive, learn of registry changes, and give back leases that nobody here works on."""
+        beat = await self._store.beat(self._session.name)
+        if not beat.alive:
+            _log.warning("session %s was taken for dead; joining anew", self._session.name)
+            await self.join()
+            return
+        self.sessions = beat.sessions
+        self.beat_at_s = monotonic_s()
+        await self._catalog.refresh(beat.registry_version)
+        # A lease whose reply was lost (the store was killed in between) is known to the store alone. Seen twice, a
+        # second apart, it is no longer a call on its way.
+        held = await self._store.held(self._session.name, HELD_LOOK)
+        strangers = {one for one in held if one not in self._courier.in_flight}
+        orphans = strangers & self._strangers
+        self._strangers = strangers
+        if orphans:
+            await self._store.hand_back(self._session.name, sorted(orphans))
+
+    async def claim(self) -> float:
+        """Fire what is due; seconds until the next look."""
+        room = BUSY_MAX - self._courier.busy
+        if room <= 0:
+            return CLAIM_S
+        claimed = await self._store.claim(self._session.name, min(room, CLAIM_COUNT))
+        self._courier.take(claimed.works)
+        self._lines.update(claimed.lines)
+        if len(claimed.works) >= CLAIM_COUNT:
+            return 0.0
+        if claimed.next_at_ms is None:
+            return CLAIM_S
+        return min(max((claimed.next_at_ms - claimed.at_ms) / 1000, 0.005), CLAIM_S)
+
+    async def move_lines(self) -> None:
+        """Send the heads of waiting lines whose endpoint can be reached; correct what the others show."""
+        lines, self._lines = self._lines, set()
+        relabel = monotonic_s() >= self._relabel_at_s
+        if relabel:
+            self._relabel_at_s = monotonic_s() + RELABEL_S
+        for endpoint_id in lines:
+            endpoint = self._catalog.by_id(endpoint_id)
+            room = min(LINE_COUNT, BUSY_MAX - self._courier.busy)
+            capacity = min(room, self._router.capacity(endpoint)) if endpoint is not None else 0
+            if capacity > 0:
+                works, _ = await self._store.unblock(endpoint_id, self._session.name, capacity)
+                self._courier.take(works)
+                if len(works) == LINE_COUNT:
+                    self.wake(endpoint_id)
+            elif relabel:
+                reason = self._router.hindrance(endpoint) if endpoint is not None else "endpoint_deleted"
+                if reason:
+                    await self._store.unblock(endpoint_id, self._session.name, LINE_COUNT, reason)
+
+    def start(self) -> None:
+        """Run until `stop`."""
+        self._tasks = [
+            asyncio.create_task(self._run("beat", self._beat_once), name="mesh-beat"),
+            asyncio.create_task(self._run("claim", self._claim_once), name="mesh-claim"),
+        ]
+
+    async def stop(self) -> None:
+        """Stop looking and beating."""
+        for task in self._tasks:
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+        self._tasks = []
+
+    async def _beat_once(self) -> None:
+        await self.beat()
+        await sleep(BEAT_S)
+
+    async def _claim_once(self) -> None:
+        try:
+            pause_s = await self.claim()
+            await self.move_lines()
+        except NoSession:
+            await self.join()
+            return
+        if pause_s > 0:
+            try:
+                async with asyncio.timeout(pause_s):
+                    await self._claim_now.wait()
+            except TimeoutError:
+                pass
+        self._claim_now.clear()
+
+    async def _run(self, duty: str, step: Callable[[], Awaitable[None]]) -> None:
+        while True:
+            try:
+                await step()
+            except (Unavailable, StoreUnsafe) as error:
+                _log.warning("%s: %s", duty, error)
+                await sleep(CLAIM_S)
+            except Exception:
+                _log.exception("%s failed", duty)
+                await sleep(CLAIM_S)

@@ -1,0 +1,136 @@
+"""Who waits for what: open first requests, and everybody else who waits for an operation to move.
+
+A gateway hears of its own transitions directly and of other gateways' through the store's channel per operation.
+Messages are hints (at most once): every wait also looks again by itself after LOOK_AGAIN_S.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from mesh.machine import State
+    from mesh.store.keys import Keys
+    from mesh.store.layout import Outcome
+    from mesh.store.subscriber import Subscriber
+
+LOOK_AGAIN_S: Final = 2.0
+
+
+class Ending(NamedTuple):
+    """How an operation ended, as far as its first request must know; `seq` is the last event's number."""
+
+    state: State
+    outcome: Outcome
+    attempt: int
+    seq: int
+    closed_at_ms: int
+
+
+class FirstRequest:
+    """The request that started an operation, as long as it may still be answered with the outcome itself.
+
+    Whoever records the outcome asks `claim` first: from then on the request will carry the outcome, and no callback is
+    owed (decision 37). A request that was withdrawn before (201 sent, caller gone) cannot be claimed.
+    """
+
+    __slots__ = ("claimed", "closed", "settled")
+
+    def __init__(self) -> None:
+        self.settled: asyncio.Future[Ending | None] = asyncio.get_running_loop().create_future()
+        """The ending, or None when it has to be looked up in the store."""
+        self.claimed = False
+        self.closed = False
+
+    def claim(self) -> bool:
+        """Promise the outcome to this request; False when it no longer waits."""
+        if self.closed:
+            return False
+        self.claimed = True
+        return True
+
+    def settle(self, ending: Ending) -> None:
+        """The outcome is durable."""
+        if not self.settled.done():
+            self.settled.set_result(ending)
+
+    def release(self) -> None:
+        """The claim came to nothing: somebody else recorded another outcome, or the store did not answer."""
+        self.claimed = False
+        if not self.settled.done():
+            self.settled.set_result(None)
+
+
+class Waiters:
+    """All waits of this gateway."""
+
+    def __init__(self, keys: Keys, subscriber: Subscriber) -> None:
+        """The subscriber's `on_gap` is to call `look_again`."""
+        self._keys = keys
+        self._subscriber = subscriber
+        self._firsts: dict[str, FirstRequest] = {}
+        self._waits: dict[str, set[asyncio.Event]] = {}
+        
+    def open(self, operation_id: str) -> FirstRequest:
+        """Register the first request of an operation that this gateway just accepted."""
+        first = self._firsts[operation_id] = FirstRequest()
+        return first
+
+    def first(self, operation_id: str) -> FirstRequest | None:
+        """The open first request of the operation, if it is here."""
+        return self._firsts.get(operation_id)
+
+    def close(self, operation_id: str, first: FirstRequest) -> None:
+        """The request is answered or withdrawn."""
+        first.closed = True
+        if self._firsts.get(operation_id) is first:
+            del self._firsts[operation_id]
+
+    def tell(self, operation_id: str) -> None:
+        """The operation moved, and a first request that waits for the whole of it must look it up."""
+        for event in self._waits.get(operation_id, ()):
+            event.set()
+
+    def look_again(self) -> None:
+        """Messages may have been missed: everybody looks."""
+        for events in self._waits.values():
+            for event in events:
+                event.set()
+
+    @contextmanager
+    def watching(self, operation_id: str) -> Iterator[asyncio.Event]:
+        """An event that is set whenever the operation may have moved. Enter, then read the store, then wait."""
+        event = asyncio.Event()
+        events = self._waits.get(operation_id)
+        if events is None:
+            events = self._waits[operation_id] = set()
+            self._subscriber.subscribe(
+                self._keys.operation_channel(operation_id), lambda _message: self.tell(operation_id)
+            )
+        events.add(event)
+        try:
+            yield event
+        finally:
+            events.discard(event)
+            if not events:
+                del self._waits[operation_id]
+                self._subscriber.unsubscribe(self._keys.operation_channel(operation_id))
+
+    @property
+    def count(self) -> int:
+        """Open waits, for metrics."""
+        return len(self._firsts) + sum(map(len, self._waits.values()))
+
+
+async def wait_for(event: asyncio.Event, seconds: float) -> None:
+    """Until the event is set, `seconds` are over, or it is time to look again; clears the event."""
+    try:
+        async with asyncio.timeout(min(seconds, LOOK_AGAIN_S)):
+            await event.wait()
+    except TimeoutError:
+        return
+    event.clear()

@@ -1,0 +1,86 @@
+"""Every key and channel of the store, by name. Nothing else in the project spells a key.
+
+All keys of a partition share one hash tag, so a transition stays on one node of a Cluster. The Lua library gets
+these templates as a table literal (mesh/store/library.py) and the partition root as KEYS[1].
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+SCHEMA: Final = 1
+"""Version of everything below and of the record's layout; the start-up gate compares it."""
+
+PREFIX: Final = "m:"
+
+SUFFIXES: Final = {
+    "operation": ":o:",  # + operation id; hash h q i r t e, see layout.py
+    "idempotency": ":k:",  # + 16 byte digest of the scoped key; string, the operation id
+    "due": ":due",  # zset, operation id by its earliest timer, ms; operations that no session holds
+    "held": ":held:",  # + session; zset like `due`, operations with a delivery leased to that session
+    "sessions": ":sessions",  # zset, gateway session by last beat, ms
+    "index": ":ops:",  # + namespace; zset, operation id by acceptance, ms
+    "dead": ":dead:",  # + namespace; zset, delivery id by time of death, ms
+    "endpoint": ":ep:",  # + endpoint id; hash gone paused max rate tat run: what dispatching must know
+    "waiting": ":wait:",  # + endpoint id; zset, blocked operation id by acceptance, ms
+    "waiting_endpoints": ":waits",  # set, endpoint ids whose `waiting` may not be empty
+    "names": ":names",  # hash, endpoint name -> endpoint id
+    "catalog": ":reg",  # hash, endpoint id -> JSON document
+    "instances": ":inst:",  # + endpoint id; hash, instance id -> JSON document with its lease
+    "registry_version": ":regv",  # counter, moves with every registry change that routing must see
+    "meta": ":meta",  # hash, identity of this store
+}
+
+CHANNELS: Final = {
+    "operation": ":n:",  # + operation id; a message for every event of the operation
+    "registry": ":nreg",  # a message for every move of registry_version
+}
+
+
+def root(partition: str) -> bytes:
+    """KEYS[1] of every function: `m:{00}`."""
+    return f"{PREFIX}{{{partition}}}".encode()
+
+
+class Keys:
+    """The keys of one partition, as bytes."""
+
+    def __init__(self, partition: str) -> None:
+        self.root = root(partition)
+        self.due = self._key("due")
+        self.sessions = self._key("sessions")
+        self.names = self._key("names")
+        self.catalog = self._key("catalog")
+        self.registry_version = self._key("registry_version")
+        self.waiting_endpoints = self._key("waiting_endpoints")
+        self.meta = self._key("meta")
+        self._operation = self._key("operation")
+        self._channel = self.root + CHANNELS["operation"].encode()
+        self.registry_channel = self.root + CHANNELS["registry"].encode()
+
+    def _key(self, name: str) -> bytes:
+        return self.root + SUFFIXES[name].encode()
+
+    def operation(self, operation_id: str) -> bytes:
+        return self._operation + operation_id.encode()
+
+    def operation_channel(self, operation_id: str) -> bytes:
+        return self._channel + operation_id.encode()
+
+    def index(self, namespace: str) -> bytes:
+        return self._key("index") + namespace.encode()
+
+    def dead(self, namespace: str) -> bytes:
+        return self._key("dead") + namespace.encode()
+
+    def endpoint(self, endpoint_id: str) -> bytes:
+        return self._key("endpoint") + endpoint_id.encode()
+
+    def waiting(self, endpoint_id: str) -> bytes:
+        return self._key("waiting") + endpoint_id.encode()
+
+    def instances(self, endpoint_id: str) -> bytes:
+        return self._key("instances") + endpoint_id.encode()
+
+    def held(self, session: str) -> bytes:
+        return self._key("held") + session.encode()

@@ -1,0 +1,142 @@
+"""How an operation lies in the store: the one place that knows the record's fields and their packing.
+
+Hash fields: `h` head (msgpack array in the order of HEAD, rewritten by transitions), `q` request (msgpack, written
+once, opaque to Lua), `i` input bytes, `r` outcome (msgpack array), `t` the agent's own token, `e` events (msgpack
+arrays one after the other). A field is absent when it is empty.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import msgspec
+
+HEAD: Final = (
+    "state",
+    "run",
+    "attempt",
+    "seq",  # number of events, the last per-operation sequence number
+    "stamp",  # `after_ms` of the last event, so that stamps never run backwards when the clock does
+    "created_at",
+    "closed_at",
+    "owner",  # session that holds a lease of any delivery, or ""
+    "start",  # delivery states and their times: due time when due, end of lease when leased
+    "start_at",
+    "cancel",
+    "cancel_at",
+    "cancel_tries",
+    "wants_callback",  # 1 when the caller gave a callback
+    "callback",
+    "callback_at",
+    "callback_tries",
+    "close_by",  # schedule-to-close, store clock, 0 = none
+    "start_by",  # schedule-to-start
+    "run_ms",  # start-to-close, armed at the 201
+    "finish_by",
+    "beat_ms",  # heartbeat lease length; 0 until the attempt is leased
+    "beat_by",
+    "lease_ms",  # how long one start request may be out
+    "attempts_max",
+    "retention_ms",
+    "cancel_asked",  # 1 once the caller asked
+    "slot",  # 1 while it counts against max_concurrency
+    "blocked",
+    "endpoint",
+    "namespace",
+    "key",  # 16 byte digest of the scoped idempotency key, or ""
+    "digest",  # 16 byte digest of the content
+)
+"""Times in milliseconds of the store's clock. Order is stored; append only, and raise keys.SCHEMA on any change."""
+
+
+class Head(msgspec.Struct, array_like=True):
+    """Decoded `h`; field meanings stand in HEAD."""
+
+    state: int
+    run: int
+    attempt: int
+    seq: int
+    stamp: int
+    created_at: int
+    closed_at: int
+    owner: str
+    start: int
+    start_at: int
+    cancel: int
+    cancel_at: int
+    cancel_tries: int
+    wants_callback: int
+    callback: int
+    callback_at: int
+    callback_tries: int
+    close_by: int
+    start_by: int
+    run_ms: int
+    finish_by: int
+    beat_ms: int
+    beat_by: int
+    lease_ms: int
+    attempts_max: int
+    retention_ms: int
+    cancel_asked: int
+    slot: int
+    blocked: str
+    endpoint: str
+    namespace: str
+    key: msgspec.Raw
+    digest: msgspec.Raw
+
+
+class Request(msgspec.Struct, array_like=True, omit_defaults=True):
+    """Decoded `q`: what the caller asked for, written once. Header names are lower case."""
+
+    endpoint: str
+    service: str
+    operation: str
+    content_type: str | None
+    headers: list[tuple[bytes, bytes]] = []
+    callback_url: str = ""
+    callback_format: str = "nexus"
+    callback_headers: list[tuple[bytes, bytes]] = []
+    request_timeout_ms: int = 0
+    labels: dict[str, str] = {}
+    idempotency_key: str = ""
+    links: list[str] = []
+
+
+class Outcome(msgspec.Struct, array_like=True, omit_defaults=True):
+    """Decoded `r`. `kind`: `result` (body and type as the handler sent them), `failure` (OperationError JSON of a failed
+    or canceled operation), `handler_error` (a refusal of the handler: HandlerError JSON in `body`, and `status`,
+    `headers`, `original` body to answer the first request with), or `mesh` (ended by the mesh: `reason` says why, `body`
+    is the last failure as JSON or empty)."""
+
+    kind: str
+    reason: str = ""
+    content_type: str | None = None
+    body: bytes = b""
+    status: int = 0
+    headers: list[tuple[bytes, bytes]] = []
+    links: list[str] = []
+    original: bytes = b""
+
+
+class Entry(msgspec.Struct, array_like=True):
+    """One packed event: code of mesh.events.EventKind, milliseconds since acceptance, attempt, optional detail."""
+
+    code: int
+    after_ms: int
+    attempt: int
+    detail: Any = None
+
+
+_encoder = msgspec.msgpack.Encoder()
+encode = _encoder.encode
+decode_head = msgspec.msgpack.Decoder(Head, strict=False).decode
+decode_request = msgspec.msgpack.Decoder(Request).decode
+decode_outcome = msgspec.msgpack.Decoder(Outcome).decode
+_decode_entries = msgspec.msgpack.Decoder(list[Entry]).decode
+
+
+def decode_events(packed: bytes, count: int) -> list[Entry]:
+    """`e` holds `count` msgpack arrays without a frame; put the frame (array 32) in front and decode."""
+    return _decode_entries(b"\xdd" + count.to_bytes(4, "big") + packed) if count else []

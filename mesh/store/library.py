@@ -1,0 +1,75 @@
+"""The Function library of the store: generated tables, prelude and one Lua file per verb, put together in memory.
+
+The tables come from mesh/machine.py, mesh/events.py, keys.py and layout.py, so Lua and Python cannot drift apart
+(`cjson` is not reachable while a library loads, hence literals).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from enum import IntEnum, StrEnum
+from importlib.resources import files
+from typing import Final
+
+from mesh.events import EventKind
+from mesh.machine import DELIVERY, OPERATION, Cell, Delivery, Move, State
+from mesh.store.keys import CHANNELS, SUFFIXES
+from mesh.store.layout import HEAD
+
+NAME: Final = "mesh1"
+
+LIMITS: Final = {
+    "events": 4096,  # events kept per operation; terminal ones are always kept
+    "takeover": 256,  # operations moved per beat from one dead session
+    "waiting_endpoints": 64,  # endpoints with a waiting line told per claim
+    "instances": 512,  # instances per endpoint
+}
+
+FILES: Final = (
+    "prelude", "start", "started", "complete", "retry", "release", "cancel", "heartbeat", "claim", "unblock",
+    "delivery", "sessions", "registry",
+)  # fmt: skip
+
+ADMISSION: Final = frozenset({"mesh1_start", "mesh1_endpoint_put"})
+"""The only functions that a full store refuses; all others may end or move what is already kept (I29)."""
+
+
+def _literal(pairs: Mapping[str, str | int]) -> str:
+    return "{" + ", ".join(f"{name} = {value!r}" for name, value in pairs.items()) + "}"
+
+
+def _codes(members: Iterable[IntEnum]) -> str:
+    return _literal({member.name.lower(): member.value for member in members})
+
+
+def _table(machine: Mapping[IntEnum, Mapping[StrEnum, Cell]]) -> str:
+    rows: list[str] = []
+    for state, row in machine.items():
+        cells = {event.value: (cell.to.value if isinstance(cell, Move) else 0) for event, cell in row.items()}
+        rows.append(f"  [{state.value}] = {_literal(cells)},")
+    return "{\n" + "\n".join(rows) + "\n}"
+
+
+def source() -> str:
+    """The whole library as FUNCTION LOAD takes it."""
+    here = files("mesh.store") / "lua"
+    bodies = [(here / f"{name}.lua").read_text() for name in FILES]
+    verbs = [verb for body in bodies for verb in re.findall(r"^local function (mesh1_\w+)", body, re.MULTILINE)]
+    parts = [
+        f"#!lua name={NAME}",
+        "local HEAD = {" + ", ".join(f"'{name}'" for name in HEAD) + "}",
+        f"local KEY = {_literal(SUFFIXES)}",
+        f"local CHANNEL = {_literal(CHANNELS)}",
+        f"local LIMIT = {_literal(LIMITS)}",
+        f"local S = {_codes(State)}",
+        f"local D = {_codes(Delivery)}",
+        f"local E = {_codes(EventKind)}",
+        f"local OPERATION = {_table(OPERATION)}",  # pyright: ignore[reportArgumentType]
+        f"local DELIVERY = {_table(DELIVERY)}",  # pyright: ignore[reportArgumentType]
+        *bodies,
+    ]
+    for verb in verbs:
+        flags = "{}" if verb in ADMISSION else "{'allow-oom'}"
+        parts.append(f"redis.register_function{{function_name='{verb}', callback={verb}, flags={flags}}}")
+    return "\n".join(parts) + "\n"

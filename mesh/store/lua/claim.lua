@@ -1,0 +1,126 @@
+-- claim: fire the timers that are due and lease the deliveries they owe; also purges what is past retention.
+-- Keys: partition root. Arguments: msgpack {session, count, bytes, cancel_lease_ms, callback_lease_ms}.
+-- Reply: {now, works, ended ids, endpoints with a waiting line, next timer ms or -1}. At most `count` operations and
+--   about `bytes` of payload per call. Looks at `due` and at the caller's own `held`. Flag allow-oom.
+
+local function end_by_time(op, now, reason)
+  apply(op, 'time_out')
+  local known = redis.call('HEXISTS', op.root .. KEY.operation .. op.id, 't') == 1
+  settle(op, now, E.timed_out, reason)
+  -- The agent is told to stop, best effort (decision 15).
+  if known and op.cancel == D.none then
+    apply_delivery(op, 'cancel', 'owe')
+    op.cancel_at = now
+  end
+  return cmsgpack.pack({ 'mesh', reason })
+end
+
+local function overdue(at, now)
+  return at > 0 and at <= now
+end
+
+-- The holder of the attempt is silent: the attempt is spent, the start is due again at once.
+local function lose(op, now, detail)
+  apply(op, 'lose')
+  op.start = D.due
+  op.start_at = now
+  op.beat_ms, op.beat_by, op.finish_by = 0, 0, 0
+  free_slot(op)
+  emit(op, E.attempt_lost, now, detail)
+end
+
+-- Fires every timer of `op` that is due. Returns outcome to store or nil, and the kinds of deliveries leased.
+local function fire(op, now, a, endpoints)
+  local outcome, kinds = nil, {}
+  if op.state < S.succeeded then
+    if overdue(op.close_by, now) then
+      outcome = end_by_time(op, now, 'schedule_to_close')
+    elseif op.state ~= S.started and overdue(op.start_by, now) then
+      outcome = end_by_time(op, now, 'schedule_to_start')
+    elseif op.state == S.started and overdue(op.finish_by, now) then
+      outcome = end_by_time(op, now, 'start_to_close')
+    else
+      if op.state == S.started and overdue(op.beat_by, now) then
+        lose(op, now, 'heartbeat')
+      elseif op.start == D.leased and overdue(op.start_at, now) then
+        lose(op, now, 'request_lease')
+      end
+      if op.start == D.due and op.blocked == '' and overdue(op.start_at, now) then
+        if op.cancel_asked == 1 then
+          apply(op, 'cancel')
+          settle(op, now, E.canceled)
+          outcome = cmsgpack.pack({ 'mesh', 'canceled_before_start' })
+        elseif op.attempts_max > 0 and op.attempt >= op.attempts_max then
+          apply(op, 'exhaust')
+          settle(op, now, E.failed, 'attempts_exhausted')
+          outcome = cmsgpack.pack({ 'mesh', 'attempts_exhausted' })
+        else
+          local ep = endpoints[op.endpoint] or endpoint_of(op.root, op.endpoint)
+          endpoints[op.endpoint] = ep
+          local reason = ep and hindrance(ep, now, false) or 'endpoint_deleted'
+          if reason == '' then
+            dispatch(op, ep, a.session, now)
+            kinds[#kinds + 1] = 'start'
+          else
+            apply(op, 'block')
+            op.blocked = reason
+            emit(op, E.blocked, now, reason)
+          end
+        end
+      end
+    end
+  end
+  if owed(op.cancel) and overdue(op.cancel_at, now) then
+    lease_cancel(op, a.session, now, a.cancel_lease_ms)
+    kinds[#kinds + 1] = 'cancel'
+  end
+  if owed(op.callback) and overdue(op.callback_at, now) then
+    lease_callback(op, a.session, now, a.callback_lease_ms)
+    kinds[#kinds + 1] = 'callback'
+  end
+  return outcome, kinds
+end
+
+local function mesh1_claim(keys, argv)
+  local root = keys[1]
+  local a = cmsgpack.unpack(argv[1])
+  if not redis.call('ZSCORE', root .. KEY.sessions, a.session) then return refuse('NO_SESSION', a.session) end
+  local now = now_ms()
+  local works, ended, endpoints, bytes, left = {}, {}, {}, 0, a.count
+  for _, key in ipairs({ root .. KEY.held .. a.session, root .. KEY.due }) do
+    local ids = left > 0 and redis.call('ZRANGE', key, '-inf', now, 'BYSCORE', 'LIMIT', 0, left) or {}
+    for _, id in ipairs(ids) do
+      local op = load(root, id)
+      if not op then
+        redis.call('ZREM', key, id)
+      elseif bytes < a.bytes then
+        left = left - 1
+        if op.state >= S.succeeded and not owed(op.cancel) and not owed(op.callback) then
+          purge(op)
+        else
+          local outcome, kinds = fire(op, now, a, endpoints)
+          if outcome then save(op, 'r', outcome) else save(op) end
+          if outcome then ended[#ended + 1] = id end
+          tell(op)
+          for _, kind in ipairs(kinds) do
+            local item = work(op, kind)
+            bytes = bytes + #item[4] + #item[5]
+            works[#works + 1] = item
+          end
+        end
+      end
+    end
+  end
+  local line = {}
+  for _, endpoint in ipairs(redis.call('SRANDMEMBER', root .. KEY.waiting_endpoints, LIMIT.waiting_endpoints)) do
+    if redis.call('EXISTS', root .. KEY.waiting .. endpoint) == 1 then
+      line[#line + 1] = endpoint
+    else
+      redis.call('SREM', root .. KEY.waiting_endpoints, endpoint)
+    end
+  end
+  local first = redis.call('ZRANGE', root .. KEY.due, 0, 0, 'WITHSCORES')
+  local mine = redis.call('ZRANGE', root .. KEY.held .. a.session, 0, 0, 'WITHSCORES')
+  local at = math.min(tonumber(first[2] or 'inf') or INF, tonumber(mine[2] or 'inf') or INF)
+  return { now, works, ended, line, at == INF and -1 or at }
+end

@@ -1,0 +1,40 @@
+-- complete: record the outcome of a run and take the lease of its callback in one step.
+-- Keys: partition root. Arguments: msgpack {id, run, attempt, event ('succeed', 'fail', 'cancel'), code, session,
+--   answered, callback_lease_ms, token}, outcome.
+--   `answered` 1: the caller's first request is still open and gets this outcome, so no callback is owed (decision 37).
+-- Reply: {'done', now, seq, endpoint with a waiting line or '', callback work or false}
+--     or {'same', now, state}: an equal duplicate
+--     or {'dropped', now, state}: failure of a superseded attempt.
+-- Refuses: UNKNOWN, STALE_RUN, LEASE_LOST, OTHER_OUTCOME. Flag allow-oom: what is under way may always end.
+local function mesh1_complete(keys, argv)
+  local root = keys[1]
+  local a = cmsgpack.unpack(argv[1])
+  local op = load(root, a.id)
+  if not op then return refuse('UNKNOWN', a.id) end
+  if a.run ~= op.run then return refuse('STALE_RUN', a.id) end
+  local now = now_ms()
+  local live = op.state < S.succeeded
+  if live and a.attempt ~= op.attempt then
+    if op.beat_ms > 0 then return refuse('LEASE_LOST', a.id) end
+    if a.event == 'fail' then return { 'dropped', now, op.state } end
+  end
+  local verdict = apply(op, a.event)
+  if verdict == 'same' and redis.call('HGET', root .. KEY.operation .. a.id, 'r') == argv[2] then
+    return { 'same', now, op.state }
+  end
+  if verdict ~= 'moved' then return refuse('OTHER_OUTCOME', a.id) end
+  if a.token then op.start = D.delivered end
+  settle(op, now, a.code)
+  local told = false
+  if op.callback == D.due then
+    if a.answered == 1 then
+      apply_delivery(op, 'callback', 'drop')
+    elseif a.callback_lease_ms > 0 then
+      lease_callback(op, a.session, now, a.callback_lease_ms)
+      told = true
+    end
+  end
+  save(op, 'r', argv[2])
+  tell(op)
+  return { 'done', now, op.seq, waiting_line(op), told and work(op, 'callback') }
+end

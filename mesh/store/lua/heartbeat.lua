@@ -1,0 +1,30 @@
+-- heartbeat: agents renew the leases of running attempts, many in one step.
+-- Keys: partition root. Arguments: msgpack {tasks = {{id, run, attempt, lease_ms}, ...}}.
+-- Reply: one of 'ok', 'cancel' (ok, and the caller asked to cancel), 'lost' (superseded), 'ended', 'unknown' per task.
+-- The first heartbeat makes an attempt leased: from then on its token is fenced by attempt (decision 6). Flag allow-oom.
+local function mesh1_heartbeat(keys, argv)
+  local root = keys[1]
+  local a = cmsgpack.unpack(argv[1])
+  local now = now_ms()
+  local replies = {}
+  for position, task in ipairs(a.tasks) do
+    local op = load(root, task.id)
+    local reply
+    if not op then
+      reply = 'unknown'
+    elseif op.run ~= task.run or op.attempt ~= task.attempt then
+      reply = 'lost'
+    elseif op.state >= S.succeeded then
+      reply = 'ended'
+    elseif op.state == S.backing_off or op.start == D.due then
+      reply = 'lost'
+    else
+      if task.lease_ms > 0 then op.beat_ms = task.lease_ms end
+      op.beat_by = now + op.beat_ms
+      save(op)
+      reply = op.cancel_asked == 1 and 'cancel' or 'ok'
+    end
+    replies[position] = reply
+  end
+  return replies
+end

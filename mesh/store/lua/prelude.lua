@@ -1,0 +1,232 @@
+-- What every verb stands on: time, keys, load, save, the two machines, timers, ownership. Loaded after the generated
+-- tables HEAD, KEY, CHANNEL, OPERATION, DELIVERY, S (operation states), D (delivery states), E (event codes), LIMIT.
+-- Rules: validate everything, then write, for the store does not roll back. An operation has one entry in one timer
+-- index: `held` of the session that leases any of its deliveries, else `due`.
+
+local INF = math.huge
+
+local function now_ms()
+  local t = redis.call('TIME')
+  return t[1] * 1000 + math.floor(t[2] / 1000)
+end
+
+local function refuse(word, detail)
+  return redis.error_reply('MESH_' .. word .. ' ' .. (detail or ''))
+end
+
+local function min_set(best, at)
+  if at > 0 and at < best then return at end
+  return best
+end
+
+-- The record -----------------------------------------------------------------------------------------------------
+
+local function load(root, id)
+  local fields = redis.call('HMGET', root .. KEY.operation .. id, 'h', 'e')
+  if not fields[1] then return nil end
+  local head = cmsgpack.unpack(fields[1])
+  local op = { id = id, root = root, events = fields[2] or '', was_owner = nil }
+  for position, name in ipairs(HEAD) do op[name] = head[position] end
+  op.was_owner = op.owner
+  op.was_blocked = op.blocked
+  return op
+end
+
+local function emit(op, code, now, detail)
+  if op.seq >= LIMIT.events and op.state < S.succeeded then return end
+  op.seq = op.seq + 1
+  op.stamp = math.max(op.stamp, now - op.created_at)
+  local entry = { code, op.stamp, op.attempt }
+  if detail and detail ~= '' then entry[4] = detail end
+  op.events = op.events .. cmsgpack.pack(entry)
+end
+
+-- Machines -------------------------------------------------------------------------------------------------------
+
+-- 'moved', 'same' (a duplicate) or nil (illegal).
+local function apply(op, event)
+  local cell = OPERATION[op.state][event]
+  if not cell then return nil end
+  if cell == 0 then return 'same' end
+  op.state = cell
+  return 'moved'
+end
+
+local function apply_delivery(op, kind, event)
+  local cell = DELIVERY[op[kind]][event]
+  if not cell then return nil end
+  if cell == 0 then return 'same' end
+  op[kind] = cell
+  return 'moved'
+end
+
+-- Timers and ownership ---------------------------------------------------------------------------------------------
+
+local function owed(delivery)
+  return delivery == D.due or delivery == D.leased
+end
+
+local function earliest(op)
+  local best = INF
+  if op.state < S.succeeded then
+    best = min_set(best, op.close_by)
+    if op.state == S.started then
+      best = min_set(best, op.finish_by)
+      best = min_set(best, op.beat_by)
+    else
+      best = min_set(best, op.start_by)
+    end
+    if op.start == D.leased or (op.start == D.due and op.blocked == '') then best = min_set(best, op.start_at) end
+  end
+  if owed(op.cancel) then best = min_set(best, op.cancel_at) end
+  if owed(op.callback) then best = min_set(best, op.callback_at) end
+  if op.state >= S.succeeded and not owed(op.cancel) and not owed(op.callback) then
+    return op.closed_at + op.retention_ms
+  end
+  return best
+end
+
+local function timer_key(root, owner)
+  if owner == '' then return root .. KEY.due end
+  return root .. KEY.held .. owner
+end
+
+-- Writes head and events, moves the one timer entry and the waiting entry to where the record says they belong.
+local function save(op, ...)
+  local root = op.root
+  if op.start ~= D.leased and op.cancel ~= D.leased and op.callback ~= D.leased then op.owner = '' end
+  local head = {}
+  for position, name in ipairs(HEAD) do head[position] = op[name] end
+  redis.call('HSET', root .. KEY.operation .. op.id, 'h', cmsgpack.pack(head), 'e', op.events, ...)
+  if op.was_owner and op.was_owner ~= op.owner then
+    redis.call('ZREM', timer_key(root, op.was_owner), op.id)
+  end
+  local at = earliest(op)
+  redis.call('ZADD', timer_key(root, op.owner), at == INF and 'inf' or at, op.id)
+  if op.blocked ~= '' then
+    if op.was_blocked == '' then
+      redis.call('ZADD', root .. KEY.waiting .. op.endpoint, op.created_at, op.id)
+      redis.call('SADD', root .. KEY.waiting_endpoints, op.endpoint)
+    end
+  elseif op.was_blocked ~= '' then
+    redis.call('ZREM', root .. KEY.waiting .. op.endpoint, op.id)
+  end
+end
+
+local function tell(op)
+  redis.call('PUBLISH', op.root .. CHANNEL.operation .. op.id, op.seq .. ' ' .. op.state)
+end
+
+-- Endpoint limits ------------------------------------------------------------------------------------------------
+
+local function endpoint_of(root, endpoint)
+  local f = redis.call('HMGET', root .. KEY.endpoint .. endpoint, 'gone', 'paused', 'max', 'rate', 'tat', 'run')
+  if not f[1] then return nil end
+  return {
+    id = endpoint, root = root, gone = f[1] == '1', paused = f[2] == '1', max = tonumber(f[3]) or 0,
+    rate = tonumber(f[4]) or 0, tat = tonumber(f[5]) or 0, run = tonumber(f[6]) or 0,
+  }
+end
+
+-- Why the endpoint cannot take one more dispatch now, or ''. `in_line`: the operation is at the head of the waiting
+-- line itself, so the line does not stand in its way.
+local function hindrance(ep, now, in_line)
+  if ep.gone then return 'endpoint_deleted' end
+  if ep.paused then return 'paused' end
+  if ep.max > 0 and ep.run >= ep.max then return 'concurrency' end
+  if ep.rate > 0 and ep.tat - now > 1000 / ep.rate then return 'rate' end
+  if not in_line and (ep.max > 0 or ep.rate > 0)
+    and redis.call('EXISTS', ep.root .. KEY.waiting .. ep.id) == 1 then
+    return ep.max > 0 and 'concurrency' or 'rate'
+  end
+  return ''
+end
+
+-- Takes a slot of the endpoint and the start lease for `session`. The caller has checked `hindrance`.
+local function dispatch(op, ep, session, now)
+  apply(op, 'dispatch')
+  apply_delivery(op, 'start', 'lease')
+  op.blocked = ''
+  op.owner = session
+  op.attempt = op.attempt + 1
+  op.start_at = now + op.lease_ms
+  op.beat_ms = 0
+  op.beat_by = 0
+  if op.slot == 0 then
+    op.slot = 1
+    ep.run = ep.run + 1
+    redis.call('HINCRBY', ep.root .. KEY.endpoint .. ep.id, 'run', 1)
+  end
+  if ep.rate > 0 then
+    ep.tat = math.max(ep.tat, now) + 1000 / ep.rate
+    redis.call('HSET', ep.root .. KEY.endpoint .. ep.id, 'tat', math.floor(ep.tat))
+  end
+  emit(op, E.dispatched, now)
+end
+
+local function free_slot(op)
+  if op.slot == 1 then
+    op.slot = 0
+    redis.call('HINCRBY', op.root .. KEY.endpoint .. op.endpoint, 'run', -1)
+  end
+end
+
+-- '' or the endpoint id, when operations wait for it: the caller's gateway looks at once instead of at its next tick.
+local function waiting_line(op)
+  if redis.call('EXISTS', op.root .. KEY.waiting .. op.endpoint) == 1 then return op.endpoint end
+  return ''
+end
+
+-- Ends -----------------------------------------------------------------------------------------------------------
+
+local function lease_callback(op, session, now, lease_ms)
+  apply_delivery(op, 'callback', 'lease')
+  op.owner = session
+  op.callback_at = now + lease_ms
+  op.callback_tries = op.callback_tries + 1
+end
+
+local function lease_cancel(op, session, now, lease_ms)
+  apply_delivery(op, 'cancel', 'lease')
+  op.owner = session
+  op.cancel_at = now + lease_ms
+  op.cancel_tries = op.cancel_tries + 1
+end
+
+-- Everything that follows from reaching a terminal state, whatever the way. `apply` has moved op.state already.
+local function settle(op, now, code, detail)
+  op.closed_at = now
+  op.blocked = ''
+  op.beat_by = 0
+  if owed(op.start) then
+    op.start = (op.state == S.canceled or op.state == S.timed_out) and D.dropped or D.delivered
+  end
+  if op.state ~= S.timed_out and owed(op.cancel) then
+    apply_delivery(op, 'cancel', 'drop')
+  end
+  free_slot(op)
+  emit(op, code, now, detail)
+  if op.wants_callback == 1 then
+    apply_delivery(op, 'callback', 'owe')
+    op.callback_at = now
+  end
+end
+
+local function purge(op)
+  local root = op.root
+  redis.call('DEL', root .. KEY.operation .. op.id)
+  if op.key ~= '' and redis.call('GET', root .. KEY.idempotency .. op.key) == op.id then
+    redis.call('DEL', root .. KEY.idempotency .. op.key)
+  end
+  redis.call('ZREM', root .. KEY.index .. op.namespace, op.id)
+  redis.call('ZREM', root .. KEY.dead .. op.namespace, op.id .. '.' .. op.run .. '.callback', op.id .. '.' .. op.run .. '.cancel')
+  redis.call('ZREM', timer_key(root, op.owner), op.id)
+end
+
+-- One piece of work for a courier: {id, kind, head, request, extra}. `extra` is the input of a start, the outcome of a
+-- callback, the agent's token of a cancel.
+local function work(op, kind)
+  local extra = kind == 'start' and 'i' or kind == 'callback' and 'r' or 't'
+  local fields = redis.call('HMGET', op.root .. KEY.operation .. op.id, 'h', 'q', extra)
+  return { op.id, kind, fields[1], fields[2], fields[3] or '' }
+end

@@ -1,0 +1,121 @@
+-- endpoint_put / endpoint_delete / endpoint_pause / instance_put / instance_delete: who can be called.
+-- Facts that dispatching and guards need lie in the hash `endpoint`; the document itself is opaque here.
+
+local function registry_moved(root)
+  local version = redis.call('INCR', root .. KEY.registry_version)
+  redis.call('PUBLISH', root .. CHANNEL.registry, version)
+end
+
+-- The endpoint of `name` if it is alive: id, facts {owner, version, gone}; else nil and the id of its tombstone, if any.
+local function named(root, name)
+  local id = redis.call('HGET', root .. KEY.names, name)
+  if not id then return nil, nil end
+  local f = redis.call('HMGET', root .. KEY.endpoint .. id, 'owner', 'version', 'gone')
+  local facts = { owner = f[1], version = tonumber(f[2]), gone = f[3] == '1' }
+  return id, facts
+end
+
+-- endpoint_put: create or replace. Arguments: msgpack {name, ns, id, if_match, max, rate}, document (JSON).
+-- `if_match`: '' none, '*' must exist, else the version. Reply: {'created' | 'replaced' | 'same', now, id, version}.
+-- Refuses: NAME_TAKEN, STALE_VERSION. A deleted endpoint comes back to its owner under its old id, with its waiting work.
+local function mesh1_endpoint_put(keys, argv)
+  local root = keys[1]
+  local a = cmsgpack.unpack(argv[1])
+  local id, facts = named(root, a.name)
+  local alive = id and not facts.gone
+  if alive and facts.owner ~= a.ns then return refuse('NAME_TAKEN', a.name) end
+  if a.if_match ~= '' then
+    if not alive then return refuse('STALE_VERSION', '0') end
+    if a.if_match ~= '*' and tonumber(a.if_match) ~= facts.version then
+      return refuse('STALE_VERSION', tostring(facts.version))
+    end
+  end
+  local now = now_ms()
+  if alive and redis.call('HGET', root .. KEY.catalog, id) == argv[2] then return { 'same', now, id, facts.version } end
+  if not id or (facts.gone and facts.owner ~= a.ns) then
+    id = a.id
+    facts = { version = 0 }
+    redis.call('HSET', root .. KEY.endpoint .. id, 'paused', '0', 'run', 0, 'tat', 0, 'created_at', now)
+  end
+  local version = facts.version + 1
+  redis.call('HSET', root .. KEY.names, a.name, id)
+  redis.call('HSET', root .. KEY.catalog, id, argv[2])
+  redis.call('HSET', root .. KEY.endpoint .. id, 'gone', '0', 'owner', a.ns, 'name', a.name, 'version', version,
+    'max', a.max, 'rate', tostring(a.rate), 'updated_at', now)
+  registry_moved(root)
+  return { alive and 'replaced' or 'created', now, id, version }
+end
+
+-- endpoint_delete: leave a tombstone, so that waiting work is shown as blocked and survives a new registration.
+-- Arguments: msgpack {name, ns, if_match}. Reply: {'deleted', now, id}. Refuses: NO_ENDPOINT, STALE_VERSION.
+local function mesh1_endpoint_delete(keys, argv)
+  local root = keys[1]
+  local a = cmsgpack.unpack(argv[1])
+  local id, facts = named(root, a.name)
+  if not id or facts.gone or facts.owner ~= a.ns then return refuse('NO_ENDPOINT', a.name) end
+  if a.if_match ~= '' and a.if_match ~= '*' and tonumber(a.if_match) ~= facts.version then
+    return refuse('STALE_VERSION', tostring(facts.version))
+  end
+  redis.call('HSET', root .. KEY.endpoint .. id, 'gone', '1', 'version', facts.version + 1)
+  redis.call('DEL', root .. KEY.instances .. id)
+  redis.call('HDEL', root .. KEY.catalog, id)
+  registry_moved(root)
+  return { 'deleted', now_ms(), id }
+end
+
+-- endpoint_pause: pause (1) or resume (0). Arguments: msgpack {name, ns, paused}. Reply: {'paused' | 'resumed', now, id}.
+local function mesh1_endpoint_pause(keys, argv)
+  local root = keys[1]
+  local a = cmsgpack.unpack(argv[1])
+  local id, facts = named(root, a.name)
+  if not id or facts.gone or facts.owner ~= a.ns then return refuse('NO_ENDPOINT', a.name) end
+  redis.call('HSET', root .. KEY.endpoint .. id, 'paused', tostring(a.paused))
+  registry_moved(root)
+  return { a.paused == 1 and 'paused' or 'resumed', now_ms(), id }
+end
+
+-- instance_put: register and heartbeat in one. Arguments: msgpack {name, ns, instance, ttl_ms}, document (JSON).
+-- Stored: msgpack {document, expires_at, since, draining}. Reply: {'created' | 'renewed', now, expires_at}.
+-- Refuses: NO_ENDPOINT, TOO_MANY_INSTANCES. Only a change that routing must see moves the registry version.
+local function mesh1_instance_put(keys, argv)
+  local root = keys[1]
+  local a = cmsgpack.unpack(argv[1])
+  local id, facts = named(root, a.name)
+  if not id or facts.gone or facts.owner ~= a.ns then return refuse('NO_ENDPOINT', a.name) end
+  local key = root .. KEY.instances .. id
+  local now = now_ms()
+  local packed = redis.call('HGET', key, a.instance)
+  local old = packed and cmsgpack.unpack(packed)
+  if not old and redis.call('HLEN', key) >= LIMIT.instances then
+    local all = redis.call('HGETALL', key)
+    for position = 1, #all, 2 do
+      if cmsgpack.unpack(all[position + 1])[2] < now then redis.call('HDEL', key, all[position]) end
+    end
+    if redis.call('HLEN', key) >= LIMIT.instances then return refuse('TOO_MANY_INSTANCES', tostring(LIMIT.instances)) end
+  end
+  local same = old and old[1] == argv[2] and old[2] >= now and old[4] == 0
+  local since = same and old[3] or now
+  redis.call('HSET', key, a.instance, cmsgpack.pack({ argv[2], now + a.ttl_ms, since, 0 }))
+  if not same then registry_moved(root) end
+  return { old and 'renewed' or 'created', now, now + a.ttl_ms }
+end
+
+-- instance_delete: drain: no new work from now on; gone from the list when its lease ends.
+-- Arguments: msgpack {name, ns, instance}. Reply: {'draining', now}. Refuses: NO_ENDPOINT, NO_INSTANCE.
+local function mesh1_instance_delete(keys, argv)
+  local root = keys[1]
+  local a = cmsgpack.unpack(argv[1])
+  local id, facts = named(root, a.name)
+  if not id or facts.gone or facts.owner ~= a.ns then return refuse('NO_ENDPOINT', a.name) end
+  local key = root .. KEY.instances .. id
+  local packed = redis.call('HGET', key, a.instance)
+  if not packed then return refuse('NO_INSTANCE', a.instance) end
+  local old = cmsgpack.unpack(packed)
+  if old[4] == 1 then
+    redis.call('HDEL', key, a.instance)
+  else
+    redis.call('HSET', key, a.instance, cmsgpack.pack({ old[1], old[2], now_ms(), 1 }))
+  end
+  registry_moved(root)
+  return { 'draining', now_ms() }
+end

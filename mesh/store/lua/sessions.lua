@@ -1,0 +1,76 @@
+-- beat / leave / hand_back: gateway sessions and the takeover of a dead one's work (decision 7).
+
+-- Hands operations that `session` holds back to `due`: those in `ids`, else the first LIMIT.takeover. Returns how many
+-- the session still holds.
+local function hand_over(root, session, now, ids)
+  local key = root .. KEY.held .. session
+  for _, id in ipairs(ids or redis.call('ZRANGE', key, 0, LIMIT.takeover - 1)) do
+    local op = load(root, id)
+    if op and op.owner == session then
+      if op.start == D.leased then
+        apply(op, 'lose')
+        op.start, op.start_at = D.due, now
+        free_slot(op)
+        emit(op, E.attempt_lost, now, 'gateway')
+      end
+      for _, kind in ipairs({ 'cancel', 'callback' }) do
+        if op[kind] == D.leased then
+          op[kind] = D.due
+          op[kind .. '_at'] = now
+        end
+      end
+      save(op)
+      tell(op)
+    else
+      redis.call('ZREM', key, id)
+    end
+  end
+  return redis.call('ZCARD', key)
+end
+
+-- beat: join or stay; take over the work of sessions that went silent.
+-- Keys: partition root. Arguments: msgpack {session, join, dead_after_ms, replaces}.
+--   `replaces`: name prefix whose other sessions are known to be dead (a restarted gateway reclaims its own at once).
+-- Reply: {'alive' | 'lost', now, live sessions, registry version}. 'lost': it was taken for dead; join anew.
+local function mesh1_beat(keys, argv)
+  local root = keys[1]
+  local a = cmsgpack.unpack(argv[1])
+  local now = now_ms()
+  local sessions = root .. KEY.sessions
+  if a.join == 0 and not redis.call('ZSCORE', sessions, a.session) then return { 'lost', now, 0, 0 } end
+  redis.call('ZADD', sessions, now, a.session)
+  local dead = redis.call('ZRANGE', sessions, '-inf', now - a.dead_after_ms, 'BYSCORE')
+  if a.replaces ~= '' then
+    for _, other in ipairs(redis.call('ZRANGE', sessions, 0, -1)) do
+      if other ~= a.session and string.sub(other, 1, #a.replaces) == a.replaces then dead[#dead + 1] = other end
+    end
+  end
+  for _, other in ipairs(dead) do
+    -- A session that still holds something stays listed with score 0, so that it is dead for `start` and `claim` only
+    -- after its last operation moved: it cannot take new work in between, for score 0 is found again at once.
+    if hand_over(root, other, now) == 0 then
+      redis.call('ZREM', sessions, other)
+    else
+      redis.call('ZADD', sessions, 0, other)
+    end
+  end
+  return { 'alive', now, redis.call('ZCARD', sessions), tonumber(redis.call('GET', root .. KEY.registry_version) or '0') }
+end
+
+-- leave: a gateway that drains hands everything back. Reply: {left over, now}; repeat until 0.
+local function mesh1_leave(keys, argv)
+  local root = keys[1]
+  local a = cmsgpack.unpack(argv[1])
+  local now = now_ms()
+  local left = hand_over(root, a.session, now)
+  if left == 0 then redis.call('ZREM', root .. KEY.sessions, a.session) end
+  return { left, now }
+end
+
+-- hand_back: a gateway gives back what the store says it holds and it knows nothing of (the reply that leased it was
+-- lost). Arguments: msgpack {session, ids}. Reply: {left over, now}.
+local function mesh1_hand_back(keys, argv)
+  local a = cmsgpack.unpack(argv[1])
+  local now = now_ms()
+  return { hand_over(keys[1], a.session, now, a.ids), now }
+end

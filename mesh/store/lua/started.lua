@@ -1,0 +1,35 @@
+-- started: the handler answered 201; keep its token, hand the start lease back, arm the running timers.
+-- Keys: partition root. Arguments: msgpack {id, run, attempt, session, beat_ms, cancel_lease_ms}, agent token.
+-- Reply: {'started' | 'same', now, state, cancel work or false}. A cancel that was asked before the token was known
+--   (and the courtesy cancel of an operation that ended meanwhile) is leased to `session` in the same step (I17).
+-- Refuses: UNKNOWN. Flag allow-oom.
+local function mesh1_started(keys, argv)
+  local root = keys[1]
+  local a = cmsgpack.unpack(argv[1])
+  local op = load(root, a.id)
+  if not op then return refuse('UNKNOWN', a.id) end
+  local now = now_ms()
+  if a.run ~= op.run then return { 'same', now, op.state, false } end
+  local late = a.attempt ~= op.attempt or apply(op, 'start') ~= 'moved'
+  if late then
+    -- The outcome came first, or the attempt was given up: only an operation that ended without its handler knowing
+    -- still has something to say to it.
+    local orphan = op.attempt == a.attempt and (op.state == S.timed_out or (op.state == S.canceled and op.cancel_asked == 1))
+    if not orphan or op.cancel ~= D.none then return { 'same', now, op.state, false } end
+  else
+    op.start = D.delivered
+    op.start_at = 0
+    if op.run_ms > 0 then op.finish_by = now + op.run_ms end
+    if a.beat_ms > 0 then op.beat_ms = a.beat_ms end
+    if op.beat_ms > 0 then op.beat_by = now + op.beat_ms end
+    emit(op, E.started, now)
+  end
+  local owed = late or op.cancel_asked == 1
+  if owed then
+    apply_delivery(op, 'cancel', 'owe')
+    lease_cancel(op, a.session, now, a.cancel_lease_ms)
+  end
+  save(op, 't', argv[2])
+  tell(op)
+  return { late and 'same' or 'started', now, op.state, owed and work(op, 'cancel') }
+end

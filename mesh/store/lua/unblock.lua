@@ -1,0 +1,44 @@
+-- unblock: lease the first operations of an endpoint's waiting line to a session that can reach the endpoint.
+-- Keys: partition root. Arguments: msgpack {endpoint, session, count, bytes, reason}.
+--   `reason` not '': the caller cannot send either; the first `count` entries only get their shown reason corrected.
+-- Reply: {now, works, reason why it stopped or ''}. Refuses: NO_SESSION. Flag allow-oom.
+local function mesh1_unblock(keys, argv)
+  local root = keys[1]
+  local a = cmsgpack.unpack(argv[1])
+  if not redis.call('ZSCORE', root .. KEY.sessions, a.session) then return refuse('NO_SESSION', a.session) end
+  local now = now_ms()
+  local works, bytes = {}, 0
+  local ep = endpoint_of(root, a.endpoint)
+  if not ep then return { now, works, 'endpoint_deleted' } end
+  local line = root .. KEY.waiting .. a.endpoint
+  for _, id in ipairs(redis.call('ZRANGE', line, 0, a.count - 1)) do
+    local op = load(root, id)
+    if not op or op.blocked == '' then
+      redis.call('ZREM', line, id)
+    else
+      local reason = hindrance(ep, now, true)
+      if reason == '' then reason = a.reason end
+      if reason == '' and op.attempts_max > 0 and op.attempt >= op.attempts_max then
+        -- Left to the timer, which ends it: attempts are exhausted.
+        op.blocked, op.start_at = '', now
+        save(op)
+      elseif reason == '' then
+        dispatch(op, ep, a.session, now)
+        save(op)
+        tell(op)
+        local item = work(op, 'start')
+        bytes = bytes + #item[4] + #item[5]
+        works[#works + 1] = item
+      elseif op.blocked ~= reason then
+        op.blocked = reason
+        op.was_blocked = reason
+        emit(op, E.blocked, now, reason)
+        save(op)
+        tell(op)
+      end
+      if bytes >= a.bytes then return { now, works, 'bytes' } end
+      if reason ~= '' and a.reason == '' then return { now, works, reason } end
+    end
+  end
+  return { now, works, '' }
+end

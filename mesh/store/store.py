@@ -1,0 +1,335 @@
+"""Operations, deliveries and sessions in the store: one typed method per verb, one function call per state change."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from mesh.events import EventKind
+from mesh.ids import PARTITION
+from mesh.machine import Delivery, Event, Kind, State
+from mesh.store.functions import Functions, Refused
+from mesh.store.layout import (
+    Outcome,
+    Request,
+    decode_events,
+    decode_head,
+    decode_outcome,
+    decode_request,
+    encode,
+)
+from mesh.store.link import Link
+from mesh.store.verbs import (
+    Accepted,
+    Beat,
+    Claimed,
+    Completed,
+    Completion,
+    KeyReused,
+    Moved,
+    Record,
+    Replayed,
+    Start,
+    Task,
+    Work,
+)
+
+CALLBACK_LEASE_MS = 35_000
+CANCEL_LEASE_MS = 35_000
+SESSION_DEAD_AFTER_MS = 3_000
+CLAIM_BYTES = 8 << 20
+
+_COMPLETIONS = {
+    "OTHER_OUTCOME": Completion.OTHER,
+    "LEASE_LOST": Completion.LEASE_LOST,
+    "STALE_RUN": Completion.STALE_RUN,
+    "UNKNOWN": Completion.UNKNOWN,
+}
+_CODES = {
+    Event.SUCCEED: EventKind.SUCCEEDED,
+    Event.FAIL: EventKind.FAILED,
+    Event.CANCEL: EventKind.CANCELED,
+}
+
+
+class NoEndpoint(Exception):  # noqa: N818 - an outcome of `start`, named like the others
+    """The endpoint was deleted between the catalog's answer and the start."""
+
+
+class NoSession(Exception):  # noqa: N818 - an outcome, named like the others
+    """This gateway session was taken for dead; join anew."""
+
+
+def _work(packed: list[Any]) -> Work:
+    operation_id, kind, head, request, extra = packed
+    return Work(operation_id.decode(), Kind(kind.decode()), decode_head(head), decode_request(request), extra)
+
+
+def _optional_work(packed: Any) -> Work | None:
+    return _work(packed) if packed else None
+
+
+class Store(Functions):
+    """The operations of one partition. All methods raise StoreUnavailable or OutcomeUnknown when the store cannot
+    answer; both may be repeated, for every verb is idempotent."""
+
+    def __init__(self, link: Link, partition: str = PARTITION) -> None:
+        super().__init__(link, partition)
+
+    # Callers ------------------------------------------------------------------------------------------------------
+
+    async def start(self, start: Start, request: Request, body: bytes) -> Accepted | Replayed | KeyReused:
+        """Accept an operation and lease its first attempt. Raises NoEndpoint, NoSession."""
+        try:
+            reply = await self.fcall("mesh1_start", start, encode(request), body)
+        except Refused as refused:
+            if refused.word == "KEY_REUSED":
+                return KeyReused(refused.about)
+            raise {"NO_ENDPOINT": NoEndpoint, "NO_SESSION": NoSession}[refused.word](refused.about) from None
+        if reply[0] == b"accepted":
+            return Accepted(reply[1], reply[2], reply[3].decode())
+        return Replayed(reply[2].decode(), State(reply[3]))
+
+    async def cancel(self, operation_id: str, namespace: str, session: str) -> Moved | None:
+        """None: no such operation in this namespace. The reply's work is leased to `session`."""
+        arguments = {
+            "id": operation_id,
+            "ns": namespace,
+            "session": session,
+            "cancel_lease_ms": CANCEL_LEASE_MS,
+            "callback_lease_ms": CALLBACK_LEASE_MS,
+        }
+        try:
+            reply = await self.fcall("mesh1_cancel", arguments)
+        except Refused:
+            return None
+        return Moved(reply[0].decode(), "", _optional_work(reply[3]) if len(reply) > 3 else None)  # noqa: PLR2004
+
+    async def read(self, operation_id: str, *, events: bool = False) -> Record | None:
+        """The record, or None. Reads only; state changes never start with it."""
+        return (await self.read_many([operation_id], events=events))[0]
+
+    async def read_many(self, operation_ids: Sequence[str], *, events: bool = False) -> list[Record | None]:
+        """Records in the order of the ids, in one pipeline."""
+        fields = (b"h", b"q", b"r", b"e") if events else (b"h", b"q", b"r")
+        calls = [self.link.call(b"HMGET", self.keys.operation(one), *fields) for one in operation_ids]
+        records: list[Record | None] = []
+        for operation_id, call in zip(operation_ids, calls, strict=True):
+            values = await call
+            if values[0] is None:
+                records.append(None)
+                continue
+            head = decode_head(values[0])
+            outcome = decode_outcome(values[2]) if values[2] is not None else None
+            entries = decode_events(values[3], head.seq) if events else []
+            records.append(Record(operation_id, head, decode_request(values[1]), outcome, entries))
+        return records
+
+    async def input(self, operation_id: str) -> bytes | None:
+        """The input's bytes; None when the operation is unknown or its input is empty."""
+        return await self.link.call(b"HGET", self.keys.operation(operation_id), b"i")
+
+    async def page(
+        self, namespace: str, *, before: tuple[int, str] | None, since_ms: int, until_ms: int, limit: int
+    ) -> list[tuple[str, int]]:
+        """Ids with their acceptance time, newest first, strictly older than the cursor `before` (time, id)."""
+        top = min(until_ms, before[0]) if before else until_ms
+        # Several operations may share the cursor's millisecond; they come in reverse id order, and those at or after
+        # the cursor's id were on earlier pages.
+        found: list[tuple[str, int]] = []
+        offset = 0
+        while len(found) < limit:
+            raw = await self.link.call(
+                b"ZRANGE", self.keys.index(namespace), top, since_ms, b"BYSCORE", b"REV", b"LIMIT", offset, limit,
+                b"WITHSCORES",
+            )  # fmt: skip
+            rows = [(raw[i].decode(), int(float(raw[i + 1]))) for i in range(0, len(raw), 2)]
+            found += [row for row in rows if before is None or (row[1], row[0]) < before]
+            offset += len(rows)
+            if len(rows) < limit:
+                break
+        return found[:limit]
+
+    # Agents -------------------------------------------------------------------------------------------------------
+
+    async def started(
+        self, operation_id: str, run: int, attempt: int, session: str, token: str, beat_ms: int
+    ) -> Moved:
+        """The handler answered 201 with its `token`; `beat_ms` > 0 makes the attempt leased."""
+        arguments = {
+            "id": operation_id,
+            "run": run,
+            "attempt": attempt,
+            "session": session,
+            "beat_ms": beat_ms,
+            "cancel_lease_ms": CANCEL_LEASE_MS,
+        }
+        try:
+            reply = await self.fcall("mesh1_started", arguments, token.encode())
+        except Refused:
+            return Moved("unknown")
+        return Moved(reply[0].decode(), "", _optional_work(reply[3]))
+
+    async def complete(
+        self,
+        operation_id: str,
+        run: int,
+        attempt: int,
+        event: Event,
+        outcome: bytes,
+        *,
+        session: str,
+        answered: bool = False,
+        by_token: bool = False,
+    ) -> Completed:
+        """Record an outcome (packed `Outcome`) and lease the callback it owes."""
+        arguments = {
+            "id": operation_id,
+            "run": run,
+            "attempt": attempt,
+            "event": event,
+            "code": _CODES[event],
+            "session": session,
+            "answered": int(answered),
+            "callback_lease_ms": CALLBACK_LEASE_MS,
+            "token": by_token,
+        }
+        try:
+            reply = await self.fcall("mesh1_complete", arguments, outcome)
+        except Refused as refused:
+            return Completed(_COMPLETIONS[refused.word])
+        verdict = Completion(reply[0].decode())
+        if verdict is not Completion.DONE:
+            return Completed(verdict)
+        return Completed(verdict, reply[1], reply[2], reply[3].decode(), _optional_work(reply[4]))
+
+    async def retry(
+        self, operation_id: str, run: int, attempt: int, *, session: str, delay_ms: int, detail: str, outcome: bytes
+    ) -> Moved:
+        """The attempt failed; back off `delay_ms`, or end with `outcome` when no attempt is left."""
+        arguments = {
+            "id": operation_id, "run": run, "attempt": attempt, "session": session, "delay_ms": delay_ms, "detail": detail
+        }  # fmt: skip
+        try:
+            reply = await self.fcall("mesh1_retry", arguments, outcome)
+        except Refused:
+            return Moved("unknown")
+        return Moved(reply[0].decode(), reply[3].decode() if len(reply) > 3 else "")  # noqa: PLR2004
+
+    async def release(self, operation_id: str, run: int, attempt: int, reason: str) -> Moved:
+        """The attempt surely reached nobody: give it back and wait, shown as blocked by `reason`."""
+        try:
+            reply = await self.fcall(
+                "mesh1_release", {"id": operation_id, "run": run, "attempt": attempt, "reason": reason}
+            )
+        except Refused:
+            return Moved("unknown")
+        return Moved(reply[0].decode())
+
+    async def heartbeat(self, tasks: Sequence[Task]) -> list[str]:
+        """`ok`, `cancel`, `lost`, `ended` or `unknown` per task."""
+        arguments = {"tasks": [task._asdict() for task in tasks]}
+        return [reply.decode() for reply in await self.fcall("mesh1_heartbeat", arguments)]
+
+    # Couriers -----------------------------------------------------------------------------------------------------
+
+    async def claim(self, session: str, count: int) -> Claimed:
+        """Fire due timers and lease what they owe. Raises NoSession."""
+        arguments = {
+            "session": session,
+            "count": count,
+            "bytes": CLAIM_BYTES,
+            "cancel_lease_ms": CANCEL_LEASE_MS,
+            "callback_lease_ms": CALLBACK_LEASE_MS,
+        }
+        try:
+            now, works, ended, lines, next_at = await self.fcall("mesh1_claim", arguments)
+        except Refused as refused:
+            raise NoSession(refused.about) from None
+        return Claimed(
+            now,
+            [_work(work) for work in works],
+            [one.decode() for one in ended],
+            [line.decode() for line in lines],
+            None if next_at < 0 else next_at,
+        )
+
+    async def unblock(self, endpoint_id: str, session: str, count: int, reason: str = "") -> tuple[list[Work], str]:
+        """Lease the head of an endpoint's waiting line; with `reason`, only correct what it shows. Raises NoSession."""
+        arguments = {
+            "endpoint": endpoint_id, "session": session, "count": count, "bytes": CLAIM_BYTES, "reason": reason
+        }  # fmt: skip
+        try:
+            _, works, stopped = await self.fcall("mesh1_unblock", arguments)
+        except Refused as refused:
+            raise NoSession(refused.about) from None
+        return [_work(work) for work in works], stopped.decode()
+
+    async def delivered(self, operation_id: str, run: int, kind: Kind) -> None:
+        """The receiver has the cancel or callback."""
+        await self._about_delivery("mesh1_delivered", {"id": operation_id, "run": run, "kind": kind})
+
+    async def defer(
+        self, operation_id: str, run: int, kind: Kind, *, tries: int, delay_ms: int, dead: bool, detail: str
+    ) -> str:
+        """The try failed: due again after `delay_ms`, or dead. Returns `deferred`, `dead`, `same` or `unknown`."""
+        arguments = {
+            "id": operation_id, "run": run, "kind": kind, "tries": tries, "delay_ms": delay_ms, "dead": int(dead),
+            "detail": detail,
+        }  # fmt: skip
+        return await self._about_delivery("mesh1_defer", arguments)
+
+    async def redeliver(self, operation_id: str, run: int, kind: Kind, namespace: str) -> str:
+        """`due`, `same`, `unknown` (no such delivery in this namespace) or `not_owed`."""
+        arguments = {"id": operation_id, "run": run, "kind": kind, "ns": namespace}
+        return await self._about_delivery("mesh1_redeliver", arguments)
+
+    async def _about_delivery(self, verb: str, arguments: dict[str, Any]) -> str:
+        try:
+            reply = await self.fcall(verb, arguments)
+        except Refused as refused:
+            return refused.word.lower()
+        return reply[0].decode()
+
+    async def dead(self, namespace: str, limit: int) -> list[tuple[str, int]]:
+        """Ids of dead deliveries (`operation.run.kind`) with the time of death, newest first."""
+        raw = await self.link.call(b"ZRANGE", self.keys.dead(namespace), 0, limit - 1, b"REV", b"WITHSCORES")
+        return [(raw[i].decode(), int(float(raw[i + 1]))) for i in range(0, len(raw), 2)]
+
+    # Sessions -----------------------------------------------------------------------------------------------------
+
+    async def beat(self, session: str, *, join: bool = False, replaces: str = "") -> Beat:
+        """Join or stay, and take over the dead. `replaces`: name prefix of sessions known to be dead."""
+        arguments = {
+            "session": session, "join": int(join), "dead_after_ms": SESSION_DEAD_AFTER_MS, "replaces": replaces
+        }  # fmt: skip
+        word, now, sessions, version = await self.fcall("mesh1_beat", arguments)
+        return Beat(word == b"alive", now, sessions, version)
+
+    async def leave(self, session: str) -> int:
+        """Hand everything back; how much is left (repeat until 0)."""
+        return (await self.fcall("mesh1_leave", {"session": session}))[0]
+
+    async def held(self, session: str, limit: int) -> list[str]:
+        """What the store believes this session is working on."""
+        return [one.decode() for one in await self.link.call(b"ZRANGE", self.keys.held(session), 0, limit - 1)]
+
+    async def hand_back(self, session: str, operation_ids: Sequence[str]) -> None:
+        """Return leases that this session knows nothing of."""
+        await self.fcall("mesh1_hand_back", {"session": session, "ids": list(operation_ids)})
+
+
+def deliveries(record: Record) -> list[tuple[Kind, Delivery, int, int]]:
+    """The deliveries of a record: kind, state, tries, time of the next try or end of the lease."""
+    head = record.head
+    rows = [(Kind.START, Delivery(head.start), head.attempt, head.start_at)]
+    if head.cancel:
+        rows.append((Kind.CANCEL, Delivery(head.cancel), head.cancel_tries, head.cancel_at))
+    if head.callback:
+        rows.append((Kind.CALLBACK, Delivery(head.callback), head.callback_tries, head.callback_at))
+    return rows
+
+
+def pack(outcome: Outcome) -> bytes:
+    """The stored form of an outcome; equal outcomes have equal bytes, which is how duplicates are told."""
+    return encode(outcome)

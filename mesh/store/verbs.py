@@ -1,0 +1,173 @@
+"""Arguments and replies of the store's verbs. Times are milliseconds of the store's clock."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import NamedTuple
+
+import msgspec
+
+from mesh.machine import Delivery, Kind, State
+from mesh.store.layout import Entry, Head, Outcome, Request
+
+
+class Start(msgspec.Struct):
+    """An operation to accept. `key` and `digest` are 16 byte digests (`key` empty: no idempotency key);
+    `*_ms` 0 means none; `blocked` is a reason that the accepting gateway already knows, or ''."""
+
+    id: str
+    ns: str
+    endpoint: str
+    key: bytes
+    digest: bytes
+    session: str
+    close_ms: int = 0
+    start_ms: int = 0
+    run_ms: int = 0
+    beat_ms: int = 0
+    lease_ms: int = 35_000
+    attempts_max: int = 20
+    retention_ms: int = 604_800_000
+    callback: int = 0
+    blocked: str = ""
+
+
+class Accepted(NamedTuple):
+    """`attempt` 1: leased to the accepting session, which sends it now; 0: it waits, `blocked` says why."""
+
+    at_ms: int
+    attempt: int
+    blocked: str
+
+
+class Replayed(NamedTuple):
+    """The key is known, with equal content."""
+
+    id: str
+    state: State
+
+
+class KeyReused(NamedTuple):
+    """The key is known, with other content; nothing changed."""
+
+    id: str
+
+
+class Work(NamedTuple):
+    """One delivery leased to this session. `extra`: the input of a start, the packed outcome of a callback, the
+    agent's own token of a cancel."""
+
+    id: str
+    kind: Kind
+    head: Head
+    request: Request
+    extra: bytes
+
+
+class Completion(StrEnum):
+    """What became of a reported outcome."""
+
+    DONE = "done"
+    SAME = "same"
+    """An equal outcome was recorded before."""
+    DROPPED = "dropped"
+    """A failure of a superseded attempt."""
+    OTHER = "other"
+    """Another outcome was recorded before; the first stands."""
+    LEASE_LOST = "lease_lost"
+    STALE_RUN = "stale_run"
+    UNKNOWN = "unknown"
+
+
+class Completed(NamedTuple):
+    """`line` is an endpoint with waiting operations, or ''. `callback` is leased to this session."""
+
+    verdict: Completion
+    at_ms: int = 0
+    seq: int = 0
+    line: str = ""
+    callback: Work | None = None
+
+
+class Moved(NamedTuple):
+    """Reply of retry, release, started, cancel: the verdict's word, a waiting line or '', and leased work."""
+
+    verdict: str
+    line: str = ""
+    work: Work | None = None
+
+
+class Claimed(NamedTuple):
+    """`next_at_ms` is the earliest timer left, or None."""
+
+    at_ms: int
+    works: list[Work]
+    ended: list[str]
+    lines: list[str]
+    next_at_ms: int | None
+
+
+class Beat(NamedTuple):
+    alive: bool
+    at_ms: int
+    sessions: int
+    registry_version: int
+
+
+class Task(NamedTuple):
+    """One running attempt that an agent reports on; `lease_ms` 0 keeps the length of the lease."""
+
+    id: str
+    run: int
+    attempt: int
+    lease_ms: int
+
+
+class Record(NamedTuple):
+    """An operation as read. `events` is empty when they were not asked for."""
+
+    id: str
+    head: Head
+    request: Request
+    outcome: Outcome | None
+    events: list[Entry]
+
+    @property
+    def state(self) -> State:
+        return State(self.head.state)
+
+
+class Due(NamedTuple):
+    """A delivery of a record, for lists."""
+
+    id: str
+    operation_id: str
+    kind: Kind
+    state: Delivery
+    tries: int
+    at_ms: int
+
+
+class EndpointRow(NamedTuple):
+    """An endpoint as stored. `document` is the registry's JSON."""
+
+    id: str
+    name: str
+    owner: str
+    version: int
+    paused: bool
+    running: int
+    waiting: int
+    created_at_ms: int
+    updated_at_ms: int
+    document: bytes
+
+
+class InstanceRow(NamedTuple):
+    """An instance as stored; `expires_at_ms` is the end of its lease."""
+
+    id: str
+    document: bytes
+    expires_at_ms: int
+    since_ms: int
+    draining: bool
