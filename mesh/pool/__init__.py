@@ -1,0 +1,22 @@
+"""The one HTTP/1.1 client of the project: courier, callbacks and the agent side of the SDK send through it.
+
+It knows connections, not meaning: no store, no operations, no egress policy. Where a name may lead is decided
+before (gateway/egress.py) and arrives here as the pinned addresses of a `Target`.
+
+    target.py      Target: a strictly parsed URL, with the addresses it may be sent to
+    head.py        the bytes of a request head; refuses injected lines
+    connection.py  one connection: one request at a time, reply parsed and capped while it streams
+    dial.py        opening a connection: look-up, addresses in turn, TLS
+    lane.py        one origin: its connections, who waits
+    pool.py        Pool: requests, limits, deadlines
+
+Never followed: redirects. Never read: proxy settings of the environment. Never decoded: content encodings.
+"""
+
+from __future__ import annotations
+
+from mesh.pool.connection import Reply
+from mesh.pool.pool import Pool, PoolStats
+from mesh.pool.target import URL_BYTES_MAX, Target
+
+__all__ = ["URL_BYTES_MAX", "Pool", "PoolStats", "Reply", "Target"]

@@ -1,0 +1,271 @@
+"""One connection: sends one request at a time, parses the reply while it streams, keeps the caps.
+
+It must not know limits or waiters: it tells its owner when it is free again and when it is gone. Everything
+in it runs inside transport callbacks; the only thing a request waits for is one future.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from typing import Protocol, cast
+
+import httptools
+
+from mesh.errors import PeerFault, ReplyInvalid, ReplyLost
+
+HEAD, INTERIM, BODY, DONE = range(4)
+"""Where the reply stands: waiting for its head, in a 1xx head, in the body, complete."""
+
+_FRAMING = frozenset((b"content-length", b"transfer-encoding", b"content-encoding"))
+_VERSION = b"HTTP/1."
+_SWITCHING, _OK = 101, 200
+_BODYLESS = (204, 304)
+_STATUS_MIN = 100
+
+
+@dataclass(slots=True)
+class Reply:
+    """A complete answer. `headers` in order, names lower-cased; trailers are dropped.
+
+    `until_close`: the peer gave no length and ended the body by closing, so that a cut looks like the end.
+    """
+
+    status: int
+    headers: list[tuple[bytes, bytes]]
+    body: bytes
+    until_close: bool = False
+
+    def header(self, name: bytes) -> bytes | None:
+        """The first value of `name` (lower case)."""
+        return next((value for known, value in self.headers if known == name), None)
+
+
+class StaleConnection(Exception):  # noqa: N818 - a signal between connection and pool, never seen outside
+    """A reused connection closed before any byte of the reply: the peer most likely closed it while idle."""
+
+
+class Owner(Protocol):
+    """What a connection tells; the pool implements it."""
+
+    def freed(self, connection: Connection) -> None:
+        """The exchange is over and another may follow."""
+
+    def lost(self, connection: Connection) -> None:
+        """The transport is gone; called once per connection that was made."""
+
+
+class Connection(asyncio.Protocol):
+    """Owned by exactly one request while `future` is set; idle, or handed to a waiter, otherwise.
+
+    closed   dropped or lost: no further request may be sent
+    stale    lost before the reply, after earlier use: its request, not the owner, holds its slot now
+    surplus  not to be reused after this reply: the peer said so, or sent more than the reply
+    """
+
+    __slots__ = (
+        "address", "body", "body_bytes_max", "chunked", "closed", "deadline_s", "fault", "future",
+        "head_only", "header_bytes_max", "headers", "heard", "idle_at_s", "length", "loop", "origin",
+        "owner", "parser", "phase", "quiet_bytes", "stale", "status", "surplus", "transport", "uses",
+    )  # fmt: skip
+
+    def __init__(
+        self, owner: Owner, loop: asyncio.AbstractEventLoop, origin: str, address: str, header_bytes_max: int
+    ) -> None:
+        self.owner = owner
+        self.loop = loop
+        self.origin = origin
+        self.header_bytes_max = header_bytes_max
+        self.address = address
+        self.transport: asyncio.Transport | None = None
+        self.parser = httptools.HttpResponseParser(self)
+        self.future: asyncio.Future[Reply] | None = None
+        self.deadline_s = self.idle_at_s = 0.0
+        self.uses = 0
+        self.closed = self.stale = False
+        self.heard = self.surplus = self.head_only = self.chunked = False
+        self.phase, self.status, self.body_bytes_max, self.quiet_bytes = HEAD, 0, 0, 0
+        self.length: int | None = None
+        self.fault: PeerFault | None = None
+        self.headers: list[tuple[bytes, bytes]] = []
+        self.body: bytes | bytearray = b""
+
+    # -- what the pool does with it
+
+    def leads_to(self, addresses: tuple[str, ...]) -> bool:
+        """Whether a target that is pinned to `addresses` (none: not pinned) may still be sent through it."""
+        return not addresses or self.address in addresses
+
+    def exchange(
+        self, head: bytes, body: bytes, deadline_s: float, body_bytes_max: int, *, head_only: bool
+    ) -> asyncio.Future[Reply]:
+        """Write one request in one piece; the future gives the Reply, a PeerFault or StaleConnection."""
+        self.future = future = self.loop.create_future()
+        self.deadline_s = deadline_s
+        self.body_bytes_max = body_bytes_max
+        self.head_only = head_only
+        self.heard = self.surplus = self.chunked = False
+        self.phase, self.quiet_bytes = HEAD, 0
+        self.length = None
+        self.headers = []
+        self.body = b""
+        self.uses += 1
+        cast("asyncio.Transport", self.transport).write(head + body)
+        return future
+
+    def fail(self, fault: BaseException) -> None:
+        """End the exchange with `fault` and drop the connection: what is still to come belongs to nobody."""
+        future, self.future = self.future, None
+        self.drop()
+        if future is not None and not future.done():
+            future.set_exception(fault)
+
+    def drop(self) -> None:
+        """Close without waiting for anything; the owner hears of it through `lost`."""
+        self.future = None
+        self.closed = True
+        if self.transport is not None:
+            self.transport.abort()
+
+    # -- what the transport tells
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast("asyncio.Transport", transport)
+
+    def data_received(self, data: bytes) -> None:
+        future = self.future
+        if future is None or future.cancelled():
+            self.drop()  # nobody asked: an answer to nothing would become the answer to the next request
+            return
+        if not self.heard:
+            self.heard = True
+            if not _VERSION.startswith(data[:7]):
+                self.fail(self._invalid("does not speak HTTP/1.x"))
+                return
+        quiet_before = self.quiet_bytes = self.quiet_bytes + len(data)
+        phase_before = self.phase
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserError as error:
+            self.surplus = True
+            if self.phase != DONE and self.fault is None:
+                self.fault = self._invalid(f"sent a reply that is not HTTP ({str(error)[:80]})")
+        if quiet_before > self.header_bytes_max:
+            self._check_head_size(phase_before)
+        if self.fault is not None:
+            fault, self.fault = self.fault, None
+            self.fail(fault)
+        elif self.phase == DONE:
+            self._finish(future)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.closed = True
+        future = self.future
+        if future is not None and not future.cancelled():
+            if self.phase == BODY and self.length is None and not self.chunked and exc is None:
+                self.future = None
+                future.set_result(Reply(self.status, self.headers, bytes(self.body), until_close=True))
+            elif not self.heard and self.uses > 1:
+                self.future = None
+                self.stale = True
+                future.set_exception(StaleConnection())
+            else:
+                when = "before the reply was complete" if self.heard else "before any reply"
+                self.fail(ReplyLost(f"{self.origin} closed the connection {when}."))
+        self.owner.lost(self)
+        self.transport = None
+        del self.parser  # the parser holds bound methods: without this every connection is a reference cycle
+
+    # -- what the parser tells (exceptions raised here would be swallowed by it, hence `fault`)
+
+    def on_message_begin(self) -> None:
+        if self.phase == DONE:
+            self.surplus = True
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if self.phase > HEAD:
+            return  # a trailer, or what follows the reply
+        name = name.lower()
+        value = value.rstrip()
+        if name in _FRAMING:
+            self._framing(name, value)
+        self.headers.append((name, value))
+
+    def on_headers_complete(self) -> None:
+        if self.phase == DONE:
+            return
+        status = self.status = self.parser.get_status_code()
+        if not self.parser.should_keep_alive():  # asked here: the parser forgets it at the end of the message
+            self.surplus = True
+            if self.parser.get_http_version() not in ("1.0", "1.1"):
+                self.fault = self._invalid("does not speak HTTP/1.x")
+        if status < _OK:
+            if status < _STATUS_MIN or status == _SWITCHING:
+                self.fault = self._invalid(f"answered with status {status}, which nobody asked for")
+            self.phase = INTERIM
+        elif self.head_only or status in _BODYLESS:
+            self.phase = DONE
+            self.surplus = self.surplus or self.chunked or bool(self.length)
+        else:
+            self.phase = BODY
+            if self.length is not None and self.length > self.body_bytes_max:
+                self.fault = self._too_large(self.body_bytes_max)
+
+    def on_body(self, body: bytes) -> None:
+        if self.phase == DONE:
+            self.surplus = True
+            return
+        self.quiet_bytes = 0
+        if len(self.body) + len(body) > self.body_bytes_max:
+            self.fault = self.fault or self._too_large(self.body_bytes_max)
+        elif not self.body:
+            self.body = body
+        else:
+            if isinstance(self.body, bytes):
+                self.body = bytearray(self.body)
+            self.body += body
+
+    def on_message_complete(self) -> None:
+        if self.phase == INTERIM:
+            self.phase, self.length, self.chunked = HEAD, None, False
+            self.headers = []
+        else:
+            self.phase = DONE
+
+    # -- inside
+
+    def _framing(self, name: bytes, value: bytes) -> None:
+        if name == b"content-length":
+            self.length = int(value)  # digits only, once only: the parser refuses all else
+        elif name == b"content-encoding":
+            if value.lower() not in (b"identity", b""):
+                self.fault = self._invalid("sent an encoded body although identity was asked for")
+        else:
+            self.chunked = True
+            if value.lower() != b"chunked":
+                self.fault = self._invalid("sent a transfer coding other than chunked")
+
+    def _check_head_size(self, phase_before: int) -> None:
+        # Bytes since the last piece of body: a head, trailers or chunk extensions. One read may hold a head
+        # and much body, hence the exact count when the head ended in this read.
+        total = self.quiet_bytes
+        if phase_before < BODY <= self.phase:
+            total = sum(len(name) + len(value) + 4 for name, value in self.headers)
+        if total > self.header_bytes_max and self.fault is None:
+            self.fault = self._too_large(self.header_bytes_max, "head or trailer")
+
+    def _finish(self, future: asyncio.Future[Reply]) -> None:
+        self.future = None
+        future.set_result(Reply(self.status, self.headers, bytes(self.body)))
+        # An answer that overtook the end of its request leaves the rest of that request in the write buffer.
+        if not self.surplus and not cast("asyncio.Transport", self.transport).get_write_buffer_size():
+            self.owner.freed(self)
+        else:
+            self.drop()
+
+    def _invalid(self, what: str) -> ReplyInvalid:
+        return ReplyInvalid(f"{self.origin} {what}.")
+
+    def _too_large(self, limit_bytes: int, part: str = "body") -> ReplyInvalid:
+        detail = f"{self.origin} sent a reply {part} over {limit_bytes} bytes."
+        return ReplyInvalid(detail, code="reply_too_large")

@@ -1,0 +1,67 @@
+"""The bytes of a request head: which names the pool owns, which bytes would smuggle a line.
+
+reliability.md S19, S20; RFC 9110 sections 5.5 (values) and 5.6.2 (tokens); RFC 9112 section 3 (request line).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from mesh.errors import Malformed
+
+if TYPE_CHECKING:
+    from mesh.pool.target import Target
+
+Headers = Sequence[tuple[bytes, bytes]]
+
+NAMES_REMEMBERED_MAX = 2048
+_TOKEN = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,256}")
+_POOL_OWNED = frozenset(
+    b"host content-length transfer-encoding accept-encoding connection keep-alive proxy-connection "
+    b"proxy-authorization te trailer upgrade expect".split()
+)
+_PATH_BYTES = bytes(code for code in range(0x21, 0x7F) if code != ord("#"))
+_LINE_BYTES = bytes([0x09, *range(0x20, 0x7F), *range(0x80, 0x100)])
+_good_names: set[bytes] = set()
+_colon = b": ".join
+
+
+def request_head(method: bytes, target: Target, path: bytes, headers: Headers, body_bytes: int) -> bytes:
+    """Request line to empty line, Content-Length always set.
+
+    Raises Malformed (code `request_invalid`) for a path that is not an encoded origin-form, a name that is
+    not a token or belongs to the pool (Host, Content-Length, hop-by-hop), a value with control characters,
+    CR and LF above all.
+    """
+    if path[:1] != b"/" or path.translate(None, _PATH_BYTES):
+        message = "A request path must start with / and hold only percent-encoded visible ASCII."
+        raise Malformed(message, code="request_invalid")
+    for name, _ in headers:
+        if name not in _good_names:
+            _check_name(name)
+    lines = b"\r\n".join(map(_colon, headers)) + b"\r\n" if headers else b""
+    # What is left of all lines without their good bytes must be our own line ends, and nothing else.
+    if lines.translate(None, _LINE_BYTES) != b"\r\n" * len(headers):
+        message = "A header value holds a control character."
+        raise Malformed(message, code="request_invalid")
+    return b"%b %b%bcontent-length: %d\r\n%b\r\n" % (method, path, target.tail, body_bytes, lines)
+
+
+def check_method(method: bytes) -> None:
+    """Raises Malformed unless `method` is a token other than CONNECT."""
+    if _TOKEN.fullmatch(method) is None or method == b"CONNECT":
+        message = "The request method is not usable."
+        raise Malformed(message, code="request_invalid")
+
+
+def _check_name(name: bytes) -> None:
+    if _TOKEN.fullmatch(name) is None:
+        message = f"{name[:64]!r} is not a header name."
+        raise Malformed(message, code="request_invalid")
+    if name.lower() in _POOL_OWNED:
+        message = f"Header {name.decode('ascii')} is set by the connection pool; leave it out."
+        raise Malformed(message, code="request_invalid")
+    if len(_good_names) < NAMES_REMEMBERED_MAX:
+        _good_names.add(name)
