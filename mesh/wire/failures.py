@@ -36,6 +36,9 @@ OPERATION_FAILED_STATUS: Final = 424
 PEER_TEXT_MAX: Final = 1024
 """Characters of a body that is no Failure, kept as the message of the cause."""
 
+FAILURE_DEPTH_MAX: Final = 100
+"""Levels of a peer's failure: wrapped as a cause on every hop, it must stay readable for the next mesh."""
+
 Failure: TypeAlias = dict[str, Any]
 """`message`, `stackTrace`, `metadata` (string map), `details` (any JSON), `cause` (Failure); all optional."""
 Unsuccessful: TypeAlias = Literal["failed", "canceled"]
@@ -183,11 +186,11 @@ def peer_failure(headers: RawHeaders, body: bytes) -> Failure | None:
     """
     if not body:
         return None
-    text = body[: PEER_TEXT_MAX * 4].decode("utf-8", "replace")[:PEER_TEXT_MAX]
+    text = body[: PEER_TEXT_MAX * 4].decode("utf-8", "replace")[:PEER_TEXT_MAX].replace("\0", "\ufffd")
     if not is_json_type(header(headers, b"content-type")):
         return {"message": text}
     try:
-        value = load_json(body)
+        value = load_json(body, FAILURE_DEPTH_MAX)
     except Malformed:
         return {"message": text}
     # `{"detail": ...}` of a web framework passes as a Failure without message; its own words would be lost.

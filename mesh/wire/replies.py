@@ -11,7 +11,7 @@ from typing import Any, Final, Literal, NamedTuple, TypeAlias, cast
 
 from mesh.errors import Malformed, ReplyInvalid
 from mesh.wire.durations import parse_http_date, parse_rfc3339
-from mesh.wire.failures import Failure, as_operation_failure, is_failure, unsuccessful
+from mesh.wire.failures import FAILURE_DEPTH_MAX, Failure, as_operation_failure, is_failure, unsuccessful
 from mesh.wire.headers import RawHeaders, header, is_json_type
 from mesh.wire.links import Link, parse_links
 from mesh.wire.strict_json import load_json
@@ -76,7 +76,7 @@ class Completion(NamedTuple):
 def _failure(state: Literal["failed", "canceled"], content_type: bytes | None, body: bytes) -> Failure:
     if not is_json_type(content_type):
         raise Malformed("a failed or canceled completion is application/json", code="completion_invalid")
-    value = load_json(body)
+    value = load_json(body, FAILURE_DEPTH_MAX)
     if not is_failure(value):
         raise Malformed(
             "a failed or canceled completion has a Nexus Failure as body", code="completion_invalid"

@@ -15,7 +15,6 @@ from typing import Any, Final, NoReturn
 from mesh.errors import Malformed
 
 JSON_DEPTH_MAX: Final = 200
-_TOO_DEEP: Final = f"the JSON is nested deeper than {JSON_DEPTH_MAX}"
 
 # An odd run of backslashes makes the last one an escape; `\\u0000` is a backslash and four harmless digits.
 _nul = re.compile(rb"(?<!\\)(?:\\\\)*+\\u0000").search
@@ -63,10 +62,10 @@ def _depth(value: Any) -> int:
     return depth
 
 
-def _check_rest(body: bytes, value: Any) -> None:
+def _check_rest(body: bytes, value: Any, depth_max: int) -> None:
     """What the decoder does not see; each is looked for only where the bytes give reason to."""
-    if body.count(b"[") + body.count(b"{") > JSON_DEPTH_MAX and _depth(value) > JSON_DEPTH_MAX:
-        raise _Refused(_TOO_DEEP)
+    if body.count(b"[") + body.count(b"{") > depth_max and _depth(value) > depth_max:
+        raise _Refused(f"the JSON is nested deeper than {depth_max}")
     if b"\\u" not in body:
         return
     if _nul(body):
@@ -78,11 +77,11 @@ def _check_rest(body: bytes, value: Any) -> None:
             raise _Refused("the JSON has a lone surrogate") from None
 
 
-def load_json(body: bytes) -> Any:
+def load_json(body: bytes, depth_max: int = JSON_DEPTH_MAX) -> Any:
     """The value of a strict JSON text. Raises Malformed (code `json_invalid`) with the reason."""
     try:
         value = _decode(body.decode())
-        _check_rest(body, value)
+        _check_rest(body, value, depth_max)
     except UnicodeDecodeError:
         reason = "the JSON is not UTF-8"
     except json.JSONDecodeError as error:
@@ -90,7 +89,7 @@ def load_json(body: bytes) -> Any:
     except _Refused as error:
         reason = str(error)
     except RecursionError:
-        reason = _TOO_DEEP
+        reason = f"the JSON is nested deeper than {depth_max}"
     except ValueError:
         reason = "the JSON has an integer with too many digits"
     else:

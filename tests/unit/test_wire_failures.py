@@ -120,6 +120,15 @@ def test_failures_are_written_as_utf8_whatever_stands_in_them() -> None:
     }
 
 
+def test_a_deep_failure_becomes_text_and_stays_readable_when_wrapped() -> None:
+    for levels, kept in ((100, True), (101, False), (5000, False)):
+        body = b'{"details":' + b"[" * (levels - 1) + b"]" * (levels - 1) + b"}"
+        found = wire.parse_handler_failure(500, JSON, body)
+        wrapped = wire.as_operation_failure("failed", found.failure)
+        wire.check_json(body_of(wrapped))
+        assert ("details" in found.failure["cause"]) is kept
+
+
 json_like = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(max_size=5),
     lambda inner: (
