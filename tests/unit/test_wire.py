@@ -277,4 +277,4 @@ def test_no_header_takes_long_to_refuse(text: str) -> None:
     for parse in (wire.parse_links, lambda values: wire.parse_prefer([values[0][:1024]])):
         with suppress(Malformed):
             parse([text])
-    assert perf_counter() - began < 0.1
+    assert perf_counter() - began < 0.5
