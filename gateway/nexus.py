@@ -37,7 +37,7 @@ from mesh.wire import (
 from mesh.wire.headers import header
 
 if TYPE_CHECKING:
-    from gateway.auth import Authenticator
+    from gateway.auth import Auth
     from gateway.operations import Known, Operations, Placed
 
 PREFIX: Final = b"/nexus/endpoints/"
@@ -88,14 +88,14 @@ class NexusSurface:
     def __init__(
         self,
         operations: Operations,
-        authenticate: Authenticator,
+        auth: Auth,
         *,
         public_url: str,
         wait_default_ms: int,
         wait_max_ms: int,
     ) -> None:
         self._operations = operations
-        self._authenticate = authenticate
+        self._auth = auth
         self._public_url = public_url
         self._wait_default_ms = wait_default_ms
         self._wait_max_ms = wait_max_ms
@@ -136,7 +136,7 @@ class NexusSurface:
 
     async def start(self, request: Request, endpoint: str, service: str, operation: str) -> Answer:
         """Start an operation; 200 or 424 when the outcome comes within the wait, else 201 (api.md section 2)."""
-        principal = self._authenticate(request)
+        principal = self._auth.authenticate(request.headers)
         if not service or not operation:
             raise NotFound("service and operation names are not empty", code="unknown_operation")
         arguments = request.arguments()
@@ -202,7 +202,7 @@ class NexusSurface:
 
     async def cancel(self, request: Request, path_token: str) -> Answer:
         """202, repeats and ended operations too. The header's token wins over the query's (case 56)."""
-        principal = self._authenticate(request)
+        principal = self._auth.authenticate(request.headers)
         token = self._token(request) or path_token
         if not token:
             raise Malformed("give the operation token in Nexus-Operation-Token or ?token=", code="token_missing")
@@ -216,7 +216,7 @@ class NexusSurface:
 
     async def result(self, request: Request) -> Answer:
         """Legacy: 200/424 when it ended, 412 while it runs, 408 when the wait is over (case 95)."""
-        principal = self._authenticate(request)
+        principal = self._auth.authenticate(request.headers)
         wait = request.arguments().get("wait", "")
         wait_ms = min(parse_duration_ms(wait) or 0, self._wait_max_ms)
         token = self._token(request)
@@ -232,7 +232,7 @@ class NexusSurface:
 
     async def info(self, request: Request) -> Answer:
         """Legacy: `{token, state}`."""
-        principal = self._authenticate(request)
+        principal = self._auth.authenticate(request.headers)
         token = self._token(request)
         known = await self._operations.get(token, principal.namespace)
         body = encode_json({"id": token, "token": token, "state": known.state.nexus})

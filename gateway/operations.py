@@ -6,6 +6,7 @@ Owns what accepting, waiting, reading and ending an operation means; knows neith
 from __future__ import annotations
 
 import asyncio
+from base64 import b64encode
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -42,7 +43,6 @@ QUICK_S: Final = 0.1
 """Most answers come within this; a longer wait is worth a subscription and an eye on the caller's connection."""
 BOOKING_S: Final = 6.0
 """How long an answer may wait for the store call that already claimed it; above the link's own deadline."""
-EMPTY_RAW: Final = msgspec.Raw(b"\xa0")
 
 
 class Order(NamedTuple):
@@ -90,11 +90,10 @@ class Known(NamedTuple):
         return State(self.head.state)
 
 
-def _digest(parts: Sequence[bytes]) -> bytes:
-    """16 bytes over length-prefixed parts, so that no two different lists look alike."""
-    state = blake2b(digest_size=16)
-    state.update(b"".join([b"%d:%b" % (len(part), part) for part in parts]))
-    return state.digest()
+def _digest(parts: Sequence[bytes]) -> str:
+    """128 bits in 22 characters over length-prefixed parts, so that no two different lists look alike."""
+    joined = b"".join([b"%d:%b" % (len(part), part) for part in parts])
+    return b64encode(blake2b(joined, digest_size=16).digest())[:22].decode()
 
 
 class Operations:
@@ -197,7 +196,7 @@ class Operations:
             id=operation_id(),
             ns=order.namespace,
             endpoint=endpoint.id,
-            key=_digest([order.namespace.encode(), *names, order.key.encode()]) if order.key else b"",
+            key=_digest([order.namespace.encode(), *names, order.key.encode()]) if order.key else "",
             digest=_digest([*names, order.body, content_type, order.callback_url.encode()]),
             session=self._session.name,
             close_ms=order.close_ms or policy.schedule_to_close_ms or 0,
@@ -402,7 +401,7 @@ def _fresh_head(start: Start, accepted: Accepted) -> Head:
         start_by=at_ms + start.start_ms if start.start_ms else 0, run_ms=start.run_ms, finish_by=0,
         beat_ms=start.beat_ms, beat_by=0, lease_ms=start.lease_ms, attempts_max=start.attempts_max,
         retention_ms=start.retention_ms, cancel_asked=0, slot=1, blocked=accepted.blocked, endpoint=start.endpoint,
-        namespace=start.ns, key=EMPTY_RAW, digest=EMPTY_RAW,
+        namespace=start.ns, key=start.key, digest=start.digest,
     )  # fmt: skip
 
 

@@ -15,7 +15,7 @@ PREFIX: Final = "m:"
 
 SUFFIXES: Final = {
     "operation": ":o:",  # + operation id; hash h q i r t e, see layout.py
-    "idempotency": ":k:",  # + 16 byte digest of the scoped key; string, the operation id
+    "idempotency": ":k:",  # + digest of the scoped key; string, the operation id
     "due": ":due",  # zset, operation id by its earliest timer, ms; operations that no session holds
     "held": ":held:",  # + session; zset like `due`, operations with a delivery leased to that session
     "sessions": ":sessions",  # zset, gateway session by last beat, ms

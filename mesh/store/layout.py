@@ -43,8 +43,8 @@ HEAD: Final = (
     "blocked",
     "endpoint",
     "namespace",
-    "key",  # 16 byte digest of the scoped idempotency key, or ""
-    "digest",  # 16 byte digest of the content
+    "key",  # digest of the scoped idempotency key, or ""
+    "digest",  # digest of the content
 )
 """Times in milliseconds of the store's clock. Order is stored; append only, and raise keys.SCHEMA on any change."""
 
@@ -83,8 +83,8 @@ class Head(msgspec.Struct, array_like=True):
     blocked: str
     endpoint: str
     namespace: str
-    key: msgspec.Raw
-    digest: msgspec.Raw
+    key: str
+    digest: str
 
 
 class Request(msgspec.Struct, array_like=True, omit_defaults=True):

@@ -51,6 +51,22 @@ def _table(machine: Mapping[IntEnum, Mapping[StrEnum, Cell]]) -> str:
     return "{\n" + "\n".join(rows) + "\n}"
 
 
+def _head_code() -> str:
+    """Constructors with every field spelled out: several times cheaper in Lua than a loop over names."""
+    fields = ", ".join(f"{name} = h[{position}]" for position, name in enumerate(HEAD, start=1))
+    values = ", ".join(f"op.{name}" for name in HEAD)
+    return (
+        "local function decode_head(packed, id, root, events)\n"
+        "  local h = cmsgpack.unpack(packed)\n"
+        f"  return {{id = id, root = root, events = events, was_owner = h[{HEAD.index('owner') + 1}],"
+        f" was_blocked = h[{HEAD.index('blocked') + 1}], {fields}}}\n"
+        "end\n"
+        "local function encode_head(op)\n"
+        f"  return cmsgpack.pack({{{values}}})\n"
+        "end"
+    )
+
+
 def source() -> str:
     """The whole library as FUNCTION LOAD takes it."""
     here = files("mesh.store") / "lua"
@@ -58,7 +74,6 @@ def source() -> str:
     verbs = [verb for body in bodies for verb in re.findall(r"^local function (mesh1_\w+)", body, re.MULTILINE)]
     parts = [
         f"#!lua name={NAME}",
-        "local HEAD = {" + ", ".join(f"'{name}'" for name in HEAD) + "}",
         f"local KEY = {_literal(SUFFIXES)}",
         f"local CHANNEL = {_literal(CHANNELS)}",
         f"local LIMIT = {_literal(LIMITS)}",
@@ -67,6 +82,7 @@ def source() -> str:
         f"local E = {_codes(EventKind)}",
         f"local OPERATION = {_table(OPERATION)}",  # pyright: ignore[reportArgumentType]
         f"local DELIVERY = {_table(DELIVERY)}",  # pyright: ignore[reportArgumentType]
+        _head_code(),
         *bodies,
     ]
     for verb in verbs:

@@ -102,17 +102,17 @@ class Link:
     async def close(self) -> None:
         """End the link; what was written and not answered is OutcomeUnknown."""
         self._shut = StoreUnavailable("the store link is closed")
-        if self._keeper is not None:
-            self._keeper.cancel()
-            await asyncio.wait([self._keeper])
-        if self._connection is not None:
-            self._take_back(self._connection)
-            self._connection.abort()
-            self._connection = None
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            self._take_back(connection)
+            connection.abort()
         self._fail_all(self._shut)
         if self._sweeper is not None:
             self._sweeper.cancel()
             self._sweeper = None
+        if self._keeper is not None:
+            self._keeper.cancel()
+            await asyncio.wait([self._keeper])
 
     @property
     def up(self) -> bool:

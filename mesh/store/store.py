@@ -75,6 +75,8 @@ class Store(Functions):
 
     def __init__(self, link: Link, partition: str = PARTITION) -> None:
         super().__init__(link, partition)
+        self.alone = False
+        """No other gateway was alive at the last beat."""
 
     # Callers ------------------------------------------------------------------------------------------------------
 
@@ -193,6 +195,7 @@ class Store(Functions):
             "answered": int(answered),
             "callback_lease_ms": CALLBACK_LEASE_MS,
             "token": by_token,
+            "alone": int(self.alone),
         }
         try:
             reply = await self.fcall("mesh1_complete", arguments, outcome)
@@ -304,6 +307,7 @@ class Store(Functions):
             "session": session, "join": int(join), "dead_after_ms": SESSION_DEAD_AFTER_MS, "replaces": replaces
         }  # fmt: skip
         word, now, sessions, version = await self.fcall("mesh1_beat", arguments)
+        self.alone = sessions == 1
         return Beat(word == b"alive", now, sessions, version)
 
     async def leave(self, session: str) -> int:

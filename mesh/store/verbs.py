@@ -12,14 +12,14 @@ from mesh.store.layout import Entry, Head, Outcome, Request
 
 
 class Start(msgspec.Struct):
-    """An operation to accept. `key` and `digest` are 16 byte digests (`key` empty: no idempotency key);
-    `*_ms` 0 means none; `blocked` is a reason that the accepting gateway already knows, or ''."""
+    """An operation to accept. `key` and `digest` are digests as text (`key` empty: no idempotency
+    key; text, because the store's msgpack knows no bytes); `*_ms` 0 means none; `blocked` is a reason that the accepting gateway already knows, or ''."""
 
     id: str
     ns: str
     endpoint: str
-    key: bytes
-    digest: bytes
+    key: str
+    digest: str
     session: str
     close_ms: int = 0
     start_ms: int = 0

@@ -1,6 +1,7 @@
 -- complete: record the outcome of a run and take the lease of its callback in one step.
 -- Keys: partition root. Arguments: msgpack {id, run, attempt, event ('succeed', 'fail', 'cancel'), code, session,
---   answered, callback_lease_ms, token}, outcome.
+--   answered, callback_lease_ms, token, alone}, outcome.
+--   `alone` 1: no other gateway lives that could wait for a message (a late joiner looks again by itself).
 --   `answered` 1: the caller's first request is still open and gets this outcome, so no callback is owed (decision 37).
 -- Reply: {'done', now, seq, endpoint with a waiting line or '', callback work or false}
 --     or {'same', now, state}: an equal duplicate
@@ -35,6 +36,6 @@ local function mesh1_complete(keys, argv)
     end
   end
   save(op, 'r', argv[2])
-  tell(op)
+  if a.alone == 0 then tell(op) end
   return { 'done', now, op.seq, waiting_line(op), told and work(op, 'callback') }
 end

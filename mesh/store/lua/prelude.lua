@@ -1,9 +1,10 @@
 -- What every verb stands on: time, keys, load, save, the two machines, timers, ownership. Loaded after the generated
--- tables HEAD, KEY, CHANNEL, OPERATION, DELIVERY, S (operation states), D (delivery states), E (event codes), LIMIT.
+-- tables KEY, CHANNEL, OPERATION, DELIVERY, S (operation states), D (delivery states), E (event codes), LIMIT,
+-- and decode_head / encode_head made from layout.HEAD.
 -- Rules: validate everything, then write, for the store does not roll back. An operation has one entry in one timer
 -- index: `held` of the session that leases any of its deliveries, else `due`.
 
-local INF = math.huge
+local INF = 1 / 0 -- `math` is not reachable while a library loads
 
 local function now_ms()
   local t = redis.call('TIME')
@@ -24,12 +25,7 @@ end
 local function load(root, id)
   local fields = redis.call('HMGET', root .. KEY.operation .. id, 'h', 'e')
   if not fields[1] then return nil end
-  local head = cmsgpack.unpack(fields[1])
-  local op = { id = id, root = root, events = fields[2] or '', was_owner = nil }
-  for position, name in ipairs(HEAD) do op[name] = head[position] end
-  op.was_owner = op.owner
-  op.was_blocked = op.blocked
-  return op
+  return decode_head(fields[1], id, root, fields[2] or '')
 end
 
 local function emit(op, code, now, detail)
@@ -95,9 +91,7 @@ end
 local function save(op, ...)
   local root = op.root
   if op.start ~= D.leased and op.cancel ~= D.leased and op.callback ~= D.leased then op.owner = '' end
-  local head = {}
-  for position, name in ipairs(HEAD) do head[position] = op[name] end
-  redis.call('HSET', root .. KEY.operation .. op.id, 'h', cmsgpack.pack(head), 'e', op.events, ...)
+  redis.call('HSET', root .. KEY.operation .. op.id, 'h', encode_head(op), 'e', op.events, ...)
   if op.was_owner and op.was_owner ~= op.owner then
     redis.call('ZREM', timer_key(root, op.was_owner), op.id)
   end
@@ -152,7 +146,8 @@ local function dispatch(op, ep, session, now)
   op.start_at = now + op.lease_ms
   op.beat_ms = 0
   op.beat_by = 0
-  if op.slot == 0 then
+  -- Only an endpoint with a limit is counted: two writes less for all others. A limit set later starts from zero.
+  if op.slot == 0 and ep.max > 0 then
     op.slot = 1
     ep.run = ep.run + 1
     redis.call('HINCRBY', ep.root .. KEY.endpoint .. ep.id, 'run', 1)
@@ -167,13 +162,15 @@ end
 local function free_slot(op)
   if op.slot == 1 then
     op.slot = 0
+    op.freed = true
     redis.call('HINCRBY', op.root .. KEY.endpoint .. op.endpoint, 'run', -1)
   end
 end
 
--- '' or the endpoint id, when operations wait for it: the caller's gateway looks at once instead of at its next tick.
+-- '' or the endpoint id, when operations wait for the slot that was just freed: the caller's gateway looks at once
+-- instead of at its next tick.
 local function waiting_line(op)
-  if redis.call('EXISTS', op.root .. KEY.waiting .. op.endpoint) == 1 then return op.endpoint end
+  if op.freed and redis.call('EXISTS', op.root .. KEY.waiting .. op.endpoint) == 1 then return op.endpoint end
   return ''
 end
 

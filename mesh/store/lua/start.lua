@@ -9,28 +9,30 @@
 local function mesh1_start(keys, argv)
   local root = keys[1]
   local a = cmsgpack.unpack(argv[1])
-  local key = a.key
-  if key ~= '' then
-    local known = redis.call('GET', root .. KEY.idempotency .. key)
-    if known then
-      local op = load(root, known)
-      if op and known == a.id then return { 'accepted', now_ms(), op.attempt, op.blocked } end
-      if op then
-        if op.digest ~= a.digest then return refuse('KEY_REUSED', known) end
-        return { 'replayed', now_ms(), known, op.state }
-      end
-    end
-  end
-  if key == '' then
-    local op = load(root, a.id)
-    if op then return { 'accepted', now_ms(), op.attempt, op.blocked } end
-  end
   local ep = endpoint_of(root, a.endpoint)
+  local hindered = not ep or ep.gone or not redis.call('ZSCORE', root .. KEY.sessions, a.session)
+  local key = a.key
+  -- One call claims the key or finds who has it; a start that is refused below must not claim it.
+  local known
+  if key == '' then
+    known = redis.call('EXISTS', root .. KEY.operation .. a.id) == 1 and a.id
+  elseif hindered then
+    known = redis.call('GET', root .. KEY.idempotency .. key)
+  else
+    known = redis.call('SET', root .. KEY.idempotency .. key, a.id, 'NX', 'GET')
+  end
+  local op = known and load(root, known)
+  if op then
+    if known == a.id then return { 'accepted', now_ms(), op.attempt, op.blocked } end
+    if op.digest ~= a.digest then return refuse('KEY_REUSED', known) end
+    return { 'replayed', now_ms(), known, op.state }
+  end
   if not ep or ep.gone then return refuse('NO_ENDPOINT', a.endpoint) end
-  if not redis.call('ZSCORE', root .. KEY.sessions, a.session) then return refuse('NO_SESSION', a.session) end
+  if hindered then return refuse('NO_SESSION', a.session) end
+  if known then redis.call('SET', root .. KEY.idempotency .. key, a.id) end
 
   local now = now_ms()
-  local op = {
+  op = {
     id = a.id, root = root, events = '', state = S.scheduled, run = 1, attempt = 0, seq = 0, stamp = 0, created_at = now,
     closed_at = 0, owner = '', start = D.due, start_at = now, cancel = D.none, cancel_at = 0, cancel_tries = 0,
     wants_callback = a.callback, callback = D.none, callback_at = 0, callback_tries = 0,
@@ -48,7 +50,6 @@ local function mesh1_start(keys, argv)
     op.blocked = reason
     emit(op, E.blocked, now, reason)
   end
-  if key ~= '' then redis.call('SET', root .. KEY.idempotency .. key, a.id) end
   redis.call('ZADD', root .. KEY.index .. a.ns, now, a.id)
   if argv[3] ~= '' then
     save(op, 'q', argv[2], 'i', argv[3])
