@@ -1,0 +1,161 @@
+"""Completions on their way out: the outcome of a call that was answered 201 (nexus.md 1.3).
+
+`deliver` repeats until somebody answers for good; `complete` is for handlers that hand out tokens of their own.
+Knows nothing of runs: what to send and where is given.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from contextvars import ContextVar
+from typing import Any, Final
+
+from nexusrpc import HandlerError, OperationError
+
+from mesh.agent.codec import Codec
+from mesh.agent.inbound import MESH_CALLBACK, Callback, merged
+from mesh.agent.outcome import Outcome, raised, succeeded
+from mesh.clock import now_ms, sleep, to_http_date, to_rfc3339
+from mesh.errors import Conflict, Gone, MeshError, NotFound, PeerFault, Refusal, ReplyTimeout, Unauthenticated
+from mesh.ids import jittered
+from mesh.pool import Pool, Reply, Target
+from mesh.wire import RawHeader, check_callback_headers, failure_json, load_json, operation_failure
+
+RETRY_FIRST_MS: Final = 200
+RETRY_MAX_MS: Final = 10_000
+RETRY_SPREAD: Final = 0.2
+RETRY_FOR_MS: Final = 24 * 3_600_000
+"""After a day nobody waits, and the result no longer fills the agent's memory."""
+TIMEOUT_S: Final = 10.0
+REPLY_BYTES_MAX: Final = 64 << 10
+FINAL: Final = frozenset({400, 401, 403, 404, 409, 410, 501})
+"""Answers that no repetition changes: refused, or delivered before (nexus.md 1.3)."""
+
+logger: Final = logging.getLogger("mesh.agent")
+
+pools: ContextVar[tuple[asyncio.AbstractEventLoop, Pool] | None] = ContextVar("mesh_agent_pool", default=None)
+"""The host's pool, for `complete` in what a handler starts."""
+
+
+def agent_pool() -> Pool | None:
+    """The host's pool where it can be used: code that a handler started, on the host's own loop."""
+    entry = pools.get()
+    return entry[1] if entry is not None and entry[0] is asyncio.get_running_loop() else None
+
+
+def completion_of(
+    outcome: Outcome, operation_token: str, started_at_ms: int
+) -> tuple[list[RawHeader], bytes]:
+    """Headers (without the caller's) and body that report an outcome. The close time is now.
+
+    A handler error that came after the 201 has no form of its own here: the operation failed, with it as the cause.
+    """
+    state = "failed" if outcome.state == "error" else outcome.state
+    body = outcome.body
+    headers = [header for header in outcome.headers if header[0] in (b"content-type", b"nexus-link")]
+    if outcome.state == "error":
+        cause = load_json(outcome.body)
+        headers = [(b"content-type", b"application/json")]
+        body = failure_json(operation_failure("failed", cause["message"], cause=cause))
+    headers += [
+        (b"nexus-operation-state", state.encode()),
+        (b"nexus-operation-start-time", to_http_date(started_at_ms).encode()),
+        (b"nexus-operation-close-time", to_rfc3339(now_ms()).encode()),
+    ]
+    if operation_token:
+        headers.append((b"nexus-operation-token", operation_token.encode("latin-1")))
+    return headers, body
+
+
+async def deliver(
+    pool: Pool,
+    callback: Callable[[], Callback],
+    headers: list[RawHeader],
+    body: bytes,
+    *,
+    others: Sequence[Target] = (),
+    retry_for_ms: int = RETRY_FOR_MS,
+) -> int:
+    """Post until 2xx or an answer in FINAL; that status. Raises ReplyTimeout when `retry_for_ms` is over.
+
+    `callback` is asked before every try: a later attempt of the same call may have brought a new token. `others` are base
+    URLs of further gateways of the mesh, tried when the one that asked does not answer.
+    """
+    give_up_at_ms = now_ms() + retry_for_ms
+    delay_ms = RETRY_FIRST_MS
+    while True:
+        to = callback()
+        destinations = [(to.target, to.target.path)]
+        if to.gateway is not None:
+            path = MESH_CALLBACK.encode()
+            destinations += [(base, base.under(path)) for base in others if base.origin != to.target.origin]
+        trouble = ""
+        for target, path in destinations:
+            try:
+                reply = await pool.post(
+                    target, path, [*to.headers, *headers], body, timeout_s=TIMEOUT_S, reply_bytes_max=REPLY_BYTES_MAX
+                )
+            except PeerFault as fault:
+                trouble = fault.detail
+                continue
+            if reply.status in FINAL or 200 <= reply.status < 300:  # noqa: PLR2004
+                return reply.status
+            trouble = f"{target.origin} answered {reply.status}"
+            delay_ms = max(delay_ms, min(_retry_after_ms(reply), RETRY_MAX_MS))
+        if now_ms() + delay_ms >= give_up_at_ms:
+            raise ReplyTimeout(f"the completion was not taken: {trouble}")
+        logger.info("a completion is not taken yet: %s", trouble)
+        await sleep(jittered(delay_ms, RETRY_SPREAD) / 1000)
+        delay_ms = min(delay_ms * 2, RETRY_MAX_MS)
+
+
+async def complete(
+    callback_url: str,
+    token: str,
+    result: Any = None,
+    *,
+    error: OperationError | HandlerError | None = None,
+    operation_token: str = "",
+    headers: Mapping[str, str] | None = None,
+    started_at_ms: int | None = None,
+    retry_for_s: float = RETRY_FOR_MS / 1000,
+) -> None:
+    """Report the outcome of an operation that a handler started with `StartOperationResultAsync`.
+
+    callback_url     `ctx.callback_url` of the start
+    token            the completion token, `ctx.callback_headers["token"]`; "" where the caller sent none
+    result           a pydantic model, dataclass or builtin value; bytes go as octet-stream, None as null
+    error            instead of a result: OperationError for failed or canceled, HandlerError for failed
+    operation_token  the handler's own token, the one of its StartOperationResultAsync
+    headers          further callback headers, e.g. all of `ctx.callback_headers`
+    started_at_ms    when the work began, milliseconds since the epoch; default now
+
+    Returns when the caller took it, also as a duplicate of what it knows. Repeats faults and 5xx for `retry_for_s`,
+    then raises ReplyTimeout. Raises Unauthenticated, NotFound, Conflict (another outcome stands), Gone, Refusal as
+    the caller answered, Malformed for a URL or headers that cannot be sent, Undecodable for a result that is not JSON.
+    """
+    target = Target.parse(callback_url)
+    replayed = [header for header in merged(headers or {}) if header[0] != b"token"]
+    if token:
+        replayed.append((b"token", token.encode("latin-1")))
+    gateway = Target.parse(callback_url.removesuffix(MESH_CALLBACK))
+    destination = Callback(callback_url, target, check_callback_headers(replayed), token, gateway)
+    outcome = succeeded(Codec(Any), result) if error is None else raised(error, "complete")
+    head, body = completion_of(outcome, operation_token, now_ms() if started_at_ms is None else started_at_ms)
+    pool = agent_pool()
+    own = Pool() if pool is None else pool
+    try:
+        status = await deliver(own, lambda: destination, head, body, retry_for_ms=int(retry_for_s * 1000))
+    finally:
+        if own is not pool:
+            await own.close()
+    if status in FINAL:
+        kinds: dict[int, type[MeshError]] = {401: Unauthenticated, 404: NotFound, 409: Conflict, 410: Gone}
+        raise kinds.get(status, Refusal)(f"{target.origin} refused the completion with {status}")
+
+
+def _retry_after_ms(reply: Reply) -> int:
+    value = (reply.header(b"retry-after") or b"").decode("latin-1")
+    return int(value) * 1000 if value.isascii() and value.isdigit() and len(value) < 7 else 0  # noqa: PLR2004

@@ -1,0 +1,114 @@
+"""What a handler can ask about the call it serves, beyond what nexusrpc hands it.
+
+`current()` works in async handlers, in plain `def` handlers (their thread inherits it) and in tasks they start. It must
+not know how calls arrive or where answers go.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Mapping
+from contextvars import ContextVar
+from dataclasses import dataclass
+
+from nexusrpc.handler import OperationTaskCancellation
+
+_creation = threading.Lock()
+
+
+class Cancellation(OperationTaskCancellation):
+    """nexusrpc's `ctx.task_cancellation`: set once by the host's event loop, watched from any thread or loop.
+
+    `watched` says whether the handler ever looked: one that did gets time to end in its own way.
+    """
+
+    __slots__ = ("_event", "_futures", "reason", "watched")
+
+    def __init__(self) -> None:
+        self.reason: str | None = None
+        self.watched = False
+        self._event: threading.Event | None = None
+        self._futures: list[asyncio.Future[None]] = []
+
+    def set(self, reason: str) -> None:
+        """Tell everybody who waits; the first reason stays."""
+        if self.reason is not None:
+            return
+        # Waiters register first and read `reason` after, so either they see it or they are seen here.
+        self.reason = reason
+        if self._event is not None:
+            self._event.set()
+        for future in tuple(self._futures):
+            try:
+                future.get_loop().call_soon_threadsafe(_wake, future)
+            except RuntimeError:
+                continue  # a loop that the handler ran in its own thread, closed by now
+
+    def is_cancelled(self) -> bool:
+        self.watched = True
+        return self.reason is not None
+
+    def cancellation_reason(self) -> str | None:
+        return self.reason
+
+    def wait_until_cancelled_sync(self, timeout: float | None = None) -> bool:
+        self.watched = True
+        with _creation:
+            event = self._event = self._event or threading.Event()
+        if self.reason is not None:
+            return True
+        return event.wait(timeout)
+
+    async def wait_until_cancelled(self) -> None:
+        self.watched = True
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._futures.append(future)
+        try:
+            if self.reason is None:
+                await future
+        finally:
+            self._futures.remove(future)
+
+
+def _wake(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
+
+
+@dataclass(slots=True)
+class Context:
+    """The call being served.
+
+    operation_id    the durable operation, also the caller's token; None when the caller is not a mesh
+    run, attempt    1, 2, ...; 1 when the caller is not a mesh
+    namespace       the caller's team; None when the caller is not a mesh
+    request_id      the same on every attempt of a run: the key for effects outside that must happen once
+    headers         the caller's, names in lower case, without `content-*` and `nexus-callback-*`
+    deadline_at_ms  when the operation ends at the latest (`Operation-Timeout`), milliseconds since the epoch, or None
+    cancellation    set when the caller cancels, when the lease is lost, or when the agent must stop
+    """
+
+    endpoint: str
+    service: str
+    operation: str
+    operation_id: str | None
+    run: int
+    attempt: int
+    namespace: str | None
+    request_id: str
+    headers: Mapping[str, str]
+    deadline_at_ms: int | None
+    cancellation: Cancellation
+
+
+running: ContextVar[Context] = ContextVar("mesh_agent_context")
+
+
+def current() -> Context:
+    """The call that this code runs for. Raises LookupError outside of a handler."""
+    try:
+        return running.get()
+    except LookupError:
+        message = "mesh.agent.current() is for code that runs inside an operation handler"
+        raise LookupError(message) from None

@@ -1,0 +1,151 @@
+"""A start or cancel request as the host reads it: what its headers and query say (nexus.md 1.1).
+
+Reads every header once; callback URLs are remembered, since a gateway names the same one in every request. Knows no
+operation and keeps no call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Final, NamedTuple
+from urllib.parse import parse_qsl
+
+import nexusrpc
+
+from mesh.errors import Malformed
+from mesh.pool import Target
+from mesh.wire import (
+    KEY_CHARS_MAX,
+    OPERATION_TOKEN_BYTES_MAX,
+    RawHeader,
+    check_callback_headers,
+    parse_duration_ms,
+    parse_links,
+)
+
+CALLBACKS_REMEMBERED_MAX: Final = 256
+QUERY_FIELDS_MAX: Final = 16
+MESH_CALLBACK: Final = "/nexus/callback"
+"""Where a mesh takes completions, below its base URL (api.md section 2)."""
+
+_duration_ms = lru_cache(maxsize=512)(parse_duration_ms)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Callback:
+    """Where the completion of one attempt goes.
+
+    headers   the caller's `Nexus-Callback-*`, prefix stripped
+    token     the completion token among them, also the lease's; empty when there is none
+    gateway   base URL of the mesh that asked, when it is one: it takes heartbeats, and any of its gateways completions
+    """
+
+    url: str
+    target: Target
+    headers: list[RawHeader]
+    token: str
+    gateway: Target | None
+
+
+class StartHead(NamedTuple):
+    """All of a start request but its body. `headers` is what a handler sees."""
+
+    headers: dict[str, str]
+    content_type: str | None
+    request_id: str | None
+    request_timeout_ms: int | None
+    operation_timeout_ms: int | None
+    links: list[nexusrpc.Link]
+    callback: Callback | None
+
+    def number(self, name: str) -> int:
+        """A `Mesh-Run` or `Mesh-Attempt`; 1 when there is none."""
+        text = self.headers.get(name, "")
+        return int(text) if text.isascii() and text.isdigit() and len(text) < 10 else 1  # noqa: PLR2004
+
+
+def read_start(headers: Iterable[RawHeader], query: bytes) -> StartHead:
+    """Names must be in lower case (ASGI). Of a repeated header the first value counts, links excepted.
+
+    Raises Malformed: timeouts, links, callback URL or callback headers that cannot be used, an encoded body.
+    """
+    visible: dict[str, str] = {}
+    content: dict[str, str] = {}
+    links: list[str] = []
+    replayed: list[RawHeader] = []
+    for name, value in headers:
+        if name.startswith(b"nexus-callback-"):
+            replayed.append((name[15:], value))
+        elif name == b"nexus-link":
+            links.append(value.decode("latin-1"))
+        else:
+            kept = content if name.startswith(b"content-") else visible
+            kept.setdefault(name.decode("latin-1"), value.decode("latin-1"))
+    if content.get("content-encoding", "identity").lower() not in ("identity", ""):
+        message = "the body is encoded; send it without Content-Encoding"
+        raise Malformed(message)
+    request_id = visible.get("nexus-request-id") or None
+    if request_id is not None and len(request_id) > KEY_CHARS_MAX:
+        raise Malformed(f"Nexus-Request-Id is longer than {KEY_CHARS_MAX} characters")
+    request_timeout, operation_timeout = visible.get("request-timeout"), visible.get("operation-timeout")
+    return StartHead(
+        visible,
+        content.get("content-type") or None,
+        request_id,
+        _duration_ms(request_timeout) if request_timeout else None,
+        _duration_ms(operation_timeout) if operation_timeout else None,
+        [nexusrpc.Link(link.url, link.type) for link in parse_links(links)] if links else [],
+        _callback(query, replayed, mesh="mesh-operation-id" in visible) if query else None,
+    )
+
+
+def read_cancel(headers: Iterable[RawHeader], query: bytes) -> tuple[dict[str, str], str, int | None]:
+    """The headers a handler sees, the operation token (header before query), the request timeout. Raises Malformed."""
+    visible: dict[str, str] = {}
+    for name, value in headers:
+        if not name.startswith((b"content-", b"nexus-callback-")):
+            visible.setdefault(name.decode("latin-1"), value.decode("latin-1"))
+    token = visible.pop("nexus-operation-token", "") or (_field(query, "token") if query else "")
+    if not token:
+        message = "no operation token: send Nexus-Operation-Token, or ?token="
+        raise Malformed(message)
+    if len(token) > OPERATION_TOKEN_BYTES_MAX:
+        message = f"the operation token is longer than {OPERATION_TOKEN_BYTES_MAX} bytes"
+        raise Malformed(message)
+    timeout = visible.get("request-timeout")
+    return visible, token, _duration_ms(timeout) if timeout else None
+
+
+def _callback(query: bytes, replayed: list[RawHeader], *, mesh: bool) -> Callback | None:
+    found = _destination(query)
+    if found is None:
+        return None
+    url, target, gateway = found
+    headers = check_callback_headers(replayed) if replayed else replayed
+    token = next((value.decode("latin-1") for name, value in headers if name == b"token"), "")
+    return Callback(url, target, headers, token, gateway if mesh and token else None)
+
+
+@lru_cache(maxsize=CALLBACKS_REMEMBERED_MAX)
+def _destination(query: bytes) -> tuple[str, Target, Target | None] | None:
+    url = _field(query, "callback")
+    if not url:
+        return None
+    base = url.removesuffix(MESH_CALLBACK)
+    return url, Target.parse(url), Target.parse(base) if base != url else None
+
+
+def _field(query: bytes, name: str) -> str:
+    try:
+        fields = parse_qsl(query.decode("ascii"), max_num_fields=QUERY_FIELDS_MAX, errors="strict")
+    except ValueError:
+        message = "the query cannot be read"
+        raise Malformed(message) from None
+    return next((value for key, value in fields if key == name), "")
+
+
+def merged(headers: Mapping[str, str]) -> list[RawHeader]:
+    """Header names and values as the pool sends them; a value is written as it was read."""
+    return [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()]

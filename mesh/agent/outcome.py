@@ -1,0 +1,143 @@
+"""How a call ended, as the answer that leaves: results, operation errors, handler errors (nexus.md 1.1, 1.2).
+
+Owns the step from Python values and exceptions to status, headers and body. Knows no request and no connection.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Any, Final, NamedTuple
+
+import nexusrpc
+from nexusrpc import HandlerError, HandlerErrorType, OperationError
+
+from mesh.agent.codec import Codec
+from mesh.wire import (
+    HANDLER_ERRORS,
+    Failure,
+    Link,
+    RawHeader,
+    failure_json,
+    format_links,
+    handler_failure,
+    headers_for_handler_error,
+    headers_for_operation_error,
+    operation_failure,
+)
+
+CAUSES_MAX: Final = 16
+logger: Final = logging.getLogger("mesh.agent")
+
+_SUCCEEDED: Final[RawHeader] = (b"nexus-operation-state", b"succeeded")
+_TYPES: Final[dict[str, RawHeader]] = {
+    "application/json": (b"content-type", b"application/json"),
+    "application/octet-stream": (b"content-type", b"application/octet-stream"),
+}
+
+
+class Outcome(NamedTuple):
+    """An answer. `state`: succeeded, failed, canceled, running (201), or error: a handler error, `retryable` or not."""
+
+    status: int
+    headers: list[RawHeader]
+    body: bytes
+    state: str
+    retryable: bool = False
+
+
+def succeeded(codec: Codec, value: Any, links: Sequence[nexusrpc.Link] = ()) -> Outcome:
+    """200 with the value. Raises Undecodable when it is not of the promised type, Malformed on a bad link."""
+    media_type, body = codec.encode(value)
+    headers = [_SUCCEEDED] if media_type is None else [_TYPES[media_type], _SUCCEEDED]
+    if links:
+        headers.append(link_header(links))
+    return Outcome(200, headers, body, "succeeded")
+
+
+def running(token: str, links: Sequence[nexusrpc.Link] = ()) -> Outcome:
+    """201: the operation goes on under `token`."""
+    headers: list[RawHeader] = [_TYPES["application/json"], (b"nexus-operation-state", b"running")]
+    if links:
+        headers.append(link_header(links))
+    return Outcome(201, headers, failure_json({"token": token, "state": "running"}), "running")
+
+
+def refusal(error_type: str, message: str, *, retry_after_s: int | None = None) -> Outcome:
+    """A handler error of the host itself; `error_type` is one of the spec's."""
+    status, retryable = HANDLER_ERRORS[error_type]
+    headers = headers_for_handler_error(error_type)
+    if retry_after_s is not None:
+        headers.append((b"retry-after", b"%d" % retry_after_s))
+    return Outcome(status, headers, failure_json(handler_failure(error_type, message)), "error", retryable)
+
+
+def canceled(reason: str) -> Outcome:
+    return _operation_error(OperationError(reason, state=nexusrpc.OperationErrorState.CANCELED))
+
+
+def raised(error: Exception, where: str) -> Outcome:
+    """What an exception of a handler means. Anything but Nexus errors is logged, and its text stays here (case 47)."""
+    if isinstance(error, OperationError):
+        return _operation_error(error)
+    if isinstance(error, HandlerError):
+        status, _ = HANDLER_ERRORS.get(error.raw_error_type, (500, True))
+        headers = headers_for_handler_error(error.raw_error_type, retryable=error.retryable)
+        return Outcome(status, headers, failure_json(failure_of(error)), "error", error.retryable)
+    logger.error("%s raised %s", where, type(error).__name__, exc_info=error)
+    return refusal("INTERNAL", "internal error")
+
+
+def failure_of(error: BaseException, depth: int = 0) -> Failure:
+    """An exception with its causes (`raise ... from ...`) as a Failure; at most CAUSES_MAX deep."""
+    cause = error.__cause__
+    inner = failure_of(cause, depth + 1) if cause is not None and depth < CAUSES_MAX else None
+    if isinstance(error, (HandlerError, OperationError)) and error.original_failure is not None:
+        original = _wire(error.original_failure)
+        if original.get("metadata", {}).get("type") == f"nexus.{type(error).__name__}":
+            return original  # passed on as it was received
+        inner = original
+    if isinstance(error, HandlerError):
+        return handler_failure(
+            error.raw_error_type,
+            error.message,
+            retryable=error.retryable_override,
+            cause=inner,
+            stack_trace=error.stack_trace,
+        )
+    if isinstance(error, OperationError):
+        word = "canceled" if error.state is nexusrpc.OperationErrorState.CANCELED else "failed"
+        return operation_failure(word, error.message, cause=inner, stack_trace=error.stack_trace)
+    kind = type(error).__name__
+    failure: Failure = {"message": str(error) or kind, "metadata": {"type": kind}}
+    if inner is not None:
+        failure["cause"] = inner
+    return failure
+
+
+def link_header(links: Sequence[nexusrpc.Link]) -> RawHeader:
+    """Raises Malformed on a link that cannot be written."""
+    return b"nexus-link", format_links([Link(link.url, link.type) for link in links]).encode("ascii")
+
+
+def bad_request(message: str) -> HandlerError:
+    """Never retried by whoever follows the spec: the same input fails again."""
+    return HandlerError(message, type=HandlerErrorType.BAD_REQUEST)
+
+
+def _operation_error(error: OperationError) -> Outcome:
+    word = "canceled" if error.state is nexusrpc.OperationErrorState.CANCELED else "failed"
+    return Outcome(424, headers_for_operation_error(word), failure_json(failure_of(error)), word)
+
+
+def _wire(failure: nexusrpc.Failure) -> Failure:
+    wire: Failure = {"message": failure.message}
+    if failure.stack_trace is not None:
+        wire["stackTrace"] = failure.stack_trace
+    if failure.metadata is not None:
+        wire["metadata"] = dict(failure.metadata)
+    if failure.details is not None:
+        wire["details"] = dict(failure.details)
+    if failure.cause is not None:
+        wire["cause"] = _wire(failure.cause)
+    return wire

@@ -1,0 +1,189 @@
+"""The agent's entry in the registry: declares the endpoint once, then keeps this instance's lease alive (api.md 4).
+
+Repeats for ever, since an agent may be up before its gateway and outlives its restarts. What the agent's author did not
+set (policy, allow, labels, description) stays as it is in the registry. Knows no operations.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections.abc import Sequence
+from typing import Any, Final
+
+from mesh.clock import sleep
+from mesh.errors import MeshError, PeerFault, Refusal
+from mesh.ids import jittered
+from mesh.pool import Pool, Reply, Target
+from mesh.wire import RawHeader, quote_segment
+
+TTL_MS: Final = 5000
+BEATS_PER_TTL: Final = 3
+BEAT_SPREAD: Final = 0.1
+RETRY_FIRST_MS: Final = 200
+RETRY_MAX_MS: Final = 5000
+REFUSED_RETRY_MS: Final = 10_000
+"""A refusal changes only when somebody mends it: an owner, a key, an egress rule."""
+TIMEOUT_S: Final = 5.0
+LEAVE_TIMEOUT_S: Final = 2.0
+DECLARE_TRIES_MAX: Final = 5
+REPLY_BYTES_MAX: Final = 4 << 20
+
+logger: Final = logging.getLogger("mesh.agent")
+
+
+class Registration:
+    """One instance of one endpoint.
+
+    gateways   base URLs, asked in turn when one does not answer
+    declared   the fields of the endpoint that the author set; None: the endpoint is declared by somebody else
+    """
+
+    def __init__(
+        self,
+        pool: Pool,
+        gateways: Sequence[Target],
+        *,
+        key: str | None,
+        endpoint: str,
+        declared: dict[str, Any] | None,
+        instance: str,
+        lease: dict[str, Any],
+    ) -> None:
+        """`lease`: the body of the instance's PUT, `{url, ttl_ms, version?, weight?}`."""
+        self._pool = pool
+        self._gateways = gateways
+        self._at = 0
+        self._headers: list[RawHeader] = [(b"content-type", b"application/json")]
+        if key is not None:
+            self._headers.append((b"authorization", f"Bearer {key}".encode("latin-1")))
+        self._endpoint_path = f"/v1/endpoints/{quote_segment(endpoint)}".encode()
+        self._instance_path = self._endpoint_path + f"/instances/{quote_segment(instance)}".encode()
+        self._what = f"{endpoint}/{instance}"
+        self._declared = declared
+        self._must_declare = declared is not None
+        self._lease = json.dumps(lease).encode()
+        self._ttl_ms: int = lease["ttl_ms"]
+        self._task: asyncio.Task[None] | None = None
+        self._trouble = ""
+        self.known = asyncio.Event()
+        """Set once the registry has taken this instance."""
+
+    def begin(self) -> None:
+        """Register, and keep registered, in the background."""
+        if self._task is None:
+            self._task = asyncio.get_running_loop().create_task(self._run())
+
+    async def leave(self) -> None:
+        """Stop heartbeats and take the instance out of the rotation, if the registry can be reached."""
+        task, self._task = self._task, None
+        if task is None:
+            return
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        if self.known.is_set():
+            try:
+                await self._request(b"DELETE", self._instance_path, timeout_s=LEAVE_TIMEOUT_S)
+            except MeshError as error:
+                logger.warning("%s could not leave the registry: %s", self._what, error.detail)
+
+    async def step(self) -> None:
+        """Declare what is to be declared, then one heartbeat. Raises PeerFault and Refusal."""
+        if self._must_declare:
+            await self._declare()
+            self._must_declare = False
+        reply = await self._request(b"PUT", self._instance_path, self._lease)
+        if reply.status == 404 and self._declared is not None:  # noqa: PLR2004
+            self._must_declare = True  # the endpoint went away under us
+        _check(reply, "the instance")
+
+    async def _run(self) -> None:
+        delay_ms = RETRY_FIRST_MS
+        while True:
+            try:
+                await self.step()
+            except PeerFault as fault:
+                self._say(logging.WARNING, f"is not registered yet: {fault.detail}")
+                self._at += 1
+                pause_ms, delay_ms = delay_ms, min(delay_ms * 2, RETRY_MAX_MS)
+            except Refusal as refusal:
+                self._say(logging.ERROR, f"cannot register: {refusal.detail}")
+                pause_ms = delay_ms if self._must_declare and self.known.is_set() else REFUSED_RETRY_MS
+            else:
+                self._say(logging.INFO, "is registered")
+                self.known.set()
+                pause_ms, delay_ms = self._ttl_ms // BEATS_PER_TTL, RETRY_FIRST_MS
+            await sleep(jittered(pause_ms, BEAT_SPREAD) / 1000)
+
+    async def _declare(self) -> None:
+        """Read, merge, write if anything differs; again when somebody else wrote in between."""
+        wanted = self._declared or {}
+        for _ in range(DECLARE_TRIES_MAX):
+            found = await self._request(b"GET", self._endpoint_path)
+            headers: list[RawHeader] = []
+            entry: dict[str, Any] = dict(wanted)
+            if found.status == 200:  # noqa: PLR2004
+                present = _object(found)
+                if all(present.get(field) == value for field, value in wanted.items()):
+                    return
+                entry = {field: present[field] for field in _KEPT if present.get(field) is not None} | entry
+                etag = found.header(b"etag")
+                if etag is not None:
+                    headers = [(b"if-match", etag)]
+            elif found.status != 404:  # noqa: PLR2004
+                _check(found, "the endpoint")
+            entry.setdefault("target", {"kind": "http"})
+            written = await self._request(b"PUT", self._endpoint_path, json.dumps(entry).encode(), headers)
+            if written.status != 412:  # noqa: PLR2004
+                _check(written, "the endpoint")
+                return
+        message = "the endpoint is rewritten by somebody else all the time"
+        raise PeerFault(message)
+
+    async def _request(
+        self,
+        method: bytes,
+        path: bytes,
+        body: bytes = b"",
+        headers: Sequence[RawHeader] = (),
+        timeout_s: float = TIMEOUT_S,
+    ) -> Reply:
+        gateway = self._gateways[self._at % len(self._gateways)]
+        return await self._pool.request(
+            method,
+            gateway,
+            gateway.under(path),
+            [*self._headers, *headers],
+            body,
+            timeout_s=timeout_s,
+            reply_bytes_max=REPLY_BYTES_MAX,
+        )
+
+    def _say(self, level: int, what: str) -> None:
+        # Said when it changes: a gateway that is down for an hour is one line.
+        if what != self._trouble:
+            self._trouble = what
+            logger.log(level, "%s %s", self._what, what)
+
+
+_KEPT: Final = ("description", "target", "policy", "allow", "labels")
+
+
+def _object(reply: Reply) -> dict[str, Any]:
+    try:
+        found = json.loads(reply.body)
+    except ValueError:
+        found = None
+    return found if isinstance(found, dict) else {}
+
+
+def _check(reply: Reply, what: str) -> None:
+    """Raises Refusal for what only a change mends, PeerFault for what may pass."""
+    if reply.status < 300:  # noqa: PLR2004
+        return
+    said = _object(reply)
+    detail = f"{what}: {reply.status} {said.get('code', '')} {said.get('detail', '')}".rstrip()
+    if reply.status in (408, 425, 429) or reply.status >= 500:  # noqa: PLR2004
+        raise PeerFault(detail)
+    raise Refusal(detail)

@@ -1,0 +1,178 @@
+"""Executions and the memory of them: one per request id while it runs, its answer for a while after.
+
+Owns the tables and their caps. Knows no HTTP and decides no outcome: host.py does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from typing import Final
+
+from nexusrpc.handler import StartOperationContext
+
+from mesh.agent.context import Cancellation
+from mesh.agent.inbound import Callback
+from mesh.agent.outcome import Outcome
+from mesh.agent.routes import Route
+from mesh.clock import monotonic_s
+from mesh.ids import short_id
+
+REMEMBER_S: Final = 60.0
+"""How long an answer is repeated to the same request id; covers the repeats of one attempt, not of an operation."""
+REMEMBERED_MAX: Final = 10_000
+REMEMBERED_BYTES_MAX: Final = 32 << 20
+TOKEN_PREFIX: Final = "mesh"
+"""Our own operation tokens, told from those that handlers mint."""
+
+RunKey = tuple[Route, str]
+
+
+class Run:
+    """One execution of a handler.
+
+    token      the host's operation token, None until a 201 left
+    outcome    None while the handler runs
+    waiting    requests that hold their connection for the outcome
+    lost       another attempt owns the work: nothing is to be reported
+    leased     a mesh confirmed the lease: silence makes it send the work again
+    inner      the handler's own token, when it answered 201 itself
+    """
+
+    __slots__ = (
+        "attempt", "callback", "cancellation", "context", "fingerprint", "inner", "key", "leased", "lost", "outcome", "route",
+        "started_at_ms", "task", "token", "waiting",
+    )  # fmt: skip
+
+    def __init__(
+        self, route: Route, key: RunKey | None, fingerprint: int, callback: Callback | None, attempt: int, at_ms: int
+    ) -> None:
+        self.route = route
+        self.key = key
+        self.fingerprint = fingerprint
+        self.callback = callback
+        self.attempt = attempt
+        self.started_at_ms = at_ms
+        self.cancellation = Cancellation()
+        self.context: StartOperationContext | None = None
+        self.task: asyncio.Task[None] | None = None
+        self.token: str | None = None
+        self.outcome: Outcome | None = None
+        self.inner: str | None = None
+        self.waiting: list[asyncio.Future[None]] = []
+        self.lost = self.leased = False
+
+    def end(self, outcome: Outcome | None) -> None:
+        """Set the outcome and wake everybody who waits for it."""
+        self.outcome = outcome
+        for future in self.waiting:
+            if not future.done():
+                future.set_result(None)
+
+    async def wait(self, timeout_s: float | None) -> None:
+        """Until the outcome is there, or `timeout_s` over."""
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[None] = loop.create_future()
+        self.waiting.append(future)
+        timer = None if timeout_s is None else loop.call_later(timeout_s, _give_up, future)
+        try:
+            await future
+        finally:
+            self.waiting.remove(future)
+            if timer is not None:
+                timer.cancel()
+
+
+def _give_up(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
+
+
+class Runs:
+    """All runs of one host: found by request id and by token, the finished ones forgotten in time."""
+
+    def __init__(self, remember_s: float = REMEMBER_S) -> None:
+        self._remember_s = remember_s
+        self._by_key: dict[RunKey, Run] = {}
+        self._by_token: dict[str, Run] = {}
+        self._inner: dict[str, str] = {}
+        self._remembered: deque[tuple[float, Run]] = deque()
+        self._remembered_bytes = 0
+        self._sweeper: asyncio.TimerHandle | None = None
+        self.live: set[Run] = set()
+
+    def find(self, key: RunKey) -> Run | None:
+        return self._by_key.get(key)
+
+    def by_token(self, token: str) -> Run | None:
+        return self._by_token.get(token)
+
+    def open(self, run: Run) -> None:
+        self.live.add(run)
+        if run.key is not None:
+            self._by_key[run.key] = run
+
+    def name(self, run: Run) -> str:
+        """The run's token, minted when first asked for."""
+        if run.token is None:
+            run.token = short_id(TOKEN_PREFIX)
+            self._by_token[run.token] = run
+        return run.token
+
+    def alias(self, token: str, inner: str) -> None:
+        """The handler behind our `token` goes on under its own; kept longer than the run, which is over with that."""
+        if len(self._inner) >= REMEMBERED_MAX:
+            del self._inner[next(iter(self._inner))]
+        self._inner[token] = inner
+
+    def inner(self, token: str) -> str | None:
+        return self._inner.get(token)
+
+    def close(self, run: Run) -> None:
+        """The run is over; its answer stays for repeats unless it was an error worth repeating, or lost."""
+        self.live.discard(run)
+        run.context = run.task = None
+        outcome = run.outcome
+        if outcome is None or (outcome.state == "error" and outcome.retryable):
+            self.forget(run)
+        elif run.key is not None or run.token is not None:
+            now_s = monotonic_s()
+            self._remembered.append((now_s + self._remember_s, run))
+            self._remembered_bytes += len(outcome.body)
+            self._sweep(now_s)
+            if self._sweeper is None:
+                loop = asyncio.get_running_loop()
+                self._sweeper = loop.call_later(self._remember_s, self._sweep_later)
+
+    def forget(self, run: Run) -> None:
+        """A later request with the same id is new work."""
+        if run.key is not None and self._by_key.get(run.key) is run:
+            del self._by_key[run.key]
+        if run.token is not None:
+            self._by_token.pop(run.token, None)
+
+    def clear(self) -> None:
+        """Forget everything that is over."""
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+            self._sweeper = None
+        self._sweep(float("inf"))
+
+    def _sweep(self, now_s: float) -> None:
+        remembered = self._remembered
+        while remembered and (
+            remembered[0][0] <= now_s
+            or len(remembered) > REMEMBERED_MAX
+            or self._remembered_bytes > REMEMBERED_BYTES_MAX
+        ):
+            _, run = remembered.popleft()
+            if run.outcome is not None:
+                self._remembered_bytes -= len(run.outcome.body)
+            self.forget(run)
+
+    def _sweep_later(self) -> None:
+        self._sweeper = None
+        self._sweep(monotonic_s())
+        if self._remembered:
+            loop = asyncio.get_running_loop()
+            self._sweeper = loop.call_later(max(1.0, self._remembered[0][0] - monotonic_s()), self._sweep_later)

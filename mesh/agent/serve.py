@@ -1,0 +1,281 @@
+"""`Agent`: nexusrpc service handlers as an ASGI app that registers itself with the mesh.
+
+    import mesh
+
+    async def greet(name: str) -> str:
+        return f"Hello, {name}!"
+
+    mesh.serve("greeter", [greet])
+
+Owns the ASGI side: paths, bodies and their cap, lifespan. What a call means is host.py, the registry registration.py.
+A server is not part of it: `uvicorn module:agent` serves an Agent as any ASGI app, `Agent.run` is a shorthand.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Final, Literal, TypeAlias
+
+from nexusrpc.handler import OperationHandlerMiddleware
+
+from mesh.agent import outcome as outcomes
+from mesh.agent.host import Host
+from mesh.agent.inbound import read_cancel, read_start
+from mesh.agent.leases import LEASE_MS_MIN
+from mesh.agent.outcome import Outcome
+from mesh.agent.registration import TTL_MS, Registration
+from mesh.agent.routes import Routes
+from mesh.errors import ConfigError, Malformed, NotFound
+from mesh.pool import Pool, Target
+from mesh.wire import check_endpoint
+
+GATEWAY: Final = "http://127.0.0.1:7411"
+INPUT_BYTES_MAX: Final = 2 << 20
+ANSWER_WITHIN_MS: Final = 500
+LEASE_MS: Final = 5000
+RUNNING_MAX: Final = 4096
+THREADS: Final = 32
+DRAIN_S: Final = 10.0
+
+Scope: TypeAlias = MutableMapping[str, Any]
+Receive: TypeAlias = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send: TypeAlias = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+
+
+class Agent:
+    """An ASGI app that hosts `services` as the endpoint `endpoint`.
+
+    services          instances of nexusrpc service handler classes; functions become operations of a service that is
+                      named like the endpoint: `fn()`, `fn(input)` or `fn(ctx, input)`, async or not
+    gateway           base URL or URLs of the mesh; default: environment MESH_URL, else http://127.0.0.1:7411
+    key               API key of the namespace; default: environment MESH_KEY; none in development
+    url               where gateways reach this agent; default: environment MESH_AGENT_URL; `run` finds it by itself
+    instance          name of this process in the registry; default: made of the URL, so that a restart takes its place
+    prefix            path in front of `/{service}/{operation}`; belongs at the end of `url` too
+    register          True: declare the endpoint and this instance; "instance": the endpoint is declared by somebody
+                      else; False: neither, plain Nexus handler
+    description, policy, allow, labels   of the endpoint (api.md section 4); None leaves what the registry has
+    version, weight   of the instance
+    ttl_ms            how long the registry believes in the instance without a heartbeat; one is sent every third of it
+    answer_within_ms  a handler still running then is answered 201 and completed later, at half of `Request-Timeout` at
+                      the latest. The default, 500, keeps quick work at one round trip; for slow work the 201 costs
+                      the mesh one more store write, nothing for the caller, who gets the answer as soon as it is
+                      there, and in return the work is leased: no request timeout repeats it. 0: always 201
+    lease_ms          lease of such work: heartbeats go out every third of it, a dead agent's work moves on after it
+    running_max       operations at once, those waiting for their completion to be taken included; above: 429
+    threads           threads for plain `def` handlers
+    input_bytes_max   above: BAD_REQUEST
+    drain_s           at shutdown, what running work gets to finish
+    middleware        nexusrpc's OperationHandlerMiddleware, the first one outermost
+
+    Every operation is executed once per `Nexus-Request-Id` while it runs and for a minute after. Raises ConfigError.
+    """
+
+    def __init__(
+        self,
+        endpoint: str,
+        services: Iterable[Any],
+        *,
+        gateway: str | Sequence[str] | None = None,
+        key: str | None = None,
+        url: str | None = None,
+        instance: str | None = None,
+        prefix: str = "",
+        register: bool | Literal["instance"] = True,
+        description: str | None = None,
+        policy: Mapping[str, Any] | None = None,
+        allow: Sequence[str] | None = None,
+        labels: Mapping[str, str] | None = None,
+        version: str | None = None,
+        weight: int | None = None,
+        ttl_ms: int = TTL_MS,
+        answer_within_ms: int = ANSWER_WITHIN_MS,
+        lease_ms: int = LEASE_MS,
+        running_max: int = RUNNING_MAX,
+        threads: int = THREADS,
+        input_bytes_max: int = INPUT_BYTES_MAX,
+        drain_s: float = DRAIN_S,
+        middleware: Sequence[OperationHandlerMiddleware] = (),
+    ) -> None:
+        if lease_ms < LEASE_MS_MIN:
+            message = f"lease_ms is at least {LEASE_MS_MIN}"
+            raise ConfigError(message)
+        try:
+            self.endpoint = check_endpoint(endpoint)
+            gateways = gateway or os.environ.get("MESH_URL") or GATEWAY
+            gateways = [gateways] if isinstance(gateways, str) else gateways
+            self.gateways = [Target.parse(each) for each in gateways]
+        except Malformed as error:
+            raise ConfigError(error.detail) from None
+        self._key = key or os.environ.get("MESH_KEY") or None
+        self.url = url or os.environ.get("MESH_AGENT_URL") or None
+        self.prefix = f"/{prefix.strip('/')}" if prefix.strip("/") else ""
+        self._instance = instance
+        self._register = register
+        self._lease_ms = lease_ms
+        self._answer_within_ms = answer_within_ms
+        self._running_max = running_max
+        self._input_bytes_max = input_bytes_max
+        self._drain_s = drain_s
+        self._executor = ThreadPoolExecutor(threads, thread_name_prefix=f"mesh-{endpoint}")
+        self._routes = Routes(endpoint, services, self._executor, self.prefix, middleware)
+        fields = {"description": description, "policy": policy, "allow": allow, "labels": labels}
+        self._declared: dict[str, Any] = {field: value for field, value in fields.items() if value is not None}
+        offered = {"ttl_ms": ttl_ms, "version": version, "weight": weight}
+        self._offered: dict[str, Any] = {field: value for field, value in offered.items() if value is not None}
+        self._registration: Registration | None = None
+        self._open()
+
+    # -- ASGI
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            if scope["type"] == "lifespan":
+                await self._lifespan(receive, send)
+            return
+        outcome = await self._handle(scope, receive)
+        if outcome is not None:
+            headers = [*outcome.headers, (b"content-length", b"%d" % len(outcome.body))]
+            await send({"type": "http.response.start", "status": outcome.status, "headers": headers})
+            await send({"type": "http.response.body", "body": outcome.body})
+
+    async def _handle(self, scope: Scope, receive: Receive) -> Outcome | None:
+        """None when the caller went away before its request was complete."""
+        try:
+            if scope["method"] != "POST":
+                return _other_method(scope, self.prefix)
+            route, is_cancel = self._routes.find(_raw_path(scope))
+            if is_cancel:
+                headers, token, timeout_ms = read_cancel(scope["headers"], scope["query_string"])
+                return await self._host.cancel(route, headers, token, timeout_ms)
+            head = read_start(scope["headers"], scope["query_string"])
+            message = await receive()
+            body = message.get("body", b"")
+            if message.get("more_body") or len(body) > self._input_bytes_max:
+                body = await self._rest(body, receive)
+            elif message["type"] == "http.disconnect":
+                return None
+        except NotFound as error:
+            return outcomes.refusal("NOT_FOUND", error.detail)
+        except Malformed as error:
+            return outcomes.refusal("BAD_REQUEST", error.detail)
+        if body is None:
+            return None
+        return await self._host.start(route, head, body)
+
+    async def _rest(self, body: bytes, receive: Receive) -> bytes | None:
+        chunks, size = [body], len(body)
+        while size <= self._input_bytes_max:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                return None
+            chunks.append(message.get("body", b""))
+            size += len(chunks[-1])
+            if not message.get("more_body"):
+                break
+        if size > self._input_bytes_max:
+            message = f"the input is larger than {self._input_bytes_max} bytes"
+            raise Malformed(message)
+        return b"".join(chunks)
+
+    # -- life
+
+    async def _lifespan(self, receive: Receive, send: Send) -> None:
+        await receive()
+        try:
+            self.begin()
+        except ConfigError as error:
+            await send({"type": "lifespan.startup.failed", "message": error.detail})
+            return
+        await send({"type": "lifespan.startup.complete"})
+        await receive()
+        await self.end()
+        await send({"type": "lifespan.shutdown.complete"})
+
+    def begin(self) -> None:
+        """Register and heartbeat in the background; called by the lifespan. Raises ConfigError without a URL."""
+        if self._host.stopping:
+            self._open()
+        if self._register is False:
+            return
+        if self.url is None:
+            message = (
+                f"agent {self.endpoint} does not know the URL under which gateways reach it: give Agent(url=...) or set"
+                " MESH_AGENT_URL, start it with agent.run(port=...), or host it unregistered with register=False"
+            )
+            raise ConfigError(message)
+        try:
+            at = Target.parse(self.url)
+        except Malformed as error:
+            raise ConfigError(error.detail) from None
+        instance = self._instance or f"{at.host.replace(':', '-')}-{at.port}{at.path.decode().rstrip('/').replace('/', '-')}"
+        self._registration = Registration(
+            self._pool,
+            self.gateways,
+            key=self._key,
+            endpoint=self.endpoint,
+            declared={"services": self._routes.describe(), **self._declared} if self._register is True else None,
+            instance=instance,
+            lease={"url": self.url, **self._offered},
+        )
+        self._registration.begin()
+
+    async def registered(self) -> None:
+        """Wait until the registry has taken this instance (it never does while no gateway is there)."""
+        if self._registration is not None:
+            await self._registration.known.wait()
+
+    async def leave(self) -> None:
+        """Leave the rotation: gateways send no more work. First step of `end`."""
+        if self._registration is not None:
+            await self._registration.leave()
+
+    async def end(self) -> None:
+        """Leave, let running work finish for `drain_s`, deliver what can be delivered, close every connection."""
+        await self.leave()
+        await self._host.drain(self._drain_s)
+        await self._pool.close()
+
+    def _open(self) -> None:
+        self._pool = Pool()
+        self._host = Host(
+            self.endpoint,
+            self._pool,
+            self.gateways,
+            key=self._key,
+            answer_within_ms=self._answer_within_ms,
+            lease_ms=self._lease_ms,
+            running_max=self._running_max,
+        )
+
+    def run(self, *, host: str = "127.0.0.1", port: int = 0) -> None:
+        """Serve until SIGINT or SIGTERM, on a free port by default. Needs uvicorn; raises ConfigError without it."""
+        from mesh.agent.server import run  # noqa: PLC0415 - only who serves this way needs a server
+
+        run(self, host, port)
+
+
+def serve(endpoint: str, services: Iterable[Any], *, host: str = "127.0.0.1", port: int = 0, **options: Any) -> None:
+    """`Agent(endpoint, services, **options).run(host=..., port=...)`."""
+    Agent(endpoint, services, **options).run(host=host, port=port)
+
+
+def _raw_path(scope: Scope) -> bytes:
+    """The path as sent, below where the app is mounted. Decoded names would have lost their `%2F` (nexus.md 1.1)."""
+    raw: bytes | None = scope.get("raw_path")
+    if raw is None:
+        message = "this ASGI server does not say the raw path; use one that does, such as uvicorn"
+        raise Malformed(message)
+    root: str = scope.get("root_path", "")
+    return raw.removeprefix(root.encode()) if root else raw
+
+
+def _other_method(scope: Scope, prefix: str) -> Outcome:
+    if scope["method"] in ("GET", "HEAD") and scope["path"] in ("/healthz", f"{prefix}/healthz"):
+        return Outcome(200, [(b"content-type", b"text/plain")], b"" if scope["method"] == "HEAD" else b"ok", "health")
+    return outcomes.refusal("BAD_REQUEST", "expected POST")
+
+
+__all__ = ["Agent", "serve"]

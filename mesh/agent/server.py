@@ -1,0 +1,93 @@
+"""`Agent.run`: uvicorn around one agent, the port bound first so that the agent knows its own URL.
+
+uvicorn comes with the gateway extra and is looked for only here.
+"""
+
+from __future__ import annotations
+
+import importlib
+import socket
+from typing import TYPE_CHECKING, Any, Final
+
+from mesh.errors import ConfigError
+from mesh.pool import Target
+
+if TYPE_CHECKING:
+    from mesh.agent.serve import Agent
+
+BACKLOG: Final = 2048
+KEEP_ALIVE_S: Final = 75
+"""Longer than gateways keep idle connections (mesh/pool), so that they close them and never meet a closed one."""
+WILDCARDS: Final = ("", "0.0.0.0", "::")  # noqa: S104 - compared with, not bound to
+
+
+def run(agent: Agent, host: str, port: int) -> None:
+    """Serve until a signal ends it. Raises ConfigError, OSError when the port is taken."""
+    uvicorn = _uvicorn()
+    listener = bind(host, port)
+    if agent.url is None:
+        agent.url = address(agent, host, listener)
+    config = uvicorn.Config(
+        agent,
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        timeout_keep_alive=KEEP_ALIVE_S,
+        lifespan="on",
+        ws="none",
+    )
+    server = uvicorn.Server(config)
+    shut_down = server.shutdown
+
+    async def leave_first(sockets: list[socket.socket] | None = None) -> None:
+        # Gateways stop sending before the listener is closed, not after the last connection is.
+        await agent.leave()
+        await shut_down(sockets)
+
+    server.shutdown = leave_first
+    try:
+        server.run(sockets=[listener])
+    except KeyboardInterrupt:
+        pass  # uvicorn has shut down and raises the signal again; there is nothing to tell
+    finally:
+        listener.close()
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A listening socket: what connects from now on waits for the server instead of being refused."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.create_server((host, port), family=family, backlog=BACKLOG)
+    listener.setblocking(False)
+    return listener
+
+
+def address(agent: Agent, host: str, listener: socket.socket) -> str:
+    """The agent's own URL: the bound host, or for a wildcard this machine's address as seen on the way to the gateway."""
+    port: int = listener.getsockname()[1]
+    if host in WILDCARDS:
+        host = _address_towards(agent.gateways[0])
+    return f"http://{f'[{host}]' if ':' in host else host}:{port}{agent.prefix}"
+
+
+def _address_towards(gateway: Target) -> str:
+    try:
+        found = socket.getaddrinfo(gateway.host, gateway.port, type=socket.SOCK_DGRAM)
+        with socket.socket(found[0][0], socket.SOCK_DGRAM) as probe:
+            probe.connect(found[0][4])  # a datagram socket: picks the route, sends nothing
+            return str(probe.getsockname()[0])
+    except OSError as error:
+        message = f"no own address towards {gateway.host} ({error}): give Agent(url=...) or set MESH_AGENT_URL"
+        raise ConfigError(message) from error
+
+
+def _uvicorn() -> Any:
+    try:
+        return importlib.import_module("uvicorn")
+    except ImportError:
+        message = (
+            "agent.run needs uvicorn, which is not installed: pip install 'agent-mesh[gateway]' or pip install uvicorn,"
+            " or serve the Agent with any other ASGI server"
+        )
+        raise ConfigError(message) from None
+
+
