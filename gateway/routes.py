@@ -1,0 +1,316 @@
+"""The FastAPI routes about operations, deliveries and the gateway itself, and the declarations of the hot ones.
+
+A hot route is declared here for openapi.json and calls the very function that FastPath calls from the socket
+(decision 29). HTTP in, thin.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING, Annotated, Any, Final
+
+from fastapi import APIRouter, Query, Request, Response
+from fastapi.responses import StreamingResponse
+
+
+from gateway.api import openapi_start
+from gateway.listing import LIMIT_DEFAULT, LIMIT_MAX, Filters, redeliver
+from gateway.outcomes import encode_json, last_failure, record_fields
+from gateway.waiters import wait_for
+from mesh.errors import Malformed, MeshError
+from mesh.events import to_json
+from mesh.machine import Delivery, Kind, State
+from mesh.wire import parse_rfc3339
+
+if TYPE_CHECKING:
+    from gateway.app import Mesh
+
+PING_S: Final = 15.0
+RETRY_MS: Final = 1_000
+
+router = APIRouter()
+_JSON: Final = "application/json"
+_STATES: Final = {state.word: state for state in State}
+_DELIVERY_STATES: Final = {state.word: state for state in Delivery if state is not Delivery.NONE}
+_START: Final = openapi_start()
+
+
+def mesh_of(request: Request) -> Mesh:
+    """The gateway's collaborators."""
+    return request.app.state.mesh
+
+
+def _namespace(request: Request) -> str:
+    return mesh_of(request).auth.authenticate(request.scope["headers"]).namespace
+
+
+def _reply(body: Any, status: int = 200, **headers: str) -> Response:
+    return Response(encode_json(body), status, headers, _JSON)
+
+
+async def _hot(request: Request) -> Response:
+    """Run the hot route of this request the slow way."""
+    mesh = mesh_of(request)
+    route = mesh.find(request.method, request.scope["raw_path"])
+    if route is None:
+        raise Malformed("there is no such route", code="unknown_route")
+    answer = await mesh.fast_path.serve(route, request.scope, request.receive)
+    response = Response(answer.body, answer.status)
+    response.raw_headers = [*answer.headers, (b"content-length", b"%d" % len(answer.body))]
+    return response
+
+
+# Hot routes, declared ---------------------------------------------------------------------------------------------
+
+
+@router.post(
+    "/v1/operations",
+    tags=["operations"],
+    summary="Start an operation",
+    openapi_extra={"requestBody": {"required": True, "content": {_JSON: {"schema": _START["schema"]}}}},
+    responses={
+        200: {"description": "Ended within the wait: the record with result or failure"},
+        202: {"description": "Accepted and durable: the record, Location, Retry-After"},
+        404: {"description": "Unknown endpoint, service or operation"},
+        422: {"description": "Wrong fields, or the idempotency key was used with other content"},
+    },
+)
+async def start(request: Request) -> Response:
+    """`Idempotency-Key` makes a repeat safe; `Prefer: wait=N` or `respond-async` says how long to wait."""
+    return await _hot(request)
+
+
+@router.get(
+    "/v1/operations/{operation_id}/result",
+    tags=["operations"],
+    summary="The result, with long-poll",
+    responses={200: {"description": "The result's own bytes and type"}, 202: {"description": "Still running"}, 424: {"description": "Nexus Failure"}},
+)
+async def result(request: Request, operation_id: str, wait: str = "") -> Response:
+    """200 the result as the handler sent it, 424 the failure, 202 the record while it runs."""
+    return await _hot(request)
+
+
+@router.post("/v1/tasks/heartbeat", tags=["agents"], summary="Renew the leases of running attempts")
+async def heartbeat(request: Request) -> Response:
+    """`{"tasks": [{"token", "lease_ms"?}]}` -> `{"tasks": [{"status"}]}`."""
+    return await _hot(request)
+
+
+@router.post(
+    "/nexus/endpoints/{endpoint}/services/{service}/{operation}",
+    tags=["nexus"],
+    summary="Nexus: start an operation",
+    responses={201: {"description": "Started: token and state"}, 424: {"description": "Failed or canceled"}},
+)
+async def nexus_start(request: Request, endpoint: str, service: str, operation: str, callback: str = "") -> Response:
+    """The body is the input, any media type; names are percent-encoded."""
+    return await _hot(request)
+
+
+@router.post(
+    "/nexus/endpoints/{endpoint}/services/{service}/{operation}/cancel", tags=["nexus"], summary="Nexus: cancel", status_code=202
+)
+async def nexus_cancel(request: Request, endpoint: str, service: str, operation: str, token: str = "") -> Response:
+    """The token in `Nexus-Operation-Token` or `?token=`."""
+    return await _hot(request)
+
+
+@router.post("/nexus/callback", tags=["nexus"], summary="Nexus: an agent reports the outcome")
+async def nexus_callback(request: Request) -> Response:
+    """State in `Nexus-Operation-State`, the completion token in `Token`."""
+    return await _hot(request)
+
+
+# Operations -------------------------------------------------------------------------------------------------------
+
+
+def _word(table: dict[str, Any], text: str, name: str) -> Any:
+    try:
+        return table[text]
+    except KeyError:
+        raise Malformed(f"{name} is one of {', '.join(table)}", code="query_invalid") from None
+
+
+def _time(text: str, name: str, default: int) -> int:
+    if not text:
+        return default
+    try:
+        return parse_rfc3339(text)
+    except Malformed:
+        raise Malformed(f"{name} is an RFC 3339 time such as 2026-11-22T10:00:00Z", code="query_invalid") from None
+
+
+@router.get("/v1/operations", tags=["operations"], summary="List operations, newest first")
+async def list_operations(
+    request: Request,
+    state: str = "",
+    endpoint: str = "",
+    service: str = "",
+    operation: str = "",
+    since: str = "",
+    until: str = "",
+    cursor: str = "",
+    limit: Annotated[int, Query(ge=1, le=LIMIT_MAX)] = LIMIT_DEFAULT,
+) -> Response:
+    """`state` may name several with commas; labels as `label.name=value`."""
+    namespace = _namespace(request)
+    words = [word for word in state.split(",") if word]
+    if "running" in words:
+        words = [word for word in words if word != "running"] + ["scheduled", "backing_off", "started"]
+    labels = {name[6:]: value for name, value in request.query_params.items() if name.startswith("label.")}
+    filters = Filters(
+        frozenset(_word(_STATES, word, "state") for word in words),
+        endpoint,
+        service,
+        operation,
+        labels,
+        _time(since, "since", 0),
+        _time(until, "until", 1 << 53),
+    )
+    return _reply(await mesh_of(request).listing.operations(namespace, filters, cursor, limit))
+
+
+@router.get("/v1/operations/{operation_id}", tags=["operations"], summary="One operation")
+async def get_operation(request: Request, operation_id: str) -> Response:
+    """The record, with result or failure once it ended; `ETag` moves with every event."""
+    mesh = mesh_of(request)
+    known = await mesh.operations.get(operation_id, _namespace(request))
+    etag = f'"{known.head.run}.{known.head.seq}"'
+    if request.headers.get("if-none-match") == etag:
+        return Response(status_code=304, headers={"etag": etag})
+    body = record_fields(operation_id, known.head, known.request, known.outcome)
+    if not known.state.terminal and known.head.attempt > 1:
+        record, _ = await mesh.operations.events(operation_id, known.head.namespace, 0)
+        body["last_failure"] = last_failure(record.events)
+    return _reply(body, etag=etag, **{"cache-control": "no-store"})
+
+
+@router.post("/v1/operations/{operation_id}/cancel", tags=["operations"], summary="Cancel", status_code=202)
+async def cancel_operation(request: Request, operation_id: str) -> Response:
+    """202, repeats and ended operations too; a cancel after the end changes nothing."""
+    mesh = mesh_of(request)
+    namespace = _namespace(request)
+    await mesh.operations.cancel(operation_id, namespace)
+    known = await mesh.operations.get(operation_id, namespace)
+    return _reply(record_fields(operation_id, known.head, known.request, None), 202)
+
+
+@router.get("/v1/operations/{operation_id}/events", tags=["operations"], summary="History, as JSON or SSE")
+async def operation_events(
+    request: Request,
+    operation_id: str,
+    cursor: str = "",
+    limit: Annotated[int, Query(ge=1, le=5000)] = 1000,
+) -> Response:
+    """JSON page, or with `Accept: text/event-stream` a stream that resumes at `Last-Event-ID`."""
+    mesh = mesh_of(request)
+    namespace = _namespace(request)
+    stream = "text/event-stream" in request.headers.get("accept", "")
+    given = (request.headers.get("last-event-id") or cursor) if stream else cursor
+    if given and not given.isdigit():
+        raise Malformed("the cursor (or Last-Event-ID) is a sequence number", code="cursor_invalid")
+    after = int(given or 0)
+    record, entries = await mesh.operations.events(operation_id, namespace, after)
+    if stream:
+        return StreamingResponse(
+            _stream(mesh, operation_id, namespace, after),
+            media_type="text/event-stream",
+            headers={"cache-control": "no-store", "x-accel-buffering": "no"},
+        )
+    page = entries[:limit]
+    items = [to_json(operation_id, seq, record.head.created_at, entry) for seq, entry in page]
+    following = str(page[-1][0]) if len(page) < len(entries) else None
+    return _reply({"items": items, "next_cursor": following})
+
+
+async def _stream(mesh: Mesh, operation_id: str, namespace: str, after: int) -> AsyncIterator[bytes]:
+    """SSE: `id:` is the sequence number; after the last event of an ended operation an `end` without id (decision 34)."""
+    yield b"retry: %d\n\n" % RETRY_MS
+    quiet_s = 0.0
+    with mesh.waiters.watching(operation_id) as moved:
+        while True:
+            try:
+                record, entries = await mesh.operations.events(operation_id, namespace, after)
+            except MeshError:
+                return
+            for seq, entry in entries:
+                data = encode_json(to_json(operation_id, seq, record.head.created_at, entry))
+                yield b"id: %d\nevent: %s\ndata: %s\n\n" % (seq, _event_name(data), data)
+                after, quiet_s = seq, 0.0
+            if record.state.terminal and not _owes(record.head.callback, record.head.cancel):
+                end = encode_json({"state": record.state.word, "events": record.head.seq})
+                yield b"event: end\ndata: %s\n\n" % end
+                return
+            if mesh.draining:
+                return
+            await wait_for(moved, PING_S)
+            quiet_s += 2.0
+            if quiet_s >= PING_S:
+                quiet_s = 0.0
+                yield b": ping\n\n"
+
+
+def _owes(*states: int) -> bool:
+    return any(state in (Delivery.DUE, Delivery.LEASED) for state in states)
+
+
+def _event_name(data: bytes) -> bytes:
+    return data.partition(b'"type":"')[2].partition(b'"')[0]
+
+
+# Deliveries -------------------------------------------------------------------------------------------------------
+
+
+@router.get("/v1/deliveries", tags=["deliveries"], summary="What is owed, and what died")
+async def list_deliveries(
+    request: Request,
+    state: str = "",
+    kind: str = "",
+    cursor: str = "",
+    limit: Annotated[int, Query(ge=1, le=LIMIT_MAX)] = LIMIT_DEFAULT,
+) -> Response:
+    """Starts, cancels and callbacks; `state=dead` is the dead letter."""
+    namespace = _namespace(request)
+    wanted = _word(_DELIVERY_STATES, state, "state") if state else None
+    kinds: dict[str, Kind] = {str(one): one for one in Kind}
+    which = _word(kinds, kind, "kind") if kind else None
+    return _reply(await mesh_of(request).listing.deliveries(namespace, wanted, which, cursor, limit))
+
+
+@router.post("/v1/deliveries/{delivery_id}/redeliver", tags=["deliveries"], summary="Send again", status_code=202)
+async def redeliver_delivery(request: Request, delivery_id: str) -> Response:
+    """A dead or delivered callback is due at once, with the same `webhook-id`."""
+    mesh = mesh_of(request)
+    row = await redeliver(mesh.store, delivery_id, _namespace(request))
+    mesh.ticker.wake("")
+    return _reply(row, 202)
+
+
+@router.get("/v1/webhook-secret", tags=["deliveries"], summary="The secret that signs your callbacks")
+async def webhook_secret(request: Request) -> Response:
+    """Standard Webhooks, `whsec_...`; shown to its own namespace only (decision 25)."""
+    mesh = mesh_of(request)
+    return _reply({"secret": mesh.webhook_secrets[_namespace(request)]}, **{"cache-control": "no-store"})
+
+
+# The gateway itself -----------------------------------------------------------------------------------------------
+
+
+@router.get("/healthz", tags=["gateway"], summary="The process answers")
+async def healthz() -> Response:
+    """Always 200 while the process serves."""
+    return _reply({"status": "ok"})
+
+
+@router.get("/readyz", tags=["gateway"], summary="Store writable and as declared")
+async def readyz(request: Request) -> Response:
+    """200 with what an acknowledgement is worth, else 503 with the reason."""
+    ready, body = await mesh_of(request).ready()
+    return _reply(body) if ready else _reply(body, 503, **{"retry-after": "1"})
+
+
+@router.get("/metrics", tags=["gateway"], summary="Prometheus")
+async def metrics(request: Request) -> Response:
+    """Counters and gauges of this process."""
+    return Response(mesh_of(request).metrics.render(), media_type="text/plain; version=0.0.4; charset=utf-8")
