@@ -272,7 +272,7 @@ class Operations:
                         if known is not None and known.state.terminal and not first.claimed:
                             return known
                     left_s = deadline_s - monotonic_s()
-                    if left_s <= 0:
+                    if left_s <= 0 or self._waiters.ended:
                         break
                     await wait_for(moved, left_s)
         finally:
@@ -308,7 +308,7 @@ class Operations:
                 while True:
                     known = await self.get(operation, namespace)
                     left_s = deadline_s - monotonic_s()
-                    if known.state.terminal or left_s <= 0:
+                    if known.state.terminal or left_s <= 0 or self._waiters.ended:
                         break
                     await wait_for(moved, left_s)
         return known if known.state.terminal or not terminal_only else None

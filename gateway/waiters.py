@@ -72,6 +72,7 @@ class Waiters:
         """The subscriber's `on_gap` is to call `look_again`."""
         self._keys = keys
         self._subscriber = subscriber
+        self.ended = False
         self._firsts: dict[str, FirstRequest] = {}
         self._waits: dict[str, set[asyncio.Event]] = {}
         
@@ -119,6 +120,11 @@ class Waiters:
             if not events:
                 del self._waits[operation_id]
                 self._subscriber.unsubscribe(self._keys.operation_channel(operation_id))
+
+    def end(self) -> None:
+        """The gateway drains: nobody waits any longer than for what is on its way."""
+        self.ended = True
+        self.look_again()
 
     @property
     def count(self) -> int:

@@ -78,6 +78,11 @@ class Store(Functions):
         self.alone = False
         """No other gateway was alive at the last beat."""
 
+    async def secret(self, name: str, candidate: str) -> str:
+        """A secret that the store keeps for all gateways; `candidate` becomes it when there is none."""
+        await self.link.call(b"HSETNX", self.keys.meta, name, candidate)
+        return (await self.link.call(b"HGET", self.keys.meta, name)).decode()
+
     # Callers ------------------------------------------------------------------------------------------------------
 
     async def start(self, start: Start, request: Request, body: bytes) -> Accepted | Replayed | KeyReused:

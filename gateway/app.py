@@ -1,0 +1,229 @@
+"""The one place where things are joined: a `Mesh` holds the collaborators of one gateway process, `create_app` serves it.
+
+Nothing here decides anything about operations; it builds, starts, stops and says whether the gateway is ready.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any, Final
+
+from fastapi import FastAPI
+
+from gateway import endpoints, problems, routes
+from gateway.api import OperationsSurface
+from gateway.auth import Auth
+from gateway.callbacks import CallbackPlan
+from gateway.courier import Courier, Session
+from gateway.egress import Egress
+from gateway.http import FastPath, HotRoute
+from gateway.listing import Listing
+from gateway.metrics import Metrics
+from gateway.nexus import CALLBACK_PATH, NexusSurface
+from gateway.operations import Operations
+from gateway.tasks import TasksSurface
+from gateway.ticker import Ticker
+from gateway.waiters import Waiters
+from mesh.errors import MeshError, StoreUnsafe, Unavailable
+from mesh.ids import secret_bytes, short_id
+from mesh.pool import Pool
+from mesh.store.catalog import CatalogStore
+from mesh.store.functions import load_library
+from mesh.store.gate import Gate, durability_facts
+from mesh.store.link import Link
+from mesh.store.store import Store
+from mesh.store.subscriber import Subscriber
+from mesh.tokens import CompletionTokens, new_webhook_secret
+from registry.catalog import Catalog
+from registry.instances import Instances
+from registry.routing import Router
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from gateway.settings import Settings
+    from mesh.store.address import Address
+    from mesh.store.connection import Call
+    from mesh.store.identity import Memory
+
+POOL_PER_HOST: Final = 256
+LEAVE_TRIES: Final = 200
+VERSION: Final = "0.1.0"
+
+_log = logging.getLogger(__name__)
+
+
+class Mesh:
+    """One gateway. `start` before use, `stop` after; `draining` is set as soon as the process was asked to end."""
+
+    def __init__(self, settings: Settings, address: Address, *, memory: Memory | None, exclusive: bool) -> None:
+        """`exclusive`: the store belongs to this gateway alone (`mesh dev`), so earlier sessions are dead."""
+        self.settings = settings
+        self.draining = False
+        self.metrics = Metrics()
+        self.session = Session("")
+        self.auth = Auth(settings)
+        self.gate = Gate(settings.store.durability, memory)
+        self.link = Link(address, on_reconnect=self._inspect)
+        self.subscriber = Subscriber(address, on_gap=self._look_again)
+        self.store = Store(self.link)
+        self.catalog_store = CatalogStore(self.link)
+        self.egress = Egress(allow_loopback=settings.egress.allow_loopback, allow=settings.egress.allow)
+        self.webhook_secrets: dict[str, str] = {}
+        self._exclusive = exclusive
+
+    async def _inspect(self, call: Call) -> None:
+        await self.gate(call)
+        await load_library(call)
+
+    def _look_again(self) -> None:
+        self.waiters.look_again()
+
+    async def start(self) -> None:
+        """Connect, pass the gate, join the sessions, run the clockwork. Raises StoreUnsafe, StoreUnavailable."""
+        settings = self.settings
+        await self.link.connect()
+        await self.subscriber.connect()
+        self.pool = Pool(max_per_host=POOL_PER_HOST, reply_bytes_max=settings.gateway.body_bytes_max)
+        self.waiters = Waiters(self.store.keys, self.subscriber)
+        self.catalog = Catalog(self.catalog_store)
+        self.router = Router(self.catalog)
+        tokens = await self._tokens()
+        await self._secrets()
+        public_url = settings.gateway.public_url
+        self.courier = Courier(
+            store=self.store,
+            pool=self.pool,
+            egress=self.egress,
+            catalog=self.catalog,
+            router=self.router,
+            tokens=tokens,
+            waiters=self.waiters,
+            session=self.session,
+            metrics=self.metrics,
+            callback_plan=CallbackPlan(self.webhook_secrets, public_url),
+            completion_url=public_url + CALLBACK_PATH.decode(),
+            wake=lambda line: self.ticker.wake(line),
+        )
+        self.ticker = Ticker(
+            name=settings.gateway.name or short_id("g"),
+            exclusive=self._exclusive,
+            store=self.store,
+            courier=self.courier,
+            catalog=self.catalog,
+            router=self.router,
+            session=self.session,
+        )
+        self.operations = Operations(
+            store=self.store,
+            catalog=self.catalog,
+            router=self.router,
+            courier=self.courier,
+            waiters=self.waiters,
+            egress=self.egress,
+            tokens=tokens,
+            session=self.session,
+            metrics=self.metrics,
+            retention_ms=settings.gateway.retention_ms,
+            rejoin=self.ticker.join,
+        )
+        self.listing = Listing(self.store)
+        waits = {"wait_default_ms": settings.gateway.wait_default_ms, "wait_max_ms": settings.gateway.wait_max_ms}
+        self._nexus = NexusSurface(self.operations, self.auth, public_url=public_url, **waits)
+        self._api = OperationsSurface(self.operations, self.auth, public_url=public_url, **waits)
+        self._tasks = TasksSurface(self.operations)
+        self._gauges()
+        await self.ticker.join()
+        self.ticker.start()
+
+    async def stop(self) -> None:
+        """Finish what is being sent, hand the rest back, leave."""
+        await self.courier.drain(self.settings.gateway.drain_s)
+        await self.ticker.stop()
+        try:
+            for _ in range(LEAVE_TRIES):
+                if await self.store.leave(self.session.name) == 0:
+                    break
+        except (Unavailable, StoreUnsafe) as error:
+            _log.warning("could not hand work back; it is taken over when the session is found dead: %s", error)
+        await self.pool.close()
+        await self.subscriber.close()
+        await self.link.close()
+
+    def drain(self) -> None:
+        """The process was asked to end: long waits answer now with what they have."""
+        self.draining = True
+        self.waiters.end()
+
+    def find(self, method: str, raw_path: bytes) -> HotRoute | None:
+        """The hot route for a request, or None for FastAPI."""
+        return (
+            self._nexus.find(method, raw_path) or self._api.find(method, raw_path) or self._tasks.find(method, raw_path)
+        )
+
+    async def ready(self) -> tuple[bool, dict[str, Any]]:
+        """Whether the store is writable and as declared, with its facts or the reason why not."""
+        verdict = self.gate.verdict
+        facts: dict[str, Any] = durability_facts(verdict) if verdict is not None else {}
+        if self.draining:
+            return False, {"status": "draining", "detail": "this gateway is shutting down", "store": facts}
+        if self.link.fault is not None:
+            return False, {"status": "unavailable", "detail": str(self.link.fault), "store": facts}
+        try:
+            beat = await self.store.beat(self.session.name)
+        except MeshError as error:
+            return False, {"status": "unavailable", "detail": error.detail, "store": facts}
+        return True, {"status": "ready", "gateways": beat.sessions, "version": VERSION, "store": facts}
+
+    async def _tokens(self) -> CompletionTokens:
+        """Keys from the settings, else one that the store keeps (development; decision 21)."""
+        configured = self.settings.tokens
+        if configured.keys:
+            return CompletionTokens(configured.keys, configured.current)
+        key = await self.store.secret("token_key", secret_bytes(32).hex())
+        return CompletionTokens({"store": bytes.fromhex(key)}, "store")
+
+    async def _secrets(self) -> None:
+        for namespace in self.settings.namespaces:
+            secret = namespace.webhook_secret or await self.store.secret(
+                f"webhook_secret:{namespace.name}", new_webhook_secret()
+            )
+            self.webhook_secrets[namespace.name] = secret
+
+    def _gauges(self) -> None:
+        gauge = self.metrics.gauge
+        gauge("mesh_tries_in_flight", "Deliveries being sent", lambda: self.courier.busy)
+        gauge("mesh_waits_open", "Requests that wait for an operation", lambda: self.waiters.count)
+        gauge("mesh_store_calls_waiting", "Store calls without an answer", lambda: self.link.waiting)
+        gauge("mesh_store_up", "1 while the store is reached and accepted", lambda: self.link.up)
+        gauge("mesh_gateways", "Gateways alive at the last beat", lambda: self.ticker.sessions)
+
+
+def create_app(mesh: Mesh) -> FastPath:
+    """The ASGI application around a Mesh that is not started yet; its lifespan starts and stops it."""
+
+    @asynccontextmanager
+    async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
+        await mesh.start()
+        try:
+            yield
+        finally:
+            await mesh.stop()
+
+    app = FastAPI(
+        title="Mesh",
+        version=VERSION,
+        summary="Durable RPC between agents: Nexus over HTTP, kept in Redis or Valkey.",
+        lifespan=lifespan,
+    )
+    app.state.mesh = mesh
+    problems.install(app)
+    app.include_router(routes.router)
+    app.include_router(endpoints.router)
+    gateway = mesh.settings.gateway
+    mesh.fast_path = FastPath(
+        app, mesh.find, body_bytes_max=gateway.body_bytes_max, header_bytes_max=gateway.header_bytes_max
+    )
+    return mesh.fast_path

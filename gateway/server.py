@@ -1,0 +1,130 @@
+"""Runs one gateway process: socket, embedded store if there is one, uvicorn, and an orderly end."""
+
+from __future__ import annotations
+
+import socket
+from typing import TYPE_CHECKING, Any
+
+import uvicorn
+
+from gateway.app import Mesh, create_app
+from mesh.errors import ConfigError
+from mesh.store.address import Address
+from mesh.store.embedded import EmbeddedStore
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+    from types import FrameType
+
+    from gateway.settings import Settings
+    from mesh.store.identity import Memory
+
+BACKLOG = 2048
+KEEP_ALIVE_S = 75
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A listening socket's ground. Raises ConfigError when the address cannot be had."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    found = socket.socket(family, socket.SOCK_STREAM)
+    found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        found.bind((host, port))
+    except OSError as fault:
+        found.close()
+        detail = f"cannot listen on {host}:{port}: {fault.strerror}; choose another --port, or end what uses it"
+        raise ConfigError(detail) from None
+    return found
+
+
+class _Server(uvicorn.Server):
+    """uvicorn, telling the mesh at once that the process was asked to end."""
+
+    def __init__(self, config: uvicorn.Config, mesh: Mesh, ready: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._mesh = mesh
+        self._ready = ready
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        self._mesh.drain()
+        super().handle_exit(sig, frame)
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started:
+            self._ready()
+
+
+def run(
+    settings: Settings,
+    address: Address,
+    listener: socket.socket,
+    *,
+    memory: Memory | None = None,
+    exclusive: bool = False,
+    ready: Callable[[], None] = lambda: None,
+) -> None:
+    """Serve until SIGTERM or SIGINT. `settings.gateway.public_url` must be final. Raises StoreUnsafe, StoreUnavailable,
+    ConfigError: whatever kept it from starting."""
+    mesh = Mesh(settings, address, memory=memory, exclusive=exclusive)
+    failure: list[BaseException] = []
+    app = create_app(mesh)
+
+    async def guarded(scope: Any, receive: Any, send: Any) -> None:
+        # uvicorn logs a failed start-up as a traceback and exits with 3; the reason is wanted as one line.
+        if scope["type"] != "lifespan":
+            await app(scope, receive, send)
+            return
+        try:
+            await app(scope, receive, send)
+        except BaseException as error:
+            failure.append(error)
+            raise
+
+    config = uvicorn.Config(
+        guarded,
+        loop="uvloop",
+        http="httptools",
+        ws="none",
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        backlog=BACKLOG,
+        timeout_keep_alive=KEEP_ALIVE_S,
+        timeout_graceful_shutdown=max(1, int(settings.gateway.drain_s)),
+    )
+    try:
+        _Server(config, mesh, ready).run(sockets=[listener])
+    finally:
+        listener.close()
+    if failure:
+        raise failure[0]
+
+
+def dev(settings: Settings, directory: Path, *, ready: Callable[[], None] = lambda: None) -> None:
+    """`mesh dev`: gateway and embedded store in one process tree. Raises ConfigError, StoreUnsafe."""
+    listener = bind(settings.gateway.host, settings.gateway.port)
+    store = EmbeddedStore(directory)
+    try:
+        address = store.start()
+        try:
+            run(with_port(settings, listener), address, listener, memory=store, exclusive=True, ready=ready)
+        finally:
+            store.stop()
+    finally:
+        listener.close()
+
+
+def serve(settings: Settings, *, ready: Callable[[], None] = lambda: None) -> None:
+    """`mesh serve`: a gateway against a given store. Raises ConfigError, StoreUnsafe, StoreUnavailable."""
+    address = Address.parse(settings.store.url)
+    listener = bind(settings.gateway.host, settings.gateway.port)
+    run(with_port(settings, listener), address, listener, memory=settings.memory(), ready=ready)
+
+
+def with_port(settings: Settings, listener: socket.socket) -> Settings:
+    """Port 0 means any: the bound one goes into the settings and, unless it was given, into the public URL."""
+    host, port = listener.getsockname()[:2]
+    return settings.bound(host, port)
