@@ -74,7 +74,7 @@ _decode_names = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 
 
 def _pointer(message: str) -> dict[str, str]:
-    """msgspec says `... - at `$.callback.url``; make it an RFC 6901 pointer."""
+    """Msgspec says `... - at `$.callback.url``; make it an RFC 6901 pointer."""
     text, _, path = message.partition(" - at `$")
     pointer = path.rstrip("`").replace("[...]", "").replace(".", "/")
     return {"pointer": pointer, "detail": text}
@@ -176,6 +176,7 @@ class OperationsSurface:
                 b"" if absent else bytes(body.input),
                 idempotency_key(headers) or "",
                 [one for one in forwarded_headers(headers) if one[0] not in (b"content-type", b"accept")],
+                "/input",
                 callback.url if callback else "",
                 callback.format if callback else NEXUS,
                 _callback_headers(callback) if callback else [],

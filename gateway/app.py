@@ -1,11 +1,10 @@
-"""The one place where things are joined: a `Mesh` holds the collaborators of one gateway process, `create_app` serves it.
+"""The one place where things are joined: a `Mesh` holds the parts of one gateway process, `create_app` serves it.
 
 Nothing here decides anything about operations; it builds, starts, stops and says whether the gateway is ready.
 """
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, Final
@@ -37,7 +36,6 @@ from mesh.store.store import Store
 from mesh.store.subscriber import Subscriber
 from mesh.tokens import CompletionTokens, new_webhook_secret
 from registry.catalog import Catalog
-from registry.instances import Instances
 from registry.routing import Router
 
 if TYPE_CHECKING:
@@ -78,8 +76,13 @@ class Mesh:
         await self.gate(call)
         await load_library(call)
 
+    def _wake(self, line: str) -> None:
+        # Courier and ticker know each other; the courier is built first.
+        self.ticker.wake(line)
+
     def _look_again(self) -> None:
         self.waiters.look_again()
+        self.catalog.stale()
 
     async def start(self) -> None:
         """Connect, pass the gate, join the sessions, run the clockwork. Raises StoreUnsafe, StoreUnavailable."""
@@ -89,7 +92,7 @@ class Mesh:
         self.pool = Pool(max_per_host=POOL_PER_HOST, reply_bytes_max=settings.gateway.body_bytes_max)
         self.waiters = Waiters(self.store.keys, self.subscriber)
         self.catalog = Catalog(self.catalog_store)
-        self.router = Router(self.catalog)
+        self.router = Router(self.catalog.instances, self.catalog.time, self.catalog.stale)
         tokens = await self._tokens()
         await self._secrets()
         public_url = settings.gateway.public_url
@@ -105,7 +108,7 @@ class Mesh:
             metrics=self.metrics,
             callback_plan=CallbackPlan(self.webhook_secrets, public_url),
             completion_url=public_url + CALLBACK_PATH.decode(),
-            wake=lambda line: self.ticker.wake(line),
+            wake=self._wake,
         )
         self.ticker = Ticker(
             name=settings.gateway.name or short_id("g"),
@@ -136,6 +139,7 @@ class Mesh:
         self._tasks = TasksSurface(self.operations)
         self._gauges()
         await self.ticker.join()
+        self.subscriber.subscribe(self.store.keys.registry_channel, self.catalog.hint)
         self.ticker.start()
 
     async def stop(self) -> None:

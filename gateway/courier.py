@@ -23,7 +23,8 @@ from mesh.store.layout import Outcome, decode_outcome
 from mesh.store.store import pack
 from mesh.store.verbs import Completion
 from mesh.wire import failure_json, format_duration, handler_failure, quote_segment
-from registry.routing import Admitted, Outcome as Routed
+from registry.routing import Admitted
+from registry.routing import Outcome as Routed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterable
@@ -142,7 +143,7 @@ class Courier:
             _log.warning("operation %s: not booked: %s", operation_id, error)
             if (first := self._waiters.first(operation_id)) and first.claimed:
                 first.release()
-        except Exception:
+        except Exception:  # noqa: BLE001 - one broken try must not take the others down; the lease repeats it
             _log.exception("operation %s: the courier failed", operation_id)
             if (first := self._waiters.first(operation_id)) and first.claimed:
                 first.release()
@@ -289,7 +290,13 @@ class Courier:
         failure = answer.failure or handler_failure(answer.type, answer.message)
         last = Outcome("mesh", "attempts_exhausted", body=failure_json(failure))
         moved = await self._store.retry(
-            work.id, head.run, head.attempt, session=self._session.name, delay_ms=delay_ms, detail=detail, outcome=pack(last)
+            work.id,
+            head.run,
+            head.attempt,
+            session=self._session.name,
+            delay_ms=delay_ms,
+            detail=detail,
+            outcome=pack(last),
         )
         self._waiters.tell(work.id)
         self._wake(moved.line)

@@ -91,8 +91,24 @@ class HotRoute(NamedTuple):
 
 async def read_body(scope: Scope, receive: Receive, bytes_max: int, headers_max: int) -> bytes:
     """The whole body. Raises HeadersTooLarge, TooLarge while streaming, Malformed on an encoded body."""
+    _check_head(scope["headers"], bytes_max, headers_max)
+    chunks: list[bytes] = []
+    total = 0
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise Malformed("the caller hung up before the body was complete", code="disconnected")
+        chunk: bytes = message.get("body", b"")
+        total += len(chunk)
+        if total > bytes_max:
+            raise _too_large(bytes_max)
+        if not message.get("more_body"):
+            return b"".join([*chunks, chunk]) if chunks else chunk
+        chunks.append(chunk)
+
+
+def _check_head(headers: Headers, bytes_max: int, headers_max: int) -> None:
     size = 0
-    headers: Headers = scope["headers"]
     for name, value in headers:
         size += len(name) + len(value)
         if name == b"content-length" and int(value) > bytes_max:
@@ -101,26 +117,6 @@ async def read_body(scope: Scope, receive: Receive, bytes_max: int, headers_max:
             raise Malformed("send the body without Content-Encoding", code="encoding_not_supported")
     if size > headers_max or len(headers) > HEADER_COUNT_MAX:
         raise HeadersTooLarge(f"the headers are larger than {headers_max} bytes or more than {HEADER_COUNT_MAX}")
-    message = await receive()
-    if message["type"] == "http.disconnect":
-        raise Malformed("the caller hung up", code="disconnected")
-    body: bytes = message.get("body", b"")
-    if not message.get("more_body"):
-        if len(body) > bytes_max:
-            raise _too_large(bytes_max)
-        return body
-    chunks = [body]
-    total = len(body)
-    while message.get("more_body"):
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            raise Malformed("the caller hung up before the body was complete", code="disconnected")
-        chunk: bytes = message.get("body", b"")
-        total += len(chunk)
-        if total > bytes_max:
-            raise _too_large(bytes_max)
-        chunks.append(chunk)
-    return b"".join(chunks)
 
 
 def _too_large(bytes_max: int) -> TooLarge:
@@ -165,6 +161,6 @@ class FastPath:
             return await route.run(Request(scope, receive, body))
         except MeshError as error:
             return route.render(error)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - the last line before the socket; logged, never leaked
             _log.exception("unexpected error in %s %s", scope["method"], scope["path"])
             return route.render(error)

@@ -35,7 +35,7 @@ class Filters(NamedTuple):
     endpoint: str = ""
     service: str = ""
     operation: str = ""
-    labels: dict[str, str] = {}
+    labels: dict[str, str] = {}  # noqa: RUF012 - read only
     since_ms: int = 0
     until_ms: int = 1 << 53
 

@@ -23,9 +23,9 @@ from mesh.errors import (
 )
 from mesh.wire import (
     callback_headers,
+    failure_json,
     forwarded_headers,
     handler_failure,
-    failure_json,
     headers_for_handler_error,
     idempotency_key,
     parse_completion,
@@ -159,7 +159,7 @@ class NexusSurface:
                 request.body,
                 idempotency_key(headers) or "",
                 forwarded_headers(headers),
-                arguments.get("callback", ""),
+                callback_url=arguments.get("callback", ""),
                 callback_headers=callback_headers(headers),
                 close_ms=close_ms or 0,
                 links=links,

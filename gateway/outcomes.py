@@ -46,7 +46,8 @@ def failure_of(state: State, outcome: Outcome) -> dict[str, Any]:
 
 def nexus_answer(operation_id: str, state: State, outcome: Outcome, link: bytes, *, first: bool) -> Answer:
     """200 with the result's own bytes and type, or 424; within the first wait a handler's refusal passes untouched
-    (decision 14), and so it does for repeats of that request."""
+    (decision 14), and so it does for repeats of that request.
+    """
     headers: Headers = [(b"mesh-operation-id", operation_id.encode())]
     if state is State.SUCCEEDED:
         headers.append((b"nexus-operation-state", b"succeeded"))

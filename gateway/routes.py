@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import StreamingResponse
 
-
 from gateway.api import openapi_start
 from gateway.listing import LIMIT_DEFAULT, LIMIT_MAX, Filters, redeliver
 from gateway.outcomes import encode_json, last_failure, record_fields
@@ -84,7 +83,11 @@ async def start(request: Request) -> Response:
     "/v1/operations/{operation_id}/result",
     tags=["operations"],
     summary="The result, with long-poll",
-    responses={200: {"description": "The result's own bytes and type"}, 202: {"description": "Still running"}, 424: {"description": "Nexus Failure"}},
+    responses={
+        200: {"description": "The result's own bytes and type"},
+        202: {"description": "Still running"},
+        424: {"description": "Nexus Failure"},
+    },
 )
 async def result(request: Request, operation_id: str, wait: str = "") -> Response:
     """200 the result as the handler sent it, 424 the failure, 202 the record while it runs."""
@@ -109,7 +112,10 @@ async def nexus_start(request: Request, endpoint: str, service: str, operation: 
 
 
 @router.post(
-    "/nexus/endpoints/{endpoint}/services/{service}/{operation}/cancel", tags=["nexus"], summary="Nexus: cancel", status_code=202
+    "/nexus/endpoints/{endpoint}/services/{service}/{operation}/cancel",
+    tags=["nexus"],
+    summary="Nexus: cancel",
+    status_code=202,
 )
 async def nexus_cancel(request: Request, endpoint: str, service: str, operation: str, token: str = "") -> Response:
     """The token in `Nexus-Operation-Token` or `?token=`."""
@@ -225,7 +231,7 @@ async def operation_events(
 
 
 async def _stream(mesh: Mesh, operation_id: str, namespace: str, after: int) -> AsyncIterator[bytes]:
-    """SSE: `id:` is the sequence number; after the last event of an ended operation an `end` without id (decision 34)."""
+    """SSE: `id:` is the sequence number; after the last event an `end` without id (decision 34)."""
     yield b"retry: %d\n\n" % RETRY_MS
     quiet_s = 0.0
     with mesh.waiters.watching(operation_id) as moved:

@@ -66,7 +66,8 @@ def run(
     ready: Callable[[], None] = lambda: None,
 ) -> None:
     """Serve until SIGTERM or SIGINT. `settings.gateway.public_url` must be final. Raises StoreUnsafe, StoreUnavailable,
-    ConfigError: whatever kept it from starting."""
+    ConfigError: whatever kept it from starting.
+    """
     mesh = Mesh(settings, address, memory=memory, exclusive=exclusive)
     failure: list[BaseException] = []
     app = create_app(mesh)

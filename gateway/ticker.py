@@ -79,7 +79,7 @@ class Ticker:
         )
         self.sessions = beat.sessions
         self._strangers.clear()
-        await self._catalog.refresh(beat.registry_version)
+        await self._catalog.refresh(beat.registry_version, beat.at_ms)
 
     async def beat(self) -> None:
         """Stay alive, learn of registry changes, and give back leases that nobody here works on."""
@@ -90,7 +90,7 @@ class Ticker:
             return
         self.sessions = beat.sessions
         self.beat_at_s = monotonic_s()
-        await self._catalog.refresh(beat.registry_version)
+        await self._catalog.refresh(beat.registry_version, beat.at_ms)
         # A lease whose reply was lost (the store was killed in between) is known to the store alone. Seen twice, a
         # second apart, it is no longer a call on its way.
         held = await self._store.held(self._session.name, HELD_LOOK)
@@ -139,6 +139,7 @@ class Ticker:
         self._tasks = [
             asyncio.create_task(self._run("beat", self._beat_once), name="mesh-beat"),
             asyncio.create_task(self._run("claim", self._claim_once), name="mesh-claim"),
+            asyncio.create_task(self._catalog.run(), name="mesh-catalog"),
         ]
 
     async def stop(self) -> None:
@@ -175,6 +176,6 @@ class Ticker:
             except (Unavailable, StoreUnsafe) as error:
                 _log.warning("%s: %s", duty, error)
                 await sleep(CLAIM_S)
-            except Exception:
+            except Exception:  # noqa: BLE001 - time must go on whatever one step ran into
                 _log.exception("%s failed", duty)
                 await sleep(CLAIM_S)

@@ -75,7 +75,7 @@ class Waiters:
         self.ended = False
         self._firsts: dict[str, FirstRequest] = {}
         self._waits: dict[str, set[asyncio.Event]] = {}
-        
+
     def open(self, operation_id: str) -> FirstRequest:
         """Register the first request of an operation that this gateway just accepted."""
         first = self._firsts[operation_id] = FirstRequest()
