@@ -56,11 +56,15 @@ async def _log_in(connection: Connection, address: Address) -> None:
 
 
 async def _loaded(connection: Connection, within_s: float) -> bool:
+    """Ask what a loading store refuses and a store with a full disk (where PING fails) does not."""
     try:
         async with asyncio.timeout(within_s):
-            await connection.call("PING")
+            await connection.call("DBSIZE")
     except StoreLoading:
         return False
+    except StoreReply as refused:
+        if refused.word == "NOAUTH":
+            raise ConfigError(f"the store wants a log-in: {refused.text}") from refused
     return True
 
 

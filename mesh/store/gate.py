@@ -108,9 +108,7 @@ async def inspect(call: Call, *, declared: Durability, known: str = "") -> Verdi
     meta = await identify(call, known)
     warnings: list[str] = []
     if abs(skew_ms) > SKEW_MS_MAX:
-        warnings.append(
-            f"the clocks of store and gateway differ by {abs(skew_ms) // 1000} s; the store's decides"
-        )
+        warnings.append(f"the store's clock, which decides, is {abs(skew_ms) // 1000} s away from ours")
     if fsync != Durability.ALWAYS:
         warnings.append(f"durability is {fsync}: acknowledged work may be lost in a crash of the store")
     return Verdict(
