@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import msgspec
 
 from mesh.errors import Conflict, NotFound, PreconditionFailed, TooMany
@@ -83,6 +85,14 @@ class CatalogStore(Functions):
                 )
         return sorted(rows, key=lambda row: row.name)
 
+    async def loads(self, endpoint_ids: Sequence[str]) -> list[tuple[int, int]]:
+        """(running, waiting) operations of each endpoint, in one pipeline."""
+        calls = [
+            (self.link.call(b"HGET", self.keys.endpoint(one), b"run"), self.link.call(b"ZCARD", self.keys.waiting(one)))
+            for one in endpoint_ids
+        ]
+        return [(int(await running or 0), await waiting) for running, waiting in calls]
+
     async def instance_put(
         self, name: str, namespace: str, instance: str, document: bytes, ttl_ms: int
     ) -> tuple[str, int]:
@@ -125,5 +135,7 @@ def unknown_endpoint(name: str) -> NotFound:
 
 
 def _stale(name: str, version: str) -> PreconditionFailed:
+    if version == "0":
+        return PreconditionFailed(f"there is no endpoint {name!r} yet; leave If-Match out to create it")
     detail = f"endpoint {name!r} is at version {version}; read it again and repeat with its ETag"
     return PreconditionFailed(detail)

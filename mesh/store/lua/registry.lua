@@ -37,6 +37,8 @@ local function mesh1_endpoint_put(keys, argv)
     facts = { version = 0 }
     redis.call('HSET', root .. KEY.endpoint .. id, 'paused', '0', 'run', 0, 'tat', 0, 'created_at', now)
   end
+  -- A pause belongs to the registration that was deleted, not to the new one.
+  if not alive then redis.call('HSET', root .. KEY.endpoint .. id, 'paused', '0') end
   local version = facts.version + 1
   redis.call('HSET', root .. KEY.names, a.name, id)
   redis.call('HSET', root .. KEY.catalog, id, argv[2])
@@ -111,11 +113,9 @@ local function mesh1_instance_delete(keys, argv)
   local packed = redis.call('HGET', key, a.instance)
   if not packed then return refuse('NO_INSTANCE', a.instance) end
   local old = cmsgpack.unpack(packed)
-  if old[4] == 1 then
-    redis.call('HDEL', key, a.instance)
-  else
+  if old[4] == 0 then
     redis.call('HSET', key, a.instance, cmsgpack.pack({ old[1], old[2], now_ms(), 1 }))
+    registry_moved(root)
   end
-  registry_moved(root)
   return { 'draining', now_ms() }
 end

@@ -1,0 +1,236 @@
+"""The catalog: every endpoint compiled for the hot path, and the verbs that change the registry.
+
+Reads are dict hits on what this gateway last read; a write is read back before it returns. Other gateways follow the
+registry's version (their beat, or a hint from the store's channel). Owns who may see and change what.
+Knows no HTTP and no egress policy: URLs are vetted by whoever hands them in.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Sequence
+from typing import Final
+
+from pydantic import ValidationError
+
+from mesh.clock import sleep
+from mesh.errors import Malformed, MeshError, NotFound, TooMany
+from mesh.ids import short_id
+from mesh.store.catalog import CatalogStore, unknown_endpoint
+from mesh.wire import check_endpoint
+from registry.endpoint import NAME_SHOWN_MAX, Endpoint, Operation, compile_endpoint
+from registry.instances import FOREVER_MS, Instance, Instances, Static, StoreTime, pack
+from registry.spec import EndpointSpec, InstanceSpec, check_instance, check_url
+
+__all__ = ["Catalog", "Endpoint", "Operation"]
+
+ENDPOINTS_MAX: Final = 5_000
+REFRESH_GAP_S: Final = 0.02
+RETRY_S: Final = 0.5
+IDLE_S_MAX: Final = 5.0
+
+_log = logging.getLogger(__name__)
+
+
+class Catalog:
+    """One per gateway. Methods that await raise StoreUnavailable or OutcomeUnknown when the store is away."""
+
+    def __init__(self, store: CatalogStore, *, time: StoreTime | None = None) -> None:
+        self._store = store
+        self.time = time or StoreTime()
+        self.instances = Instances(store, self.time)
+        self.version = -1
+        """Of the registry, as last read."""
+        self._hinted = -1
+        self._by_name: dict[str, Endpoint] = {}
+        self._by_id: dict[str, Endpoint] = {}
+        self._reading = asyncio.Lock()
+        self._asked = 0
+        self._served = 0
+        self._wake = asyncio.Event()
+        self._moved = asyncio.Event()
+
+    # Reads on the hot path ----------------------------------------------------------------------------------------
+
+    def find(self, name: str, namespace: str) -> Endpoint:
+        """The endpoint `name` if `namespace` may call it. Raises NotFound, with one wording for both reasons not to."""
+        endpoint = self._by_name.get(name)
+        if endpoint is None or not endpoint.callable_by(namespace):
+            raise unknown_endpoint(name[:NAME_SHOWN_MAX])
+        return endpoint
+
+    async def locate(self, name: str, namespace: str) -> Endpoint:
+        """As `find`, but before it refuses it asks the store whether another gateway registered it a moment ago."""
+        with contextlib.suppress(NotFound):
+            return self.find(name, namespace)
+        await self.refresh(await self._store.version())
+        return self.find(name, namespace)
+
+    def by_id(self, endpoint_id: str) -> Endpoint | None:
+        """For work that was accepted: whoever called, and also when permissions changed since."""
+        return self._by_id.get(endpoint_id)
+
+    def check_operation(self, endpoint: Endpoint, service: str, operation: str) -> Operation | None:
+        """The listed operation, or None where the list is open.
+
+        Raises NotFound `unknown_service`, `unknown_operation_name`.
+        """
+        return endpoint.operation(service, operation)
+
+    # Following the store ------------------------------------------------------------------------------------------
+
+    async def refresh(self, version: int | None = None, at_ms: int | None = None) -> None:
+        """Read the registry unless it is known to be at `version`; a beat also brings the store's time `at_ms`.
+
+        What was written before the call is seen after it. Concurrent calls share one read.
+        """
+        if at_ms is not None:
+            self.time.heard(at_ms)
+        if version is not None and version == self.version:
+            await self.instances.reread_due()
+            return
+        self._asked += 1
+        asked = self._asked
+        async with self._reading:
+            if self._served < asked:
+                serving = self._asked
+                await self._read()
+                self._served = serving
+
+    async def _read(self) -> None:
+        version = await self._store.version()  # first: what changes while the rest is read moves it again
+        by_id: dict[str, Endpoint] = {}
+        for row in await self._store.endpoints():
+            old = self._by_id.get(row.id)
+            if old is not None and old.is_of(row):
+                by_id[row.id] = old
+                continue
+            try:
+                by_id[row.id] = compile_endpoint(row)
+            except ValidationError as error:
+                found = error.errors(include_input=False, include_url=False)
+                _log.error("endpoint %s (%s) cannot be read: %s", row.name, row.id, found)
+                if old is not None:
+                    by_id[row.id] = old
+        await self.instances.load({one.id: Static(one.target_url, one.updated_at_ms) for one in by_id.values()})
+        self._by_id = by_id
+        self._by_name = {one.name: one for one in by_id.values()}
+        self.version = self._hinted = version
+        self._moved.set()
+        self._moved = asyncio.Event()
+        self._wake.set()
+
+    def hint(self, payload: bytes) -> None:
+        """A message of the store's registry channel: somebody changed something."""
+        if payload.isdigit() and int(payload) != self.version:
+            self._hinted = int(payload)
+            self._wake.set()
+
+    def stale(self) -> None:
+        """A lease known here ended: look soon."""
+        self._wake.set()
+
+    async def moved(self, within_s: float) -> None:
+        """Return at the next change that this gateway sees, or after `within_s`."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(within_s):
+                await self._moved.wait()
+
+    async def step(self) -> float:
+        """Follow the last hint and read the leases that are about to end; seconds until that is due again."""
+        if self._hinted != self.version:
+            await self.refresh(self._hinted)
+        next_ms = await self.instances.reread_due()
+        return IDLE_S_MAX if next_ms == FOREVER_MS else (next_ms - self.time.now()) / 1000
+
+    async def run(self) -> None:
+        """`step` for as long as the gateway lives; the beat does the rest when hints are lost."""
+        while True:
+            self._wake.clear()
+            try:
+                pause_s = await self.step()
+            except MeshError as error:
+                _log.warning("registry: %s", error)
+                await sleep(RETRY_S)
+                continue
+            await sleep(REFRESH_GAP_S)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(min(max(pause_s, 0), IDLE_S_MAX)):
+                    await self._wake.wait()
+
+    # Changes ------------------------------------------------------------------------------------------------------
+
+    async def put(self, name: str, namespace: str, spec: EndpointSpec, *, if_match: str = "") -> tuple[bool, Endpoint]:
+        """Create (True) or replace. `if_match`: "" none, `*` must exist, else the version that must be there.
+
+        Raises Malformed (name, URL, `not_supported_yet`), Conflict `name_taken`, PreconditionFailed, TooMany.
+        """
+        check_endpoint(name)
+        if spec.target.kind == "pull":
+            detail = "target.kind 'pull' is not supported yet; register an http agent"
+            raise Malformed(detail, code="not_supported_yet", errors=[{"pointer": "/target/kind", "detail": detail}])
+        if spec.target.url is not None:
+            check_url(spec.target.url, "/target/url")
+        if name not in self._by_name and len(self._by_name) >= ENDPOINTS_MAX:
+            raise TooMany(f"there are {ENDPOINTS_MAX} endpoints, the most there can be", code="too_many_endpoints")
+        word, endpoint_id, _ = await self._store.endpoint_put(
+            name,
+            namespace,
+            short_id("ep"),
+            spec.document(),
+            if_match=if_match,
+            max_concurrency=spec.policy.max_concurrency or 0,
+            rate_per_s=spec.policy.rate_per_s or 0,
+        )
+        await self.refresh()
+        endpoint = self._by_id.get(endpoint_id)
+        if endpoint is None:  # deleted again by somebody else before it was read back
+            raise unknown_endpoint(name)
+        return word == "created", endpoint
+
+    async def delete(self, name: str, namespace: str, *, if_match: str = "") -> None:
+        """Waiting work stays, shown as blocked, until its own deadlines. Raises NotFound, PreconditionFailed."""
+        await self._store.endpoint_delete(name, namespace, if_match)
+        await self.refresh()
+
+    async def pause(self, name: str, namespace: str, *, paused: bool = True) -> Endpoint:
+        """New operations are kept, not dispatched. Raises NotFound."""
+        await self._store.endpoint_pause(name, namespace, paused=paused)
+        await self.refresh()
+        return self.find(name, namespace)
+
+    async def resume(self, name: str, namespace: str) -> Endpoint:
+        """The opposite of `pause`."""
+        return await self.pause(name, namespace, paused=False)
+
+    async def register(
+        self, name: str, namespace: str, instance_id: str, spec: InstanceSpec
+    ) -> tuple[bool, Endpoint, Instance]:
+        """Register (True) an instance or keep up its lease. Raises Malformed, NotFound, TooMany."""
+        check_instance(instance_id)
+        check_url(spec.url, "/url")
+        document = pack(spec)
+        word, expires_at_ms = await self._store.instance_put(name, namespace, instance_id, document, spec.ttl_ms)
+        endpoint = self._by_name.get(name)
+        if endpoint is None or not self.instances.renewed(endpoint.id, instance_id, document, expires_at_ms):
+            await self.refresh()
+            endpoint = self.find(name, namespace)
+        instance = self.instances.roster(endpoint.id).get(instance_id)
+        if instance is None:  # removed again before it was read back
+            raise NotFound(f"instance {instance_id!r} was removed meanwhile", code="unknown_instance")
+        return word == "created", endpoint, instance
+
+    async def drain(self, name: str, namespace: str, instance_id: str) -> None:
+        """No new work for this instance; it leaves the list when its lease ends. Raises NotFound."""
+        await self._store.instance_delete(name, namespace, instance_id)
+        await self.refresh()
+
+    async def loads(self, endpoints: Sequence[Endpoint]) -> list[tuple[int, int]]:
+        """(running, waiting) operations of each, as the store counts them now."""
+        return await self._store.loads([one.id for one in endpoints])
+
+    def visible(self, namespace: str) -> list[Endpoint]:
+        """What `namespace` owns or may call, by name."""
+        return [one for _, one in sorted(self._by_name.items()) if one.callable_by(namespace)]

@@ -1,0 +1,154 @@
+"""Two small judgements on what happened to calls: can an instance be reached, does an endpoint need a rest. Pure.
+
+Both are this gateway's own view; leases and draining, which all gateways share, are instances.py. Times are
+milliseconds of any clock that never steps, passed in.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Final, NamedTuple
+
+from registry.policy import BreakerPolicy
+
+SUSPECT_MS_MIN: Final = 500
+SUSPECT_MS_MAX: Final = 10_000
+
+
+class Health(StrEnum):
+    """What users read beside an instance or an endpoint (api.md section 4)."""
+
+    HEALTHY = "healthy"
+    SUSPECT = "suspect"
+    OFFLINE = "offline"
+    DRAINING = "draining"
+
+
+class Judgement(NamedTuple):
+    """`since_ms` is Unix time."""
+
+    health: Health
+    why: str
+    since_ms: int
+
+
+class Outcome(StrEnum):
+    """What became of one admitted request, as far as routing is concerned."""
+
+    OK = "ok"
+    """Answered, be it with an error that is the caller's fault."""
+    FAILED = "failed"
+    """Reached, and no good: a retryable error, a timeout, garbage."""
+    UNREACHABLE = "unreachable"
+    """Surely never received."""
+    NEUTRAL = "neutral"
+    """Says nothing: it was not sent after all."""
+
+
+class Reach:
+    """Whether requests get through to one instance, and how many are there now."""
+
+    __slots__ = ("in_flight", "pause_ms", "since_ms", "until_ms")
+
+    def __init__(self) -> None:
+        self.in_flight = 0
+        self.pause_ms = 0
+        """> 0 from the first unreachable request until one gets through."""
+        self.until_ms = 0
+        """Left alone until then; later it is tried again."""
+        self.since_ms = 0
+
+    def lost(self, now_ms: int) -> None:
+        """A request did not get through. Requests that were under way together count once."""
+        if now_ms < self.until_ms:
+            return
+        if not self.pause_ms:
+            self.since_ms = now_ms
+        self.pause_ms = min(self.pause_ms * 2, SUSPECT_MS_MAX) or SUSPECT_MS_MIN
+        self.until_ms = now_ms + self.pause_ms
+
+    def reached(self) -> None:
+        """A request got through, or the instance registered anew."""
+        self.pause_ms = self.until_ms = 0
+
+    def usable(self, now_ms: int) -> bool:
+        return now_ms >= self.until_ms
+
+
+class BreakerState(StrEnum):
+    CLOSED = "closed"
+    OPEN = "open"
+    HALF_OPEN = "half_open"
+
+
+class Breaker:
+    """Gives an endpoint a rest after failures in a row, then lets one probe decide.
+
+    Only the probe's own outcome counts while it is open: what was under way before it opened is old news.
+    """
+
+    __slots__ = ("_probe", "_probes", "_state", "failures", "open_ms", "since_ms", "until_ms")
+
+    def __init__(self) -> None:
+        self._state = BreakerState.CLOSED
+        self._probe = 0
+        self._probes = 0
+        self.failures = 0
+        self.open_ms = 0
+        self.until_ms = 0
+        self.since_ms = 0
+
+    def state(self, policy: BreakerPolicy, now_ms: int) -> BreakerState:
+        if self._state is BreakerState.CLOSED:
+            return self._state
+        if not policy.failures:
+            self._close()
+        elif self._state is BreakerState.OPEN and now_ms >= self.until_ms:
+            self._state = BreakerState.HALF_OPEN
+        return self._state
+
+    def open_for(self, policy: BreakerPolicy, now_ms: int) -> bool:
+        """Whether one more request may be sent."""
+        state = self.state(policy, now_ms)
+        return state is BreakerState.CLOSED or (state is BreakerState.HALF_OPEN and not self._probe)
+
+    def take_probe(self) -> int:
+        """The number of the one probe, to be settled with; 0 when the breaker is closed."""
+        if self._state is BreakerState.CLOSED:
+            return 0
+        self._probes += 1
+        self._probe = self._probes
+        return self._probe
+
+    def settle(self, policy: BreakerPolicy, probe: int, outcome: Outcome, now_ms: int) -> None:
+        """The outcome of a request that was sent as probe number `probe`, or 0."""
+        if probe:
+            self._settle_probe(policy, probe, outcome, now_ms)
+        elif self._state is BreakerState.CLOSED:
+            if outcome is Outcome.OK:
+                self.failures = 0
+            elif outcome is Outcome.FAILED:
+                self.failures += 1
+                if policy.failures and self.failures >= policy.failures:
+                    self.since_ms = now_ms
+                    self._open(policy.open_ms, now_ms)
+
+    def _settle_probe(self, policy: BreakerPolicy, probe: int, outcome: Outcome, now_ms: int) -> None:
+        if probe != self._probe:  # the breaker was closed by a change of policy in between
+            return
+        self._probe = 0
+        if outcome is Outcome.OK:
+            self._close()
+        elif outcome is Outcome.FAILED:
+            self.failures += 1
+            self._open(min(self.open_ms * 2, policy.open_ms_max), now_ms)
+
+    def _open(self, open_ms: int, now_ms: int) -> None:
+        self._state = BreakerState.OPEN
+        self.open_ms = open_ms
+        self.until_ms = now_ms + open_ms
+
+    def _close(self) -> None:
+        self._state = BreakerState.CLOSED
+        self._probe = 0
+        self.failures = self.open_ms = self.until_ms = 0

@@ -1,0 +1,92 @@
+"""How an endpoint wants to be called: timeouts, retry, limits, breaker. Defaults and bounds, nothing that acts.
+
+The defaults are decision 23; every field may be left out of a registration, and what is left out follows the default of
+the gateway that reads it. Knows no store and no HTTP.
+"""
+
+from __future__ import annotations
+
+from typing import Final, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+HOUR_MS: Final = 3_600_000
+TIMEOUT_MS_MAX: Final = 60 * 24 * HOUR_MS
+"""60 days, the longest that any Nexus caller waits (reliability.md section 1)."""
+REQUEST_TIMEOUT_MS_MAX: Final = HOUR_MS
+START_LEASE_GRACE_MS: Final = 5_000
+"""A start's lease outlives its request by this, so that the reply is booked before anybody takes the attempt over."""
+BREAKER_OPEN_MS_MAX: Final = 60_000
+_EXPONENT_MAX: Final = 64
+
+
+class Part(BaseModel):
+    """Base of everything a registration holds: no unknown fields, no conversions, no changes afterwards."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+
+class Retry(Part):
+    """Back-off between attempts: `initial_ms * factor ** (n - 1)`, at most `max_ms`, moved by +-`jitter` of itself."""
+
+    initial_ms: int = Field(default=1_000, ge=1, le=HOUR_MS, description="wait after the first failed attempt")
+    factor: float = Field(default=2.0, ge=1.0, le=10.0, description="growth per further failure")
+    max_ms: int = Field(default=60_000, ge=1, le=24 * HOUR_MS, description="longest wait")
+    jitter: float = Field(default=0.2, ge=0.0, le=1.0, description="random share added or taken, 0.2 is +-20 %")
+    max_attempts: int = Field(default=20, ge=1, le=1_000, description="attempts of one run, the first included")
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Self:
+        if self.max_ms < self.initial_ms:
+            raise ValueError("retry.max_ms is less than retry.initial_ms; raise max_ms or lower initial_ms")
+        return self
+
+    def delay_ms(self, attempt: int) -> float:
+        """The wait after failed attempt number `attempt` (1, 2, ...), before jitter."""
+        return min(self.initial_ms * self.factor ** min(attempt - 1, _EXPONENT_MAX), self.max_ms)
+
+
+class BreakerPolicy(Part):
+    """When the endpoint gets a rest; the rest doubles with every failed probe, up to 60 s (or `open_ms`, if more)."""
+
+    failures: int = Field(
+        default=5, ge=0, le=1_000, description="failed attempts in a row that open it; 0 turns it off"
+    )
+    open_ms: int = Field(default=5_000, ge=100, le=600_000, description="first rest before one probe is sent")
+
+    @property
+    def open_ms_max(self) -> int:
+        return max(self.open_ms, BREAKER_OPEN_MS_MAX)
+
+
+class Policy(Part):
+    """Policy of one endpoint (api.md section 4). Timeouts left out, and limits left out, do not exist."""
+
+    request_timeout_ms: int = Field(
+        default=30_000, ge=100, le=REQUEST_TIMEOUT_MS_MAX, description="how long one request to the agent may take"
+    )
+    schedule_to_close_ms: int | None = Field(
+        default=None, ge=1, le=TIMEOUT_MS_MAX, description="from acceptance to the end of the operation"
+    )
+    schedule_to_start_ms: int | None = Field(
+        default=None, ge=1, le=TIMEOUT_MS_MAX, description="from acceptance to the agent's 201 or its result"
+    )
+    start_to_close_ms: int | None = Field(
+        default=None, ge=1, le=TIMEOUT_MS_MAX, description="from the agent's 201 to the end of the operation"
+    )
+    heartbeat_ms: int | None = Field(
+        default=None, ge=500, le=HOUR_MS, description="longest silence of an agent between its 201 and its completion"
+    )
+    retry: Retry = Retry()
+    max_concurrency: int | None = Field(
+        default=None, ge=1, le=100_000, description="most operations that run at once, over all gateways"
+    )
+    rate_per_s: float | None = Field(
+        default=None, ge=0.001, le=100_000.0, description="most dispatches per second, over all gateways"
+    )
+    breaker: BreakerPolicy = BreakerPolicy()
+
+    @property
+    def start_lease_ms(self) -> int:
+        """How long one start may be out before somebody else may send it."""
+        return self.request_timeout_ms + START_LEASE_GRACE_MS

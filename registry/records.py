@@ -1,0 +1,136 @@
+"""Endpoints as users read them: flat JSON records (decision 33), filters, pages. Pure but for the numbers handed in."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections import Counter
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, Final, NamedTuple
+
+from mesh.clock import to_rfc3339
+from mesh.errors import Malformed
+from registry.catalog import Catalog, Endpoint
+from registry.health import Health, Judgement
+from registry.instances import FOREVER_MS, FORGET_MS, Instance, StoreTime
+from registry.routing import Router
+from registry.spec import TARGET
+
+LIMIT: Final = 50
+LIMIT_MAX: Final = 200
+
+
+class Filters(NamedTuple):
+    """`service` and `operation` as registered; `labels` name -> value, or None for any value."""
+
+    service: str = ""
+    operation: str = ""
+    labels: Mapping[str, str | None] = MappingProxyType({})
+
+    def match(self, endpoint: Endpoint) -> bool:
+        for name, value in self.labels.items():
+            if name not in endpoint.labels or value not in (None, endpoint.labels[name]):
+                return False
+        if not self.service and not self.operation:
+            return True
+        for name, operations in (endpoint.services or {}).items():
+            if self.service in ("", name) and (not self.operation or self.operation in (operations or {})):
+                return True
+        return False
+
+
+class Page(NamedTuple):
+    items: list[Endpoint]
+    next_cursor: str | None
+
+
+def page(catalog: Catalog, namespace: str, filters: Filters, cursor: str = "", limit: int = LIMIT) -> Page:
+    """What `namespace` may see, by name, behind `cursor`. Raises Malformed `cursor_invalid`."""
+    after = _read_cursor(cursor) if cursor else ""
+    found = [one for one in catalog.visible(namespace) if one.name > after and filters.match(one)]
+    rest = found[limit:]
+    return Page(found[:limit], _cursor(found[limit - 1].name) if rest else None)
+
+
+def _cursor(name: str) -> str:
+    return base64.urlsafe_b64encode(b"n" + name.encode()).decode().rstrip("=")
+
+
+def _read_cursor(cursor: str) -> str:
+    try:
+        raw = base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)).decode("ascii")
+    except (binascii.Error, ValueError):
+        raw = ""
+    if not raw.startswith("n"):
+        raise Malformed("the cursor is not one that this gateway gave out", code="cursor_invalid")
+    return raw[1:]
+
+
+def endpoint_record(
+    endpoint: Endpoint, router: Router, load: tuple[int, int], viewer: str, *, instances: bool = True
+) -> dict[str, Any]:
+    """One endpoint; `load` is (running, waiting) operations. Addresses are shown to the owner only."""
+    view = router.view(endpoint)
+    own = viewer == endpoint.owner
+    spec = endpoint.spec
+    target: dict[str, Any] = {"kind": spec.target.kind}
+    if own and spec.target.url is not None:
+        target["url"] = spec.target.url
+    breaker: dict[str, Any] = {"state": view.breaker, "failures": view.failures}
+    if view.retry_at_ms:
+        breaker["retry_at"] = to_rfc3339(view.retry_at_ms)
+    shown = [pair for pair in view.instances if _worth_showing(*pair, router.time)]
+    counted = Counter(judgement.health for _, judgement in shown)
+    record: dict[str, Any] = {
+        "id": endpoint.id,
+        "name": endpoint.name,
+        "owner": endpoint.owner,
+        "version": endpoint.version,
+        "description": spec.description,
+        "target": target,
+        "services": [one.model_dump(exclude_unset=True) for one in spec.services] if spec.services else [],
+        "policy": spec.policy.model_dump(),
+        "allow": spec.allow,
+        "labels": endpoint.labels,
+        "paused": endpoint.paused,
+        **_health(view.judgement),
+        "breaker": breaker,
+        "running": load[0],
+        "waiting": load[1],
+        "instance_counts": {health.value: counted[health] for health in Health},
+        "created_at": to_rfc3339(endpoint.created_at_ms),
+        "updated_at": to_rfc3339(endpoint.updated_at_ms),
+    }
+    if instances:
+        record["instances"] = [instance_record(one, judged, router.time, own=own) for one, judged in shown]
+    return record
+
+
+def instance_record(instance: Instance, judged: Judgement, time: StoreTime, *, own: bool) -> dict[str, Any]:
+    """One instance; `own`: the viewer owns the endpoint and may see the address."""
+    record: dict[str, Any] = {"id": instance.id}
+    if own:
+        record["url"] = instance.url
+    record |= {"version": instance.version, "weight": instance.weight, **_health(judged)}
+    if instance.id != TARGET:
+        record["ttl_ms"] = instance.ttl_ms
+    if instance.lease_end_ms != FOREVER_MS:
+        record["lease_until"] = to_rfc3339(time.wall(instance.lease_end_ms))
+    record["in_flight"] = instance.reach.in_flight
+    return record
+
+
+def _health(judged: Judgement) -> dict[str, Any]:
+    return {
+        "health": judged.health,
+        "health_why": judged.why,
+        "health_since": to_rfc3339(judged.since_ms),
+    }
+
+
+def _worth_showing(instance: Instance, judged: Judgement, time: StoreTime) -> bool:
+    """Not what drained to its end, nor what has been gone for long."""
+    if judged.health is not Health.OFFLINE:
+        return True
+    return not instance.draining and time.wall(time.now()) - judged.since_ms < FORGET_MS

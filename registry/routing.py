@@ -1,0 +1,184 @@
+"""Which instance takes the next request of an endpoint, or why none can.
+
+`admit` and `settle` come in pairs: every admitted instance is settled with exactly once, whatever happened; the probe
+of a breaker is out in between. Sees the world through rosters (instances.py) and what callers settle; sends nothing.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from dataclasses import replace
+from itertools import accumulate
+from typing import Final, NamedTuple, TypeAlias
+
+from mesh.clock import to_rfc3339
+from mesh.ids import pick_index
+from registry.catalog import Catalog, Endpoint
+from registry.health import Breaker, BreakerState, Health, Judgement, Outcome
+from registry.instances import FOREVER_MS, Instance, Roster
+
+__all__ = ["Admitted", "Outcome", "Router", "View"]
+
+Admitted: TypeAlias = Instance
+CAPACITY: Final = 1 << 20
+"""What `capacity` says when nothing here limits an endpoint; the store's own limits still hold."""
+LINES_MAX: Final = 20_000
+
+
+class View(NamedTuple):
+    """An endpoint as routing sees it, for people. `breaker` state; `retry_at_ms` Unix time of the next probe, or 0."""
+
+    judgement: Judgement
+    instances: list[tuple[Instance, Judgement]]
+    breaker: BreakerState
+    failures: int
+    retry_at_ms: int
+
+
+class _Line:
+    """Routing state of one endpoint: the breaker stays, the rest is derived from a roster until `fresh_until_ms`."""
+
+    __slots__ = ("breaker", "fresh_until_ms", "ready", "reason", "roster", "sums")
+
+    def __init__(self) -> None:
+        self.breaker = Breaker()
+        self.roster: Roster | None = None
+        self.ready: tuple[Instance, ...] = ()
+        self.sums: tuple[int, ...] = ()
+        self.reason = ""
+        self.fresh_until_ms = 0
+
+    def derive(self, roster: Roster, now: int) -> None:
+        live = [one for one in roster.instances if not one.draining and now < one.live_until_ms]
+        self.roster = roster
+        self.ready = tuple(one for one in live if one.reach.usable(now))
+        self.sums = tuple(accumulate(one.weight for one in self.ready))
+        self.reason = "" if self.ready else "unreachable" if live else "no_instance"
+        ends = [one.live_until_ms for one in live]
+        ends += [one.reach.until_ms for one in live if not one.reach.usable(now)]
+        self.fresh_until_ms = min(ends, default=FOREVER_MS)
+
+
+class Router:
+    """One per gateway; what it learns of calls is its own, what it knows of instances is the catalog's."""
+
+    def __init__(self, catalog: Catalog) -> None:
+        self.time = catalog.time
+        self._instances = catalog.instances
+        self._stale = catalog.stale
+        self._lines: dict[str, _Line] = {}
+
+    def admit(self, endpoint: Endpoint) -> Admitted | str:
+        """An instance for one request, to be settled with; or `no_instance`, `unreachable`, `breaker`."""
+        now = self.time.now()
+        line = self._line(endpoint, now)
+        if not line.ready:
+            return line.reason
+        if not line.breaker.open_for(endpoint.policy.breaker, now):
+            return "breaker"
+        chosen = line.ready[0] if len(line.ready) == 1 else _choose(line)
+        chosen.reach.in_flight += 1
+        probe = line.breaker.take_probe()
+        return replace(chosen, probe=probe) if probe else chosen
+
+    def choose(self, endpoint: Endpoint) -> Instance | None:
+        """Who would be admitted now; nothing is counted and nothing need be settled."""
+        now = self.time.now()
+        line = self._line(endpoint, now)
+        if not line.ready or not line.breaker.open_for(endpoint.policy.breaker, now):
+            return None
+        return line.ready[0] if len(line.ready) == 1 else _choose(line)
+
+    def settle(self, endpoint: Endpoint, admitted: Admitted, outcome: Outcome) -> None:
+        """What became of an admitted request; exactly once."""
+        now = self.time.now()
+        reach = admitted.reach
+        reach.in_flight -= 1
+        line = self._lines.get(endpoint.id)
+        if outcome is Outcome.UNREACHABLE:
+            reach.lost(now)
+            if line is not None:
+                line.fresh_until_ms = 0
+        elif outcome is not Outcome.NEUTRAL and reach.pause_ms:
+            reach.reached()
+            if line is not None:
+                line.fresh_until_ms = 0
+        if line is not None:
+            line.breaker.settle(endpoint.policy.breaker, admitted.probe, outcome, now)
+
+    def hindrance(self, endpoint: Endpoint) -> str:
+        """Why `admit` would refuse now, or ""; takes nothing."""
+        now = self.time.now()
+        line = self._line(endpoint, now)
+        if line.reason:
+            return line.reason
+        return "" if line.breaker.open_for(endpoint.policy.breaker, now) else "breaker"
+
+    def capacity(self, endpoint: Endpoint) -> int:
+        """How many may be admitted now: 0, 1 for a probe, else CAPACITY."""
+        now = self.time.now()
+        line = self._line(endpoint, now)
+        if not line.ready or not line.breaker.open_for(endpoint.policy.breaker, now):
+            return 0
+        return CAPACITY if line.breaker.state(endpoint.policy.breaker, now) is BreakerState.CLOSED else 1
+
+    def every(self, endpoint: Endpoint) -> list[Instance]:
+        """All that may hold work of the endpoint, draining ones too; those that answer first."""
+        now = self.time.now()
+        live = [one for one in self._instances.roster(endpoint.id).instances if now < one.live_until_ms]
+        return sorted(live, key=lambda one: one.reach.pause_ms)
+
+    def view(self, endpoint: Endpoint) -> View:
+        """Health of the endpoint and of each instance, with why and since when."""
+        now = self.time.now()
+        line = self._line(endpoint, now)
+        state = line.breaker.state(endpoint.policy.breaker, now)
+        instances = [(one, one.judge(now, self.time)) for one in self._instances.roster(endpoint.id).instances]
+        retry_at_ms = self.time.wall(line.breaker.until_ms) if state is BreakerState.OPEN else 0
+        judgement = self._judge(endpoint, [one for _, one in instances], line.breaker, state, retry_at_ms)
+        return View(judgement, instances, state, line.breaker.failures, retry_at_ms)
+
+    def _judge(
+        self, endpoint: Endpoint, all_: list[Judgement], breaker: Breaker, state: BreakerState, retry_at_ms: int
+    ) -> Judgement:
+        by_health: dict[Health, list[Judgement]] = {health: [] for health in Health}
+        for one in all_:
+            by_health[one.health].append(one)
+        healthy, suspect, offline, draining = by_health.values()
+        if not all_:
+            return Judgement(Health.OFFLINE, "no instance has registered", endpoint.created_at_ms)
+        if not healthy and not suspect:
+            if draining:
+                return Judgement(Health.DRAINING, draining[-1].why, max(one.since_ms for one in draining))
+            last = max(offline, key=lambda one: one.since_ms)
+            return Judgement(Health.OFFLINE, f"no instance is alive; the last one: {last.why}", last.since_ms)
+        if state is not BreakerState.CLOSED:
+            then = f"the next probe is at {to_rfc3339(retry_at_ms)}" if retry_at_ms else "one probe decides"
+            why = f"the breaker is open after {breaker.failures} failures in a row; {then}"
+            return Judgement(Health.SUSPECT, why, self.time.wall(breaker.since_ms))
+        if healthy:
+            of = len(healthy) + len(suspect)
+            return Judgement(Health.HEALTHY, f"{len(healthy)} of {of} instances", min(j.since_ms for j in healthy))
+        return Judgement(Health.SUSPECT, suspect[0].why, min(one.since_ms for one in suspect))
+
+    def _line(self, endpoint: Endpoint, now: int) -> _Line:
+        line = self._lines.get(endpoint.id)
+        if line is None:
+            if len(self._lines) >= LINES_MAX:
+                self._lines.clear()
+            line = self._lines[endpoint.id] = _Line()
+        roster = self._instances.roster(endpoint.id)
+        if line.roster is not roster or now >= line.fresh_until_ms:
+            line.derive(roster, now)
+            if roster.read_next_ms <= now:
+                self._stale()
+        return line
+
+
+def _choose(line: _Line) -> Instance:
+    """The less busy of two picked at random by weight."""
+    total = line.sums[-1]
+    first, second = divmod(pick_index(total * total), total)
+    one = line.ready[bisect_right(line.sums, first)]
+    other = line.ready[bisect_right(line.sums, second)]
+    return one if one.reach.in_flight <= other.reach.in_flight else other
