@@ -41,7 +41,7 @@ class Reply:
         return next((value for known, value in self.headers if known == name), None)
 
 
-class StaleConnection(Exception):  # noqa: N818 - a signal between connection and pool, never seen outside
+class StaleConnection(Exception):
     """A reused connection closed before any byte of the reply: the peer most likely closed it while idle."""
 
 
@@ -146,7 +146,7 @@ class Connection(asyncio.Protocol):
         phase_before = self.phase
         try:
             self.parser.feed_data(data)
-        except httptools.HttpParserError as error:
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
             self.surplus = True
             if self.phase != DONE and self.fault is None:
                 self.fault = self._invalid(f"sent a reply that is not HTTP ({str(error)[:80]})")
@@ -246,12 +246,13 @@ class Connection(asyncio.Protocol):
                 self.fault = self._invalid("sent a transfer coding other than chunked")
 
     def _check_head_size(self, phase_before: int) -> None:
-        # Bytes since the last piece of body: a head, trailers or chunk extensions. One read may hold a head
-        # and much body, hence the exact count when the head ended in this read.
-        total = self.quiet_bytes
+        # `quiet_bytes` came since the last piece of body: a head, trailers or chunk extensions. One read may hold
+        # a whole head and much else, hence the exact count when the head ended in this read.
+        head_bytes = 0
         if phase_before < BODY <= self.phase:
-            total = sum(len(name) + len(value) + 4 for name, value in self.headers)
-        if total > self.header_bytes_max and self.fault is None:
+            head_bytes = sum(len(name) + len(value) + 4 for name, value in self.headers)
+        rest_bytes = 0 if self.phase == DONE else self.quiet_bytes - head_bytes
+        if max(head_bytes, rest_bytes) > self.header_bytes_max and self.fault is None:
             self.fault = self._too_large(self.header_bytes_max, "head or trailer")
 
     def _finish(self, future: asyncio.Future[Reply]) -> None:

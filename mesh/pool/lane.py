@@ -8,6 +8,7 @@ know how to connect.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import deque
 from typing import TYPE_CHECKING
 
@@ -65,7 +66,8 @@ class Lane:
             return await ticket
         except asyncio.CancelledError:
             if ticket.cancelled():
-                self.waiting.remove(entry)
+                with contextlib.suppress(ValueError):  # skipped and removed by `_serve` before this ran
+                    self.waiting.remove(entry)
             elif ticket.exception() is None:  # served and cancelled in the same turn: pass it on
                 self._give_back(ticket.result())
             raise
