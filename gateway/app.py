@@ -71,6 +71,8 @@ class Mesh:
         self.egress = Egress(allow_loopback=settings.egress.allow_loopback, allow=settings.egress.allow)
         self.webhook_secrets: dict[str, str] = {}
         self._exclusive = exclusive
+        self.fast_path: FastPath
+        """Set by `create_app`."""
 
     async def _inspect(self, call: Call) -> None:
         await self.gate(call)

@@ -285,7 +285,8 @@ class Operations:
 
     async def outcome(self, placed: Placed, wait_s: float) -> Known | None:
         """The outcome within `wait_s`, for anybody; None while it runs."""
-        return await self.result(placed.id, placed.head.namespace, wait_s, terminal_only=True)
+        known = await self.result(placed.id, placed.head.namespace, wait_s)
+        return known if known.state.terminal else None
 
     # Read ---------------------------------------------------------------------------------------------------------
 
@@ -301,10 +302,8 @@ class Operations:
             raise unknown_operation(operation)
         return known
 
-    async def result(
-        self, operation: str, namespace: str, wait_s: float, *, terminal_only: bool = False
-    ) -> Known | None:
-        """The record once it is terminal, or after `wait_s` as it is (`terminal_only`: None then). Raises NotFound."""
+    async def result(self, operation: str, namespace: str, wait_s: float) -> Known:
+        """The record once it is terminal, or after `wait_s` as it is. Raises NotFound."""
         known = await self.get(operation, namespace)
         if not known.state.terminal and wait_s > 0:
             deadline_s = monotonic_s() + wait_s
@@ -315,7 +314,7 @@ class Operations:
                     if known.state.terminal or left_s <= 0 or self._waiters.ended:
                         break
                     await wait_for(moved, left_s)
-        return known if known.state.terminal or not terminal_only else None
+        return known
 
     async def events(self, operation: str, namespace: str, after: int) -> tuple[Record, list[tuple[int, Entry]]]:
         """The history after sequence number `after`. Raises NotFound."""

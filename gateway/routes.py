@@ -29,6 +29,7 @@ RETRY_MS: Final = 1_000
 
 router = APIRouter()
 _JSON: Final = "application/json"
+_NO_STORE: Final = {"cache-control": "no-store"}
 _STATES: Final = {state.word: state for state in State}
 _DELIVERY_STATES: Final = {state.word: state for state in Delivery if state is not Delivery.NONE}
 _START: Final = openapi_start()
@@ -43,7 +44,7 @@ def _namespace(request: Request) -> str:
     return mesh_of(request).auth.authenticate(request.scope["headers"]).namespace
 
 
-def _reply(body: Any, status: int = 200, **headers: str) -> Response:
+def _reply(body: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
     return Response(encode_json(body), status, headers, _JSON)
 
 
@@ -189,7 +190,7 @@ async def get_operation(request: Request, operation_id: str) -> Response:
     if not known.state.terminal and known.head.attempt > 1:
         record, _ = await mesh.operations.events(operation_id, known.head.namespace, 0)
         body["last_failure"] = last_failure(record.events)
-    return _reply(body, etag=etag, **{"cache-control": "no-store"})
+    return _reply(body, headers={"etag": etag, **_NO_STORE})
 
 
 @router.post("/v1/operations/{operation_id}/cancel", tags=["operations"], summary="Cancel", status_code=202)
@@ -297,7 +298,7 @@ async def redeliver_delivery(request: Request, delivery_id: str) -> Response:
 async def webhook_secret(request: Request) -> Response:
     """Standard Webhooks, `whsec_...`; shown to its own namespace only (decision 25)."""
     mesh = mesh_of(request)
-    return _reply({"secret": mesh.webhook_secrets[_namespace(request)]}, **{"cache-control": "no-store"})
+    return _reply({"secret": mesh.webhook_secrets[_namespace(request)]}, headers=_NO_STORE)
 
 
 # The gateway itself -----------------------------------------------------------------------------------------------
@@ -313,7 +314,7 @@ async def healthz() -> Response:
 async def readyz(request: Request) -> Response:
     """200 with what an acknowledgement is worth, else 503 with the reason."""
     ready, body = await mesh_of(request).ready()
-    return _reply(body) if ready else _reply(body, 503, **{"retry-after": "1"})
+    return _reply(body) if ready else _reply(body, 503, {"retry-after": "1"})
 
 
 @router.get("/metrics", tags=["gateway"], summary="Prometheus")

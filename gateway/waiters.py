@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Generator
 
     from mesh.machine import State
     from mesh.store.keys import Keys
@@ -103,7 +103,7 @@ class Waiters:
                 event.set()
 
     @contextmanager
-    def watching(self, operation_id: str) -> Iterator[asyncio.Event]:
+    def watching(self, operation_id: str) -> Generator[asyncio.Event]:
         """An event that is set whenever the operation may have moved. Enter, then read the store, then wait."""
         event = asyncio.Event()
         events = self._waits.get(operation_id)
