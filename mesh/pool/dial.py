@@ -27,9 +27,7 @@ class Dialer:
         self._tls = tls
         self._header_bytes_max = header_bytes_max
 
-    async def dial(
-        self, owner: Owner, loop: asyncio.AbstractEventLoop, target: Target, limit_s: float
-    ) -> Connection:
+    async def dial(self, owner: Owner, loop: asyncio.AbstractEventLoop, target: Target, limit_s: float) -> Connection:
         """A new connection that tells `owner`, before `limit_s` of the loop's clock. Raises NotSent.
 
         The addresses share the time evenly, so that a dead first one does not eat the chance of the second.
@@ -55,9 +53,7 @@ class Dialer:
         # SNI, and what the certificate must be made out to: the name, whatever address it leads to.
         name = target.host if tls else None
         try:
-            await loop.create_connection(
-                lambda: connection, address, target.port, ssl=tls, server_hostname=name
-            )
+            await loop.create_connection(lambda: connection, address, target.port, ssl=tls, server_hostname=name)
         except BaseException:
             connection.drop()
             raise
@@ -66,9 +62,7 @@ class Dialer:
             raise ConnectionError(message)
         return connection
 
-    async def _look_up(
-        self, loop: asyncio.AbstractEventLoop, target: Target, limit_s: float
-    ) -> tuple[str, ...]:
+    async def _look_up(self, loop: asyncio.AbstractEventLoop, target: Target, limit_s: float) -> tuple[str, ...]:
         try:
             async with asyncio.timeout_at(limit_s):
                 found = await loop.getaddrinfo(target.host, target.port, proto=socket.IPPROTO_TCP)

@@ -90,9 +90,7 @@ class Pool:
         reply_bytes_max: int | None = None,
     ) -> Coroutine[Any, Any, Reply]:
         """`request` with POST."""
-        return self.request(
-            b"POST", target, path, headers, body, timeout_s=timeout_s, reply_bytes_max=reply_bytes_max
-        )
+        return self.request(b"POST", target, path, headers, body, timeout_s=timeout_s, reply_bytes_max=reply_bytes_max)
 
     async def request(
         self,
