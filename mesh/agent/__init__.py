@@ -1,17 +1,38 @@
 """The agent side of the SDK: host nexusrpc handlers, register them, complete what takes long.
 
-    serve.py         Agent: the ASGI app                      routes.py      which handler a path means
-    host.py          one execution per request id, 201s       inbound.py     a request's head
-    runs.py          executions and their memory              outcome.py     how a call ended, as an answer
-    completion.py    outcomes on their way out, complete()    codec.py       values and bytes
-    leases.py        heartbeats for long work                 context.py     current()
-    registration.py  the agent's entry in the registry        server.py      uvicorn around an Agent
+serve.py         Agent: the ASGI app                      routes.py      which handler a path means
+host.py          which request gets which answer          inbound.py     a request's head
+work.py          the handlers' tasks and their ends       outcome.py     how a call ended, as an answer
+runs.py          executions and their memory              codec.py       values and bytes
+completion.py    outcomes on their way out, complete()    context.py     current()
+leases.py        heartbeats for long work                 server.py      uvicorn around an Agent
+registration.py  the agent's entry in the registry
 """
 
 from __future__ import annotations
 
-from mesh.agent.completion import complete
-from mesh.agent.context import Context, current
-from mesh.agent.serve import Agent, serve
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Final
 
-__all__ = ["Agent", "Context", "complete", "current", "serve"]
+if TYPE_CHECKING:
+    from mesh.agent.completion import complete
+    from mesh.agent.context import Context, current
+    from mesh.agent.serve import Agent
+
+__all__ = ["Agent", "Context", "complete", "current"]
+
+_ROOMS: Final = {
+    "Agent": "mesh.agent.serve",
+    "Context": "mesh.agent.context",
+    "complete": "mesh.agent.completion",
+    "current": "mesh.agent.context",
+}
+
+
+def __getattr__(name: str) -> Any:
+    # Loaded when first used: the caller client shares codec.py and needs nothing else from here.
+    if name not in _ROOMS:
+        message = f"module 'mesh.agent' has no attribute {name!r}"
+        raise AttributeError(message)
+    value = globals()[name] = getattr(import_module(_ROOMS[name]), name)
+    return value

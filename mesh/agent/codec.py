@@ -1,7 +1,7 @@
 """Values and bytes: one codec per operation's input or output type, pydantic inside. Used by host and client.
 
-Nexus media types (nexus.md 1.1): JSON is `application/json`, bytes `application/octet-stream`, null no type and no body.
-Types are what pydantic takes: models, dataclasses, TypedDicts, builtins, unions of them.
+Nexus media types (nexus.md 1.1): JSON is `application/json`, bytes are `application/octet-stream`, null is no type and
+no body. Types are what pydantic takes: models, dataclasses, TypedDicts, builtins, unions of them.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class Codec:
         """Media type and bytes; `(None, b"")` for None. Raises Undecodable for a value that is not of the type."""
         if value is None:
             return None, b""
-        if (self._bytes or self._any) and isinstance(value, (bytes, bytearray, memoryview)):
+        if (self._bytes or self._any) and isinstance(value, (bytes, bytearray)):
             return BYTES, bytes(value)
         return JSON, self.dump(value)
 

@@ -45,9 +45,7 @@ def agent_pool() -> Pool | None:
     return entry[1] if entry is not None and entry[0] is asyncio.get_running_loop() else None
 
 
-def completion_of(
-    outcome: Outcome, operation_token: str, started_at_ms: int
-) -> tuple[list[RawHeader], bytes]:
+def completion_of(outcome: Outcome, operation_token: str, started_at_ms: int) -> tuple[list[RawHeader], bytes]:
     """Headers (without the caller's) and body that report an outcome. The close time is now.
 
     A handler error that came after the 201 has no form of its own here: the operation failed, with it as the cause.
@@ -80,8 +78,8 @@ async def deliver(
 ) -> int:
     """Post until 2xx or an answer in FINAL; that status. Raises ReplyTimeout when `retry_for_ms` is over.
 
-    `callback` is asked before every try: a later attempt of the same call may have brought a new token. `others` are base
-    URLs of further gateways of the mesh, tried when the one that asked does not answer.
+    `callback` is asked before every try: a later attempt of the same call may have brought a new token. `others` are
+    base URLs of further gateways of the mesh, tried when the one that asked does not answer.
     """
     give_up_at_ms = now_ms() + retry_for_ms
     delay_ms = RETRY_FIRST_MS

@@ -30,6 +30,16 @@ QUERY_FIELDS_MAX: Final = 16
 MESH_CALLBACK: Final = "/nexus/callback"
 """Where a mesh takes completions, below its base URL (api.md section 2)."""
 
+_VISIBLE: Final = {
+    name.encode(): name
+    for name in (
+        *("host", "accept", "accept-encoding", "user-agent", "traceparent", "tracestate"),
+        *("nexus-request-id", "request-timeout", "operation-timeout"),
+        *("mesh-operation-id", "mesh-run", "mesh-attempt", "mesh-namespace"),
+    )
+}
+"""Names that nearly every request has, decoded beforehand."""
+
 _duration_ms = lru_cache(maxsize=512)(parse_duration_ms)
 
 
@@ -76,14 +86,18 @@ def read_start(headers: Iterable[RawHeader], query: bytes) -> StartHead:
     links: list[str] = []
     replayed: list[RawHeader] = []
     for name, value in headers:
-        if name.startswith(b"nexus-callback-"):
+        known = _VISIBLE.get(name)
+        if known is not None:
+            visible.setdefault(known, value.decode("latin-1"))
+        elif name.startswith(b"nexus-callback-"):
             replayed.append((name[15:], value))
         elif name == b"nexus-link":
             links.append(value.decode("latin-1"))
+        elif name.startswith(b"content-"):
+            content.setdefault(name.decode("latin-1"), value.decode("latin-1"))
         else:
-            kept = content if name.startswith(b"content-") else visible
-            kept.setdefault(name.decode("latin-1"), value.decode("latin-1"))
-    if content.get("content-encoding", "identity").lower() not in ("identity", ""):
+            visible.setdefault(name.decode("latin-1"), value.decode("latin-1"))
+    if "content-encoding" in content and content["content-encoding"].lower() not in ("identity", ""):
         message = "the body is encoded; send it without Content-Encoding"
         raise Malformed(message)
     request_id = visible.get("nexus-request-id") or None

@@ -1,7 +1,7 @@
 """Heartbeats for long work: which runs are leased, and what the mesh answers about each (decision 6).
 
-One beat carries many runs; a third of the lease passes between beats; with nothing leased nothing runs. The answers come
-back through two functions, `cancel` and `lose`. Knows no handler.
+One beat carries many runs; a third of the lease passes between beats; with nothing leased nothing runs. The answers
+come back through two functions, `cancel` and `lose`. Knows no handler.
 """
 
 from __future__ import annotations
@@ -164,7 +164,7 @@ class Leases:
                 run.leased = False
                 self._lose(run, "another attempt has the work" if status == "lost" else "the operation is over")
             else:
-                # The mesh does not know the token, or does not know this answer: the work goes on, its completion decides.
+                # The token is not known there, or we do not know the answer: the work goes on, its completion decides.
                 logger.warning("a heartbeat was answered with %r; no more are sent for it", status[:40])
                 self._held.discard(run)
                 run.leased = False

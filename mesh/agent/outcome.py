@@ -12,7 +12,7 @@ from typing import Any, Final, NamedTuple
 import nexusrpc
 from nexusrpc import HandlerError, HandlerErrorType, OperationError
 
-from mesh.agent.codec import Codec
+from mesh.agent.codec import BYTES, JSON, Codec
 from mesh.wire import (
     HANDLER_ERRORS,
     Failure,
@@ -29,18 +29,22 @@ from mesh.wire import (
 CAUSES_MAX: Final = 16
 logger: Final = logging.getLogger("mesh.agent")
 
-_SUCCEEDED: Final[RawHeader] = (b"nexus-operation-state", b"succeeded")
-_TYPES: Final[dict[str, RawHeader]] = {
-    "application/json": (b"content-type", b"application/json"),
-    "application/octet-stream": (b"content-type", b"application/octet-stream"),
+_SUCCEEDED: Final[dict[str | None, tuple[RawHeader, ...]]] = {
+    None: ((b"nexus-operation-state", b"succeeded"),),
+    JSON: ((b"content-type", JSON.encode()), (b"nexus-operation-state", b"succeeded")),
+    BYTES: ((b"content-type", BYTES.encode()), (b"nexus-operation-state", b"succeeded")),
 }
+_RUNNING: Final[tuple[RawHeader, ...]] = (
+    (b"content-type", JSON.encode()),
+    (b"nexus-operation-state", b"running"),
+)
 
 
 class Outcome(NamedTuple):
     """An answer. `state`: succeeded, failed, canceled, running (201), or error: a handler error, `retryable` or not."""
 
     status: int
-    headers: list[RawHeader]
+    headers: tuple[RawHeader, ...]
     body: bytes
     state: str
     retryable: bool = False
@@ -49,17 +53,15 @@ class Outcome(NamedTuple):
 def succeeded(codec: Codec, value: Any, links: Sequence[nexusrpc.Link] = ()) -> Outcome:
     """200 with the value. Raises Undecodable when it is not of the promised type, Malformed on a bad link."""
     media_type, body = codec.encode(value)
-    headers = [_SUCCEEDED] if media_type is None else [_TYPES[media_type], _SUCCEEDED]
+    headers = _SUCCEEDED[media_type]
     if links:
-        headers.append(link_header(links))
+        headers = (*headers, link_header(links))
     return Outcome(200, headers, body, "succeeded")
 
 
 def running(token: str, links: Sequence[nexusrpc.Link] = ()) -> Outcome:
     """201: the operation goes on under `token`."""
-    headers: list[RawHeader] = [_TYPES["application/json"], (b"nexus-operation-state", b"running")]
-    if links:
-        headers.append(link_header(links))
+    headers = (*_RUNNING, link_header(links)) if links else _RUNNING
     return Outcome(201, headers, failure_json({"token": token, "state": "running"}), "running")
 
 
@@ -69,7 +71,7 @@ def refusal(error_type: str, message: str, *, retry_after_s: int | None = None) 
     headers = headers_for_handler_error(error_type)
     if retry_after_s is not None:
         headers.append((b"retry-after", b"%d" % retry_after_s))
-    return Outcome(status, headers, failure_json(handler_failure(error_type, message)), "error", retryable)
+    return Outcome(status, tuple(headers), failure_json(handler_failure(error_type, message)), "error", retryable)
 
 
 def canceled(reason: str) -> Outcome:
@@ -83,7 +85,7 @@ def raised(error: Exception, where: str) -> Outcome:
     if isinstance(error, HandlerError):
         status, _ = HANDLER_ERRORS.get(error.raw_error_type, (500, True))
         headers = headers_for_handler_error(error.raw_error_type, retryable=error.retryable)
-        return Outcome(status, headers, failure_json(failure_of(error)), "error", error.retryable)
+        return Outcome(status, tuple(headers), failure_json(failure_of(error)), "error", error.retryable)
     logger.error("%s raised %s", where, type(error).__name__, exc_info=error)
     return refusal("INTERNAL", "internal error")
 
@@ -127,7 +129,7 @@ def bad_request(message: str) -> HandlerError:
 
 def _operation_error(error: OperationError) -> Outcome:
     word = "canceled" if error.state is nexusrpc.OperationErrorState.CANCELED else "failed"
-    return Outcome(424, headers_for_operation_error(word), failure_json(failure_of(error)), word)
+    return Outcome(424, tuple(headers_for_operation_error(word)), failure_json(failure_of(error)), word)
 
 
 def _wire(failure: nexusrpc.Failure) -> Failure:

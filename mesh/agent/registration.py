@@ -10,7 +10,7 @@ import asyncio
 import json
 import logging
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from mesh.clock import sleep
 from mesh.errors import MeshError, PeerFault, Refusal
@@ -125,7 +125,7 @@ class Registration:
             entry: dict[str, Any] = dict(wanted)
             if found.status == 200:  # noqa: PLR2004
                 present = _object(found)
-                if all(present.get(field) == value for field, value in wanted.items()):
+                if _holds(present, wanted):
                     return
                 entry = {field: present[field] for field in _KEPT if present.get(field) is not None} | entry
                 etag = found.header(b"etag")
@@ -175,7 +175,15 @@ def _object(reply: Reply) -> dict[str, Any]:
         found = json.loads(reply.body)
     except ValueError:
         found = None
-    return found if isinstance(found, dict) else {}
+    return cast("dict[str, Any]", found) if isinstance(found, dict) else {}
+
+
+def _holds(present: Any, wanted: Any) -> bool:
+    """Whether `wanted` is there already; objects may have more fields, defaults say."""
+    if isinstance(wanted, dict) and isinstance(present, dict):
+        has = cast("dict[str, Any]", present)
+        return all(name in has and _holds(has[name], value) for name, value in cast("dict[str, Any]", wanted).items())
+    return present == wanted
 
 
 def _check(reply: Reply, what: str) -> None:

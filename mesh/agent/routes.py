@@ -12,6 +12,7 @@ import inspect
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final, TypeAlias, cast
 
 from nexusrpc.handler import (
@@ -39,8 +40,9 @@ Cancel: TypeAlias = Callable[[CancelOperationContext, str], Awaitable[None]]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Route:
-    """One operation: its wire names, how to start and cancel it, its types."""
+    """One operation: its wire names, how to start and cancel it, its types. `id` is unique in its table."""
 
+    id: str
     service: str
     operation: str
     start: Start
@@ -121,12 +123,12 @@ class Routes:
         operations = self._service(found.service.name)
         for name, handler in found.operation_handlers.items():
             definition = found.service.operation_definitions[name]
-            method = getattr(type(service), definition.method_name, None)
+            method = getattr(service, definition.method_name, None)
             types = (definition.input_type, definition.output_type)
             self._add(operations, found.service.name, name, handler, types, inspect.getdoc(method))
 
     def _add_function(self, endpoint: str, function: Callable[..., Any]) -> None:
-        handler = FunctionHandler(function)
+        handler = (AsyncFunction if inspect.iscoroutinefunction(function) else Function)(function)
         operations = self._table.get(endpoint)
         if operations is None:
             operations = self._service(endpoint)
@@ -158,45 +160,61 @@ class Routes:
         start = calls.start if self._middleware or not calls.start_is_async else cast("Start", handler.start)
         description = (doc or "").partition("\n\n")[0].replace("\n", " ")[:DESCRIPTION_CHARS_MAX]
         operations[check_operation(name)] = Route(
-            service, name, start, calls.cancel, Codec(types[0]), Codec(types[1]), description
+            f"{len(self._table)}.{len(operations)}",
+            service,
+            name,
+            start,
+            calls.cancel,
+            Codec(types[0]),
+            Codec(types[1]),
+            description,
         )
 
 
-class FunctionHandler(OperationHandler[Any, Any]):
-    """A plain function as an operation: `fn()`, `fn(input)` or `fn(ctx, input)`, async or not, typed by annotations."""
+class Function(OperationHandler[Any, Any]):
+    """A plain function as an operation: `fn()`, `fn(input)` or `fn(ctx, input)`, typed by its annotations."""
 
     def __init__(self, function: Callable[..., Any]) -> None:
         name = function.__name__
         try:
-            parameters = list(inspect.signature(function, eval_str=True).parameters.values())
-            returns = inspect.signature(function, eval_str=True).return_annotation
+            signature = inspect.signature(function, eval_str=True)
         except NameError as error:
             message = f"the annotations of {name} cannot be read: {error}"
             raise ConfigError(message) from error
-        self._function = function
-        self._wants_context = bool(parameters) and parameters[0].annotation is StartOperationContext
-        inputs = parameters[1:] if self._wants_context else parameters
-        if len(inputs) > 1 or any(each.kind not in (each.POSITIONAL_ONLY, each.POSITIONAL_OR_KEYWORD) for each in inputs):
+        inputs = list(signature.parameters.values())
+        self._wants_context = bool(inputs) and inputs[0].annotation is StartOperationContext
+        if self._wants_context:
+            del inputs[0]
+        if len(inputs) > 1 or any(
+            each.kind not in (each.POSITIONAL_ONLY, each.POSITIONAL_OR_KEYWORD) for each in inputs
+        ):
             message = f"{name} takes more than one input; an operation has one: put the fields into a model"
             raise ConfigError(message)
+        self._function = function
         self._wants_input = bool(inputs)
         self.input_type: Any = _annotated(inputs[0].annotation) if inputs else type(None)
-        self.output_type: Any = _annotated(returns)
-        if inspect.iscoroutinefunction(function):
-            self.start = self._start_async
+        self.output_type: Any = _annotated(signature.return_annotation)
 
-    def start(self, ctx: StartOperationContext, input: Any) -> StartOperationResultSync[Any]:  # noqa: A002
-        return StartOperationResultSync(self._function(*self._arguments(ctx, input)))
-
-    async def _start_async(self, ctx: StartOperationContext, input: Any) -> StartOperationResultSync[Any]:  # noqa: A002
-        return StartOperationResultSync(await self._function(*self._arguments(ctx, input)))
+    def start(
+        self,
+        ctx: StartOperationContext,
+        input: Any,  # noqa: A002
+    ) -> StartOperationResultSync[Any] | Awaitable[StartOperationResultSync[Any]]:
+        return StartOperationResultSync(self.apply(ctx, input))
 
     async def cancel(self, ctx: CancelOperationContext, token: str) -> None:
         message = "an operation that answers by its return value has no token of its own"
         raise NotImplementedError(message)
 
-    def _arguments(self, ctx: StartOperationContext, value: Any) -> list[Any]:
-        return [*([ctx] if self._wants_context else []), *([value] if self._wants_input else [])]
+    def apply(self, ctx: StartOperationContext, value: Any) -> Any:
+        """Call the function with what it takes."""
+        arguments = ([ctx] if self._wants_context else []) + ([value] if self._wants_input else [])
+        return self._function(*arguments)
+
+
+class AsyncFunction(Function):
+    async def start(self, ctx: StartOperationContext, input: Any) -> StartOperationResultSync[Any]:  # noqa: A002
+        return StartOperationResultSync(await self.apply(ctx, input))
 
 
 class _Calls(MiddlewareSafeOperationHandler):
@@ -220,8 +238,8 @@ class _Calls(MiddlewareSafeOperationHandler):
             await self._in_thread(self._handler.cancel, ctx, token)
 
     async def _in_thread(self, call: Callable[..., Any], *arguments: Any) -> Any:
-        context = contextvars.copy_context()
-        return await asyncio.get_running_loop().run_in_executor(self._executor, context.run, call, *arguments)
+        work = partial(contextvars.copy_context().run, call, *arguments)
+        return await asyncio.get_running_loop().run_in_executor(self._executor, work)
 
 
 class _Wrapped(_Calls):
@@ -252,8 +270,6 @@ def _annotated(annotation: Any) -> Any:
 
 
 def _description(route: Route) -> dict[str, Any]:
-    described: dict[str, Any] = {"name": route.operation, "description": route.description}
-    for field, schema in (("input", route.input.schema(output=False)), ("output", route.output.schema(output=True))):
-        if schema is not None:
-            described[field] = schema
-    return described
+    schemas = {"input": route.input.schema(output=False), "output": route.output.schema(output=True)}
+    known = {field: schema for field, schema in schemas.items() if schema is not None}
+    return {"name": route.operation, "description": route.description, **known}

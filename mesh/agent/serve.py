@@ -14,6 +14,7 @@ A server is not part of it: `uvicorn module:agent` serves an Agent as any ASGI a
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final, Literal, TypeAlias
@@ -27,6 +28,7 @@ from mesh.agent.leases import LEASE_MS_MIN
 from mesh.agent.outcome import Outcome
 from mesh.agent.registration import TTL_MS, Registration
 from mesh.agent.routes import Routes
+from mesh.agent.work import Work
 from mesh.errors import ConfigError, Malformed, NotFound
 from mesh.pool import Pool, Target
 from mesh.wire import check_endpoint
@@ -38,6 +40,8 @@ LEASE_MS: Final = 5000
 RUNNING_MAX: Final = 4096
 THREADS: Final = 32
 DRAIN_S: Final = 10.0
+
+_ODD: Final = re.compile("[^A-Za-z0-9.]+")
 
 Scope: TypeAlias = MutableMapping[str, Any]
 Receive: TypeAlias = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -143,42 +147,36 @@ class Agent:
 
     async def _handle(self, scope: Scope, receive: Receive) -> Outcome | None:
         """None when the caller went away before its request was complete."""
+        if scope["method"] != "POST":
+            return _other_method(scope, self.prefix)
         try:
-            if scope["method"] != "POST":
-                return _other_method(scope, self.prefix)
             route, is_cancel = self._routes.find(_raw_path(scope))
             if is_cancel:
                 headers, token, timeout_ms = read_cancel(scope["headers"], scope["query_string"])
                 return await self._host.cancel(route, headers, token, timeout_ms)
             head = read_start(scope["headers"], scope["query_string"])
-            message = await receive()
-            body = message.get("body", b"")
-            if message.get("more_body") or len(body) > self._input_bytes_max:
-                body = await self._rest(body, receive)
-            elif message["type"] == "http.disconnect":
-                return None
+            body = await self._body(receive)
         except NotFound as error:
             return outcomes.refusal("NOT_FOUND", error.detail)
         except Malformed as error:
             return outcomes.refusal("BAD_REQUEST", error.detail)
-        if body is None:
-            return None
-        return await self._host.start(route, head, body)
+        return None if body is None else await self._host.start(route, head, body)
 
-    async def _rest(self, body: bytes, receive: Receive) -> bytes | None:
-        chunks, size = [body], len(body)
-        while size <= self._input_bytes_max:
+    async def _body(self, receive: Receive) -> bytes | None:
+        chunks: list[bytes] = []
+        size = 0
+        while True:
             message = await receive()
             if message["type"] == "http.disconnect":
                 return None
-            chunks.append(message.get("body", b""))
-            size += len(chunks[-1])
+            chunk: bytes = message.get("body", b"")
+            size += len(chunk)
+            if size > self._input_bytes_max:
+                detail = f"the input is larger than {self._input_bytes_max} bytes"
+                raise Malformed(detail)
             if not message.get("more_body"):
-                break
-        if size > self._input_bytes_max:
-            message = f"the input is larger than {self._input_bytes_max} bytes"
-            raise Malformed(message)
-        return b"".join(chunks)
+                return b"".join([*chunks, chunk]) if chunks else chunk
+            chunks.append(chunk)
 
     # -- life
 
@@ -196,7 +194,7 @@ class Agent:
 
     def begin(self) -> None:
         """Register and heartbeat in the background; called by the lifespan. Raises ConfigError without a URL."""
-        if self._host.stopping:
+        if self._work.stopping:
             self._open()
         if self._register is False:
             return
@@ -210,7 +208,9 @@ class Agent:
             at = Target.parse(self.url)
         except Malformed as error:
             raise ConfigError(error.detail) from None
-        instance = self._instance or f"{at.host.replace(':', '-')}-{at.port}{at.path.decode().rstrip('/').replace('/', '-')}"
+        instance = (
+            self._instance or f"{at.host.replace(':', '-')}-{at.port}{at.path.decode().rstrip('/').replace('/', '-')}"
+        )
         self._registration = Registration(
             self._pool,
             self.gateways,
@@ -235,20 +235,13 @@ class Agent:
     async def end(self) -> None:
         """Leave, let running work finish for `drain_s`, deliver what can be delivered, close every connection."""
         await self.leave()
-        await self._host.drain(self._drain_s)
+        await self._work.drain(self._drain_s)
         await self._pool.close()
 
     def _open(self) -> None:
         self._pool = Pool()
-        self._host = Host(
-            self.endpoint,
-            self._pool,
-            self.gateways,
-            key=self._key,
-            answer_within_ms=self._answer_within_ms,
-            lease_ms=self._lease_ms,
-            running_max=self._running_max,
-        )
+        self._work = Work(self.endpoint, self._pool, self.gateways, key=self._key, lease_ms=self._lease_ms)
+        self._host = Host(self._work, answer_within_ms=self._answer_within_ms, running_max=self._running_max)
 
     def run(self, *, host: str = "127.0.0.1", port: int = 0) -> None:
         """Serve until SIGINT or SIGTERM, on a free port by default. Needs uvicorn; raises ConfigError without it."""
@@ -274,7 +267,7 @@ def _raw_path(scope: Scope) -> bytes:
 
 def _other_method(scope: Scope, prefix: str) -> Outcome:
     if scope["method"] in ("GET", "HEAD") and scope["path"] in ("/healthz", f"{prefix}/healthz"):
-        return Outcome(200, [(b"content-type", b"text/plain")], b"" if scope["method"] == "HEAD" else b"ok", "health")
+        return Outcome(200, ((b"content-type", b"text/plain"),), b"" if scope["method"] == "HEAD" else b"ok", "health")
     return outcomes.refusal("BAD_REQUEST", "expected POST")
 
 

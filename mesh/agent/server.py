@@ -32,6 +32,7 @@ def run(agent: Agent, host: str, port: int) -> None:
         log_level="warning",
         access_log=False,
         server_header=False,
+        proxy_headers=False,
         timeout_keep_alive=KEEP_ALIVE_S,
         lifespan="on",
         ws="none",
@@ -57,12 +58,12 @@ def bind(host: str, port: int) -> socket.socket:
     """A listening socket: what connects from now on waits for the server instead of being refused."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.create_server((host, port), family=family, backlog=BACKLOG)
-    listener.setblocking(False)
+    listener.setblocking(False)  # noqa: FBT003 - the method's own signature
     return listener
 
 
 def address(agent: Agent, host: str, listener: socket.socket) -> str:
-    """The agent's own URL: the bound host, or for a wildcard this machine's address as seen on the way to the gateway."""
+    """The agent's URL: the bound host, or for a wildcard this machine's address as seen on the way to the gateway."""
     port: int = listener.getsockname()[1]
     if host in WILDCARDS:
         host = _address_towards(agent.gateways[0])
@@ -89,5 +90,3 @@ def _uvicorn() -> Any:
             " or serve the Agent with any other ASGI server"
         )
         raise ConfigError(message) from None
-
-

@@ -1,0 +1,208 @@
+"""The work itself: a task per run, what its end means, and how the end is reported once a 201 has left.
+
+Owns tasks, their cancellation and the drain. Which request gets which answer is host.py's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from functools import partial
+from typing import Any, Final, cast
+
+from nexusrpc.handler import StartOperationContext, StartOperationResultAsync, StartOperationResultSync
+
+from mesh.agent import outcome as outcomes
+from mesh.agent.completion import FINAL, completion_of, deliver, pools
+from mesh.agent.context import Context, running
+from mesh.agent.inbound import Callback, StartHead
+from mesh.agent.leases import Leases
+from mesh.agent.outcome import Outcome
+from mesh.agent.runs import Run, Runs
+from mesh.errors import Malformed, ReplyTimeout
+from mesh.ids import short_id
+from mesh.pool import Pool, Target
+from mesh.wire import OPERATION_TOKEN_BYTES_MAX
+
+CANCEL_GRACE_S: Final = 5.0
+"""What a handler that watches its cancellation gets to end in its own way."""
+LAST_COMPLETIONS_S: Final = 2.0
+CANCELED: Final = "canceled by the caller"
+STOPPING: Final = "the agent is stopping"
+
+logger: Final = logging.getLogger("mesh.agent")
+
+
+class Work:
+    """The runs of one agent. `gateways`: base URLs of the mesh, for completions and heartbeats."""
+
+    def __init__(
+        self, endpoint: str, pool: Pool, gateways: Sequence[Target], *, key: str | None, lease_ms: int
+    ) -> None:
+        self.runs = Runs()
+        self.leases = Leases(
+            pool, gateways, lease_ms=lease_ms, key=key, cancel=partial(self.cancel, reason=CANCELED), lose=self._lose
+        )
+        self.stopping = False
+        self._endpoint = endpoint
+        self._pool = pool
+        self._gateways = gateways
+
+    def begin(self, run: Run, head: StartHead, value: Any) -> None:
+        """Call the handler in a task of its own."""
+        route, at_ms, callback = run.route, run.started_at_ms, head.callback
+        # With a callback the request's own timeout binds nobody: the work outlives it.
+        limit_ms = head.request_timeout_ms if callback is None else head.operation_timeout_ms
+        request_id = head.request_id or short_id("request")
+        replayed = () if callback is None else callback.headers
+        ctx = run.ctx = StartOperationContext(
+            service=route.service,
+            operation=route.operation,
+            headers=head.headers,
+            task_cancellation=run.cancellation,
+            request_deadline=None if limit_ms is None else moment(at_ms + limit_ms),
+            request_id=request_id,
+            callback_url=None if callback is None else callback.url,
+            callback_headers={name.decode("latin-1"): text.decode("latin-1") for name, text in replayed},
+            inbound_links=head.links,
+        )
+        context = Context(
+            self._endpoint,
+            route.service,
+            route.operation,
+            head.headers.get("mesh-operation-id"),
+            head.number("mesh-run"),
+            run.attempt,
+            head.headers.get("mesh-namespace"),
+            request_id,
+            head.headers,
+            None if head.operation_timeout_ms is None else at_ms + head.operation_timeout_ms,
+            run.cancellation,
+        )
+        self.runs.open(run)
+        run.task = asyncio.get_running_loop().create_task(self._execute(run, ctx, context, value))
+        run.task.add_done_callback(partial(self._ended, run))
+
+    def cancel(self, run: Run, reason: str) -> None:
+        """Tell the handler to stop, and stop it: at once, or after a grace when it watches its cancellation."""
+        if run.outcome is not None or run.task is None:
+            return
+        run.cancellation.set(reason)
+        if run.cancellation.watched and not self.stopping:
+            asyncio.get_running_loop().call_later(CANCEL_GRACE_S, _interrupt, run)
+        else:
+            run.task.cancel()
+
+    async def drain(self, grace_s: float) -> None:
+        """Give running work `grace_s`, then interrupt it.
+
+        What was answered 201 and leased goes to another instance when the lease ends; the rest is told UNAVAILABLE.
+        """
+        self.stopping = True
+        await self._until_idle(grace_s)
+        for run in tuple(self.runs.live):
+            self.cancel(run, STOPPING)
+        await self._until_idle(LAST_COMPLETIONS_S)
+        tasks = self._tasks()
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await self.leases.close()
+        self.runs.clear()
+
+    # -- the handler's task
+
+    async def _execute(self, run: Run, ctx: StartOperationContext, context: Context, value: Any) -> None:
+        running.set(context)
+        pools.set((asyncio.get_running_loop(), self._pool))
+        try:
+            outcome = self._returned(run, ctx, await run.route.start(ctx, value))
+        except asyncio.CancelledError:
+            outcome = self._interrupted(run)
+        except Exception as error:  # noqa: BLE001 - whatever a handler raises is its answer
+            outcome = outcomes.raised(error, f"{run.route.service}/{run.route.operation}")
+        if run.lost:
+            outcome = None
+        run.end(outcome)
+        if run.token and outcome is not None and outcome.state != "running":
+            await self._report(run, outcome)
+
+    def _ended(self, run: Run, _task: asyncio.Task[None]) -> None:
+        # Not in the task itself: one that is cancelled before its first step never runs a line of it.
+        if run.outcome is None:
+            run.lost = True
+            run.end(None)
+        self.leases.discard(run)
+        self.runs.close(run)
+
+    def _returned(self, run: Run, ctx: StartOperationContext, answer: object) -> Outcome:
+        if isinstance(answer, StartOperationResultSync):
+            value = cast("StartOperationResultSync[Any]", answer).value
+            return outcomes.succeeded(run.route.output, value, ctx.outbound_links)
+        if not isinstance(answer, StartOperationResultAsync):
+            message = f"a handler's start returned {type(answer).__name__} instead of a StartOperationResult"
+            raise TypeError(message)
+        token = answer.token
+        if not token or len(token) > OPERATION_TOKEN_BYTES_MAX or not token.isascii() or not token.isprintable():
+            message = f"a handler's operation token is 1 to {OPERATION_TOKEN_BYTES_MAX} visible ASCII characters"
+            raise ValueError(message)
+        run.inner = token
+        if run.token:
+            self.runs.alias(run.token, token)
+        return outcomes.running(run.token or token, ctx.outbound_links)
+
+    def _interrupted(self, run: Run) -> Outcome:
+        """The task was cancelled: by us for a reason, or by the handler's own doing."""
+        task = asyncio.current_task()
+        while task is not None and task.cancelling():
+            task.uncancel()  # what follows, the completion, is not to be cancelled
+        reason = run.cancellation.reason
+        if reason is None or self.stopping:
+            return outcomes.refusal("UNAVAILABLE", reason or "the handler was interrupted")
+        return outcomes.canceled(reason)
+
+    async def _report(self, run: Run, outcome: Outcome) -> None:
+        """The completion of a run that was answered 201."""
+        where = f"{run.route.service}/{run.route.operation}"
+        if outcome.state == "error" and outcome.retryable and run.leased:
+            # Nexus has no way to fail an attempt after its 201. Silence has: the lease ends, the mesh sends the next
+            # attempt, and the retry policy of the endpoint holds for late errors as it does for early ones.
+            logger.warning("%s failed in a way worth repeating; left to the next attempt", where)
+            return
+        headers, body = completion_of(outcome, run.token, run.started_at_ms)
+        try:
+            status = await deliver(
+                self._pool, lambda: cast("Callback", run.callback), headers, body, others=self._gateways
+            )
+        except (Malformed, ReplyTimeout) as error:
+            logger.error("%s: its outcome could not be delivered: %s", where, error.detail)  # noqa: TRY400 - no bug here
+            return
+        if status in FINAL:
+            logger.warning("%s: its outcome was refused with status %d", where, status)
+
+    def _lose(self, run: Run, why: str) -> None:
+        """The work belongs to another attempt, or is over: stop, report nothing, forget."""
+        if run.outcome is None:
+            run.lost = True
+            self.runs.forget(run)
+            self.cancel(run, why)
+
+    def _tasks(self) -> list[asyncio.Task[None]]:
+        return [run.task for run in self.runs.live if run.task is not None]
+
+    async def _until_idle(self, limit_s: float) -> None:
+        tasks = self._tasks()
+        if tasks:
+            await asyncio.wait(tasks, timeout=limit_s)
+
+
+def _interrupt(run: Run) -> None:
+    if run.outcome is None and run.task is not None:
+        run.task.cancel()
+
+
+def moment(at_ms: int) -> datetime:
+    """Milliseconds since the epoch as nexusrpc's contexts have it."""
+    return datetime.fromtimestamp(at_ms / 1000, UTC)

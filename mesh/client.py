@@ -1,0 +1,252 @@
+"""Callers: start, call, read, cancel and watch operations over HTTP.
+
+    import mesh
+    with mesh.SyncClient() as client:
+        print(client.call("greeter", "greeter", "greet", "Ada"))
+
+`Client` is the same for asyncio. Operations are named by strings or, typed, by their contract:
+`await client.call("reports", Reports.render, Order(...))` gives what `Reports.render` promises. Owns the connections of
+the asyncio client; what is said on them is client_flow.py. Must not know the store.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from typing import Any, Generic, Self, Unpack, overload
+
+import httpx
+from nexusrpc import Operation
+
+from mesh import client_flow as flows
+from mesh.client_base import LIMITS, Base, I, O, StartOptions
+from mesh.client_errors import (
+    GatewayUnreachable,
+    OperationCanceled,
+    OperationFailed,
+    OperationTimedOut,
+    OperationUnsuccessful,
+    StillRunning,
+    refusal,
+)
+from mesh.client_events import Event, EventReader
+from mesh.client_flow import Answer, Pause, Unreached
+from mesh.client_order import Called, Page, Record, codec_of
+from mesh.client_sync import SyncClient, SyncOperationHandle
+from mesh.clock import monotonic_s, sleep
+
+__all__ = [
+    "Client",
+    "Event",
+    "GatewayUnreachable",
+    "OperationCanceled",
+    "OperationFailed",
+    "OperationHandle",
+    "OperationTimedOut",
+    "OperationUnsuccessful",
+    "Page",
+    "Record",
+    "StartOptions",
+    "StillRunning",
+    "SyncClient",
+    "SyncOperationHandle",
+]
+
+
+class Client(Base):
+    """A caller's connection to a mesh, for asyncio; one per event loop, used by any number of tasks.
+
+    gateway       base URL, or several of one mesh, asked in turn when one does not answer; default: environment
+                  MESH_URL, else http://127.0.0.1:7411
+    key           API key; default: environment MESH_KEY; none in development
+    retry_for_s   how long faults, 429 and 503 are repeated, always with the same idempotency key
+    http          an httpx client of your own (proxies, TLS); it is not closed here
+
+    Raised by every method: refusals of mesh/errors.py (Malformed, NotFound, Conflict, Unprocessable, TooMany, ...) and,
+    when repeats did not help, Unavailable or GatewayUnreachable.
+    """
+
+    def __init__(
+        self,
+        gateway: str | Sequence[str] | None = None,
+        key: str | None = None,
+        *,
+        retry_for_s: float = flows.RETRY_FOR_S,
+        http: httpx.AsyncClient | None = None,
+    ) -> None:
+        super().__init__(gateway, key, retry_for_s)
+        self._own_http = http is None
+        self._http = http or httpx.AsyncClient(limits=LIMITS, trust_env=False)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Close the connections."""
+        if self._own_http:
+            await self._http.aclose()
+
+    @overload
+    async def start(
+        self,
+        endpoint: str,
+        operation: Operation[I, O],
+        input: I = ...,
+        /,
+        *,
+        wait_s: float = 0,
+        **options: Unpack[StartOptions],
+    ) -> OperationHandle[O]: ...
+    @overload
+    async def start(
+        self,
+        endpoint: str,
+        service: str | type,
+        operation: str | Operation[Any, Any],
+        input: Any = ...,
+        /,
+        *,
+        wait_s: float = 0,
+        **options: Unpack[StartOptions],
+    ) -> OperationHandle[Any]: ...
+    async def start(
+        self, endpoint: str, /, *what: Any, wait_s: float = 0, **options: Unpack[StartOptions]
+    ) -> OperationHandle[Any]:
+        """Start an operation; it is durable when this returns. `wait_s`: wait that long for its end, at most.
+
+        `what` is `Contract.operation, input` or `service, operation, input`; input None is Nexus null.
+        """
+        order = self.order(endpoint, what, options)
+        placed = await self._run(flows.start(order, wait_s, self.retry_for_s))
+        return OperationHandle(self, placed.id, placed.record, order.called, replayed=placed.replayed)
+
+    @overload
+    async def call(
+        self,
+        endpoint: str,
+        operation: Operation[I, O],
+        input: I = ...,
+        /,
+        *,
+        timeout_s: float | None = None,
+        **options: Unpack[StartOptions],
+    ) -> O: ...
+    @overload
+    async def call(
+        self,
+        endpoint: str,
+        service: str | type,
+        operation: str | Operation[Any, Any],
+        input: Any = ...,
+        /,
+        *,
+        timeout_s: float | None = None,
+        **options: Unpack[StartOptions],
+    ) -> Any: ...
+    async def call(
+        self, endpoint: str, /, *what: Any, timeout_s: float | None = None, **options: Unpack[StartOptions]
+    ) -> Any:
+        """Start an operation and wait for its result.
+
+        Raises OperationFailed, OperationCanceled, OperationTimedOut, and StillRunning when `timeout_s` is over first.
+        """
+        return await self._run(flows.call(self.order(endpoint, what, options), timeout_s, self.retry_for_s))
+
+    def handle(self, operation_id: str, output: Any = Any) -> OperationHandle[Any]:
+        """An operation started elsewhere; nothing is asked yet. `output`: type of its result."""
+        called = Called("", "", codec_of(Any), codec_of(output))
+        return OperationHandle(self, operation_id, Record(id=operation_id), called, replayed=False)
+
+    async def get(self, operation_id: str) -> Record:
+        """The record of an operation."""
+        return await self._run(flows.get(operation_id, self.retry_for_s))
+
+    async def result(self, operation_id: str, *, output: Any = Any, timeout_s: float | None = None) -> Any:
+        """Wait for the result. Raises as `call`."""
+        return await self._run(flows.result(operation_id, codec_of(output), timeout_s, self.retry_for_s))
+
+    async def cancel(self, operation_id: str) -> Record:
+        """Ask for the end of an operation; it may still end in any state. Repeats and ended ones are fine."""
+        return await self._run(flows.cancel(operation_id, self.retry_for_s))
+
+    async def list(self, *, labels: Mapping[str, str] | None = None, **filters: str | int | None) -> Page:
+        """A page of operations, newest first.
+
+        Filters: state, endpoint, service, operation, since, until (RFC 3339), cursor, limit.
+        """
+        return await self._run(flows.listing(filters, labels, self.retry_for_s))
+
+    async def watch(self, operation_id: str, *, after: int = 0) -> AsyncIterator[Event]:
+        """The history from `after` on, as it happens, each event once, until the operation is over and settled.
+
+        A broken stream is taken up again where it ended; GatewayUnreachable after `retry_for_s` without success.
+        """
+        reader, give_up_s = EventReader(after), monotonic_s() + self.retry_for_s
+        while True:
+            reader.begin()
+            trouble = GatewayUnreachable("the event stream broke off")
+            try:
+                async with self._http.stream(**self.request(self.watching(operation_id, reader))) as reply:
+                    if reply.status_code == 200:  # noqa: PLR2004
+                        async for chunk in reply.aiter_bytes():
+                            for event in reader.feed(chunk):
+                                yield event
+                            give_up_s = monotonic_s() + self.retry_for_s
+                            if reader.ended:
+                                return
+                    else:
+                        trouble = refusal(reply.status_code, await reply.aread(), 0)
+                        if reply.status_code not in flows.REPEATED:
+                            raise trouble
+            except httpx.TransportError as fault:
+                trouble = GatewayUnreachable(self.fault(fault).why)
+            if monotonic_s() > give_up_s:
+                raise trouble
+            await sleep(reader.retry_ms / 1000)
+
+    async def _run(self, flow: flows.Flow[flows.T]) -> flows.T:
+        answer: Answer | Unreached | None = None
+        while True:
+            try:
+                step = flow.send(answer)
+            except StopIteration as stop:
+                return stop.value
+            answer = None
+            if isinstance(step, Pause):
+                await sleep(step.seconds)
+                continue
+            try:
+                reply = await self._http.request(**self.request(step))
+                answer = Answer(reply.status_code, reply.headers, reply.content)
+            except httpx.TransportError as fault:
+                answer = self.fault(fault)
+
+
+class OperationHandle(Generic[O]):
+    """A started operation. `id` is its name for ever, `record` what was known of it at the start."""
+
+    def __init__(self, client: Client, operation_id: str, record: Record, called: Called, *, replayed: bool) -> None:
+        self._client = client
+        self._called = called
+        self.id = operation_id
+        self.record = record
+        self.replayed = replayed
+        """The key was used before: this is the operation of that time."""
+
+    async def result(self, *, timeout_s: float | None = None) -> O:
+        """Wait for the result. Raises as `Client.call`."""
+        return await self._client.result(self.id, output=self._called.output.type, timeout_s=timeout_s)
+
+    async def get(self) -> Record:
+        """The record now."""
+        return await self._client.get(self.id)
+
+    async def cancel(self) -> Record:
+        """Ask for its end."""
+        return await self._client.cancel(self.id)
+
+    def watch(self, *, after: int = 0) -> AsyncIterator[Event]:
+        """Its history, as it happens."""
+        return self._client.watch(self.id, after=after)

@@ -1,0 +1,106 @@
+"""What both caller clients share: where the gateway is, the options of a start, how steps become requests.
+
+Knows no I/O: mesh/client.py (asyncio) and mesh/client_sync.py (blocking) do it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, TypedDict, TypeVar
+
+import httpx
+
+from mesh import client_flow as flows
+from mesh.client_events import EventReader
+from mesh.client_flow import Ask, Unreached
+from mesh.client_order import Order, called, new_key
+from mesh.errors import ConfigError
+
+GATEWAY: Final = "http://127.0.0.1:7411"
+CONNECT_TIMEOUT_S: Final = 5.0
+CONNECTIONS_MAX: Final = 100
+QUIET_MAX_S: Final = 45.0
+"""An event stream pings every 15 s; one that is silent for three pings is dead."""
+
+I = TypeVar("I")  # noqa: E741 - the names that nexusrpc.Operation[I, O] has in its documentation
+O = TypeVar("O")  # noqa: E741
+
+LIMITS: Final = httpx.Limits(max_connections=CONNECTIONS_MAX, max_keepalive_connections=CONNECTIONS_MAX)
+
+
+class StartOptions(TypedDict, total=False):
+    """Options of every start.
+
+    idempotency_key        the same key and content is the same operation; made up when left out, so that repeats
+                           after a fault are safe
+    callback               URL, or `{url, headers?, format?}`, that is told the outcome
+    schedule_to_close_ms   the whole, from acceptance;  schedule_to_start_ms: until an agent began
+    start_to_close_ms      from the agent's 201 on;  request_timeout_ms: one request to an agent
+    labels                 names and values to find the operation by
+    headers                passed on to the agent; `traceparent`, say
+    output                 type of the result when the operation is named by strings; default plain JSON
+    """
+
+    idempotency_key: str | None
+    callback: str | Mapping[str, Any] | None
+    schedule_to_close_ms: int | None
+    schedule_to_start_ms: int | None
+    start_to_close_ms: int | None
+    request_timeout_ms: int | None
+    labels: Mapping[str, str] | None
+    headers: Mapping[str, str] | None
+    output: Any
+
+
+class Base:
+    """What both clients share: where the gateway is, and how a start is put together."""
+
+    def __init__(self, gateway: str | Sequence[str] | None, key: str | None, retry_for_s: float) -> None:
+        found = gateway or os.environ.get("MESH_URL") or GATEWAY
+        self._gateways = [each.rstrip("/") for each in ([found] if isinstance(found, str) else found)]
+        for each in self._gateways:
+            if not each.startswith(("http://", "https://")):
+                message = f"the gateway {each!r} is not a URL such as {GATEWAY}"
+                raise ConfigError(message)
+        key = key or os.environ.get("MESH_KEY")
+        self._headers = {"authorization": f"Bearer {key}"} if key else {}
+        self.retry_for_s = retry_for_s
+        self._at = 0
+
+    def request(self, ask: Ask) -> dict[str, Any]:
+        return {
+            "method": ask.method,
+            "url": self._gateways[self._at % len(self._gateways)] + ask.path,
+            "headers": self._headers | ask.headers,
+            "content": ask.body or None,
+            "timeout": httpx.Timeout(ask.timeout_s, connect=CONNECT_TIMEOUT_S),
+        }
+
+    def watching(self, operation_id: str, reader: EventReader) -> Ask:
+        headers = {"accept": "text/event-stream"}
+        if reader.last_seq:
+            headers["last-event-id"] = str(reader.last_seq)
+        return Ask("GET", flows.events_path(operation_id), headers, b"", QUIET_MAX_S)
+
+    def fault(self, fault: httpx.TransportError) -> Unreached:
+        self._at += 1
+        return Unreached(f"no answer from {fault.request.url.host}: {str(fault) or type(fault).__name__}")
+
+    @staticmethod
+    def order(endpoint: str, what: tuple[Any, ...], options: StartOptions) -> Order:
+        operation, rest = called(what, options.get("output", Any))
+        if len(rest) > 1:
+            message = f"{operation.operation} was given {len(rest)} inputs; an operation has one"
+            raise ConfigError(message)
+        names = ("schedule_to_close_ms", "schedule_to_start_ms", "start_to_close_ms", "request_timeout_ms")
+        return Order(
+            endpoint,
+            operation,
+            rest[0] if rest else None,
+            options.get("idempotency_key") or new_key(),
+            options.get("callback"),
+            {name: value for name in names if (value := options.get(name)) is not None},
+            options.get("labels"),
+            options.get("headers") or {},
+        )

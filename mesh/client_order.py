@@ -1,0 +1,124 @@
+"""What a caller means: an operation with the codecs of its types, an order to start it, a record of it. Pure.
+
+Reads the many ways to name an operation; says nothing to anybody (client_flow.py does).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import Any, NamedTuple, TypedDict, cast
+
+import nexusrpc
+
+from mesh.agent.codec import Codec
+from mesh.errors import ConfigError
+from mesh.ids import secret_bytes
+
+
+class Record(TypedDict, total=False):
+    """An operation as /v1 shows it (api.md section 5). Times are RFC 3339; `result` only when it ended and is JSON."""
+
+    id: str
+    state: str
+    run: int
+    attempt: int
+    endpoint: str
+    service: str
+    operation: str
+    namespace: str
+    labels: dict[str, str]
+    created_at: str
+    updated_at: str
+    closed_at: str | None
+    deadline: str | None
+    events: int
+    blocked: str
+    cancel_requested: bool
+    next_attempt_at: str
+    last_failure: str | None
+    idempotency_key: str
+    result: Any
+    result_base64: str
+    result_type: str | None
+    failure: dict[str, Any]
+
+
+class Page(NamedTuple):
+    """A page of a list; `next_cursor` is None on the last one."""
+
+    items: list[Record]
+    next_cursor: str | None
+
+
+class Called(NamedTuple):
+    """An operation of a service, with the codecs of its types."""
+
+    service: str
+    operation: str
+    input: Codec
+    output: Codec
+
+
+class Order(NamedTuple):
+    """All of a start. Timeouts in milliseconds; `callback` a URL or `{url, headers?, format?}`."""
+
+    endpoint: str
+    called: Called
+    value: Any
+    key: str
+    callback: str | Mapping[str, Any] | None
+    timeouts: dict[str, int]
+    labels: Mapping[str, str] | None
+    headers: Mapping[str, str]
+
+
+@lru_cache(maxsize=1024)
+def _codec(type_: Any) -> Codec:
+    return Codec(type_)
+
+
+def codec_of(type_: Any) -> Codec:
+    """The codec of a type; types that cannot be hashed are read anew each time."""
+    try:
+        return _codec(type_)
+    except TypeError:
+        return Codec(type_)
+
+
+def called(what: tuple[Any, ...], output: Any) -> tuple[Called, tuple[Any, ...]]:
+    """Read `(operation, ...)` or `(service, operation, ...)`; gives the rest of `what` too. Raises ConfigError.
+
+    A service is a name or a class decorated with `@nexusrpc.service`, an operation a name or an attribute of such a
+    class.
+    """
+    first, *rest = what or (None,)
+    service: str | None = None
+    if isinstance(first, type):
+        definition = nexusrpc.get_service_definition(first)
+        if definition is None:
+            message = f"{first!r} is no service: decorate it with @nexusrpc.service"
+            raise ConfigError(message)
+        service = definition.name
+    elif isinstance(first, str):
+        service = first
+    else:
+        rest = [first, *rest]
+    operation, *rest = rest or (None,)
+    if isinstance(operation, nexusrpc.Operation):
+        known = cast("nexusrpc.Operation[Any, Any]", operation)
+        owner = getattr(known, "service", None)  # nexus-rpc before 1.5 does not know it
+        service = service or (owner.name if owner is not None else None)
+        if service is None:
+            message = f"operation {known.name} does not know its service: pass the contract class in front of it"
+            raise ConfigError(message)
+        return Called(service, known.name, codec_of(known.input_type), codec_of(known.output_type)), tuple(rest)
+    if service is None or not isinstance(operation, str):
+        message = "name an operation: Contract.operation, or a service and an operation"
+        raise ConfigError(message)
+    return Called(service, operation, codec_of(Any), codec_of(output)), tuple(rest)
+
+
+def new_key() -> str:
+    """An idempotency key for a call whose caller gave none: 128 random bits."""
+    return secret_bytes(16).hex()
