@@ -24,6 +24,7 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
+from gateway.egress import Rule
 from mesh.errors import MeshError
 from mesh.store.address import Address
 from mesh.store.gate import Durability
@@ -181,7 +182,9 @@ class NamespaceSettings(_Table):
 class EgressSettings(_Table):
     """Whom this gateway may call beside public addresses. Loopback: allowed under `mesh dev` unless said otherwise."""
 
-    allow: list[str] = Field(default=[], max_length=256, description='a list of rules such as "10.77.0.0/24:*"')
+    allow: list[Annotated[str, _checked(Rule.parse)]] = Field(
+        default=[], max_length=256, description='a list of rules such as "10.77.0.0/24:*"'
+    )
     allow_loopback: bool = Field(default=False, description="true or false")
 
 

@@ -72,6 +72,11 @@ class Catalog:
         """For work that was accepted: whoever called, and also when permissions changed since."""
         return self._by_id.get(endpoint_id)
 
+    def version_of(self, name: str) -> str:
+        """The version of the endpoint `name` as last read, "" for none."""
+        endpoint = self._by_name.get(name)
+        return str(endpoint.version) if endpoint is not None else ""
+
     def check_operation(self, endpoint: Endpoint, service: str, operation: str) -> Operation | None:
         """The listed operation, or None where the list is open.
 

@@ -1,0 +1,280 @@
+"""`/v1/endpoints`: the registry over HTTP (api.md section 4). HTTP in, thin: every route is one call of the catalog.
+
+Bodies are read strictly and capped before FastAPI sees them, after the caller is known. URLs are vetted by the egress
+policy here, because the registry knows none.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, Any, Final
+
+import msgspec
+from fastapi import APIRouter, Query, Request, Response
+from fastapi.responses import StreamingResponse
+from fastapi.routing import APIRoute
+
+from gateway.http import read_body
+from mesh.clock import monotonic_s
+from mesh.errors import Malformed, TooMany
+from mesh.wire import is_json_type, load_json
+from registry.records import LIMIT, LIMIT_MAX, Filters, endpoint_record, instance_record, page
+from registry.spec import INSTANCE_BYTES_MAX, SPEC_BYTES_MAX, EndpointSpec, InstanceSpec
+from registry.watch import Watch
+
+if TYPE_CHECKING:
+    from gateway.app import Mesh
+    from registry.catalog import Endpoint
+
+WATCHERS_MAX: Final = 32
+PING_S: Final = 15.0
+WATCH_RETRY_MS: Final = 1_000
+NEVER: Final = "0"
+"""A version that no endpoint ever has: versions begin with 1."""
+
+_JSON: Final = "application/json"
+_etag: Final = re.compile(r'"v([1-9][0-9]{0,15})"').fullmatch
+_encode: Final = msgspec.json.Encoder().encode
+
+
+class _Checked(Request):
+    """A request whose body was read and parsed already, by rules stricter than FastAPI's."""
+
+    payload: bytes = b""
+    value: Any = None
+
+    async def body(self) -> bytes:
+        return self.payload
+
+    async def json(self) -> Any:
+        return self.value
+
+
+class _Route(APIRoute):
+    """Knows the caller first, then reads the body with its cap, then lets FastAPI validate."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        handle = super().get_route_handler()
+
+        async def strict(request: Request) -> Response:
+            mesh = _mesh(request)
+            checked = _Checked(request.scope, request.receive)
+            checked.state.namespace = mesh.auth.authenticate(request.scope["headers"]).namespace
+            if request.method == "PUT":
+                bytes_max = INSTANCE_BYTES_MAX if "instance" in request.path_params else SPEC_BYTES_MAX
+                headers_max = mesh.settings.gateway.header_bytes_max
+                checked.payload = await read_body(request.scope, request.receive, bytes_max, headers_max)
+                if checked.payload and not is_json_type(request.headers.get("content-type", "").encode("latin-1")):
+                    raise Malformed(f"send the body with `Content-Type: {_JSON}`", code="content_type_not_json")
+                checked.value = load_json(checked.payload) if checked.payload else None
+            return await handle(checked)
+
+        return strict
+
+
+router = APIRouter(prefix="/v1/endpoints", tags=["registry"], route_class=_Route)
+
+
+def _mesh(request: Request) -> Mesh:
+    return request.app.state.mesh
+
+
+def _namespace(request: Request) -> str:
+    return request.state.namespace
+
+
+def _reply(body: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+    return Response(_encode(body), status, {"cache-control": "no-store", **(headers or {})}, _JSON)
+
+
+async def _records(mesh: Mesh, endpoints: Sequence[Endpoint], viewer: str, *, instances: bool) -> list[dict[str, Any]]:
+    loads = await mesh.catalog.loads(endpoints)
+    return [
+        endpoint_record(one, mesh.router, load, viewer, instances=instances)
+        for one, load in zip(endpoints, loads, strict=True)
+    ]
+
+
+async def _one(mesh: Mesh, endpoint: Endpoint, viewer: str, status: int = 200, **headers: str) -> Response:
+    (record,) = await _records(mesh, [endpoint], viewer, instances=True)
+    return _reply(record, status, {"etag": endpoint.etag, **headers})
+
+
+def _if_match(request: Request, name: str) -> str:
+    """The version that `If-Match` asks for, as the store wants it: "" none given, `*` any, NEVER what is no version."""
+    given = ",".join(request.headers.getlist("if-match")).strip()
+    if given in ("", "*"):
+        return given
+    versions = [found[1] for one in given.split(",") if (found := _etag(one.strip()))]
+    current = _mesh(request).catalog.version_of(name)
+    return current if current in versions else versions[0] if versions else NEVER
+
+
+def _filters(request: Request, service: str, operation: str) -> Filters:
+    """`label=name`, `label=name=value` and `label.name=value`, as often as wanted."""
+    labels: dict[str, str | None] = {}
+    for name, value in request.query_params.multi_items():
+        if name == "label":
+            key, equals, wanted = value.partition("=")
+            labels[key] = wanted if equals else None
+        elif name.startswith("label."):
+            labels[name.removeprefix("label.")] = value
+    return Filters(service, operation, labels)
+
+
+_NOT_FOUND: Final[dict[int | str, dict[str, Any]]] = {
+    404: {"description": "Not there, or another namespace's"},
+}
+
+
+@router.get(
+    "",
+    summary="List endpoints",
+    responses={200: {"description": "A page `{items, next_cursor}`; with `watch=true` server-sent events"}},
+)
+async def list_endpoints(
+    request: Request,
+    service: str = "",
+    operation: str = "",
+    label: Annotated[list[str] | None, Query(description="`name` or `name=value`; all must hold")] = None,
+    cursor: str = "",
+    limit: Annotated[int, Query(ge=1, le=LIMIT_MAX)] = LIMIT,
+    watch: Annotated[bool, Query(description="stream what is there, then every change")] = False,  # noqa: FBT002
+) -> Response:
+    """What the namespace owns or may call, by name."""
+    mesh, namespace = _mesh(request), _namespace(request)
+    filters = _filters(request, service, operation)
+    if watch:
+        return _watch(request, Watch(mesh.catalog, mesh.router, namespace, filters))
+    found = page(mesh.catalog, namespace, filters, cursor, limit)
+    items = await _records(mesh, found.items, namespace, instances=False)
+    headers: dict[str, str] = {}
+    if found.next_cursor is not None:
+        following = request.url.include_query_params(cursor=found.next_cursor)
+        headers["link"] = f'<{following.path}?{following.query}>; rel="next"'
+    return _reply({"items": items, "next_cursor": found.next_cursor}, headers=headers)
+
+
+@router.put(
+    "/{name}",
+    summary="Create or replace an endpoint",
+    responses={
+        201: {"description": "New"},
+        200: {"description": "Replaced, or equal to what was there"},
+        400: {"description": "Bad name, URL that the egress policy forbids, or a feature that does not work yet"},
+        409: {"description": "`name_taken`: the name is another namespace's"},
+        412: {"description": "`If-Match` names another version"},
+    },
+)
+async def put_endpoint(request: Request, name: str, spec: EndpointSpec) -> Response:
+    """Every field may be left out. `ETag` is the version for `If-Match`."""
+    mesh, namespace = _mesh(request), _namespace(request)
+    if "if-none-match" in request.headers:
+        raise Malformed("If-None-Match is not supported yet; leave it out", code="not_supported_yet")
+    if spec.target.url is not None:
+        mesh.egress.vet(spec.target.url)
+    created, endpoint = await mesh.catalog.put(name, namespace, spec, if_match=_if_match(request, name))
+    if created:
+        return await _one(mesh, endpoint, namespace, 201, location=f"/v1/endpoints/{endpoint.name}")
+    return await _one(mesh, endpoint, namespace)
+
+
+@router.get("/{name}", summary="One endpoint", responses=_NOT_FOUND)
+async def get_endpoint(request: Request, name: str) -> Response:
+    """Registration, health with why and since, instances, and how many operations run and wait."""
+    mesh, namespace = _mesh(request), _namespace(request)
+    endpoint = await mesh.catalog.locate(name, namespace)
+    await mesh.catalog.instances.reread([endpoint.id])
+    return await _one(mesh, endpoint, namespace)
+
+
+@router.delete(
+    "/{name}", summary="Remove an endpoint", status_code=204, responses=_NOT_FOUND | {412: {"description": "Stale"}}
+)
+async def delete_endpoint(request: Request, name: str) -> Response:
+    """Work that waits for it stays, shown as blocked by `endpoint_deleted`, until its own deadlines."""
+    await _mesh(request).catalog.delete(name, _namespace(request), if_match=_if_match(request, name))
+    return Response(status_code=204)
+
+
+@router.post("/{name}/pause", summary="Keep new operations, dispatch none", responses=_NOT_FOUND)
+async def pause_endpoint(request: Request, name: str) -> Response:
+    """What an agent already has goes on."""
+    mesh, namespace = _mesh(request), _namespace(request)
+    return await _one(mesh, await mesh.catalog.pause(name, namespace), namespace)
+
+
+@router.post("/{name}/resume", summary="Dispatch again", responses=_NOT_FOUND)
+async def resume_endpoint(request: Request, name: str) -> Response:
+    """What waited goes out in the order of acceptance."""
+    mesh, namespace = _mesh(request), _namespace(request)
+    return await _one(mesh, await mesh.catalog.resume(name, namespace), namespace)
+
+
+@router.put(
+    "/{name}/instances/{instance}",
+    summary="Register an instance, or keep up its lease",
+    responses={201: {"description": "New"}, 200: {"description": "Renewed"}, **_NOT_FOUND},
+)
+async def put_instance(request: Request, name: str, instance: str, spec: InstanceSpec) -> Response:
+    """Repeat it well within `ttl_ms`, say every third of it; silent for longer, it leaves the rotation."""
+    mesh, namespace = _mesh(request), _namespace(request)
+    mesh.egress.vet(spec.url)
+    created, endpoint, found = await mesh.catalog.register(name, namespace, instance, spec)
+    judged = found.judge(mesh.catalog.time.now(), mesh.catalog.time)
+    record = {"endpoint": endpoint.name, **instance_record(found, judged, mesh.catalog.time, own=True)}
+    return _reply(record, 201 if created else 200)
+
+
+@router.delete("/{name}/instances/{instance}", summary="Drain an instance", status_code=204, responses=_NOT_FOUND)
+async def delete_instance(request: Request, name: str, instance: str) -> Response:
+    """No new work; what it has it may finish. It is gone from the list when its lease ends."""
+    await _mesh(request).catalog.drain(name, _namespace(request), instance)
+    return Response(status_code=204)
+
+
+# Watching ---------------------------------------------------------------------------------------------------------
+
+
+class _Watchers:
+    """How many streams of one application are open."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+
+def _watch(request: Request, watch: Watch) -> Response:
+    state = request.app.state
+    if not hasattr(state, "registry_watchers"):
+        state.registry_watchers = _Watchers()
+    watchers: _Watchers = state.registry_watchers
+    if watchers.count >= WATCHERS_MAX:
+        raise TooMany(f"{WATCHERS_MAX} watchers are connected, the most there can be", code="too_many_watchers")
+    headers = {"cache-control": "no-store", "x-accel-buffering": "no"}
+    events = _events(_mesh(request), watch, _namespace(request), watchers)
+    return StreamingResponse(events, media_type="text/event-stream", headers=headers)
+
+
+async def _events(mesh: Mesh, watch: Watch, viewer: str, watchers: _Watchers) -> AsyncIterator[bytes]:
+    """`endpoint` events with a record, `removed` with a name; `id` is the registry's version."""
+    watchers.count += 1
+    try:
+        yield b"retry: %d\n\n" % WATCH_RETRY_MS
+        said_at_s = monotonic_s()
+        while not mesh.draining:
+            changed, removed = watch.look()
+            version = mesh.catalog.version
+            records = await _records(mesh, changed, viewer, instances=True)
+            events = [(b"endpoint", _encode(one)) for one in records]
+            events += [(b"removed", _encode({"name": name})) for name in removed]
+            for kind, data in events:
+                yield b"id: %d\nevent: %b\ndata: %b\n\n" % (version, kind, data)
+            if events:
+                said_at_s = monotonic_s()
+            elif monotonic_s() - said_at_s >= PING_S:
+                said_at_s = monotonic_s()
+                yield b": ping\n\n"
+            await watch.wait()
+    finally:
+        watchers.count -= 1
