@@ -11,7 +11,7 @@ from gateway.http import Answer, HotRoute, Request
 from gateway.operations import Order
 from gateway.outcomes import encode_json, nexus_answer, record_fields
 from gateway.problems import problem
-from mesh.errors import Malformed, Unprocessable
+from mesh.errors import Conflict, Malformed, Unprocessable
 from mesh.wire import (
     check_callback_headers,
     check_endpoint,
@@ -166,28 +166,30 @@ class OperationsSurface:
         callback = body.callback
         if callback is not None and callback.format not in FORMATS:
             raise _breach("/callback/format", f"the format is one of {', '.join(FORMATS)}")
-        placed = await self._operations.start(
-            Order(
-                principal.namespace,
-                body.endpoint,
-                body.service,
-                body.operation,
-                None if absent else "application/json",
-                b"" if absent else bytes(body.input),
-                idempotency_key(headers) or "",
-                [one for one in forwarded_headers(headers) if one[0] not in (b"content-type", b"accept")],
-                "/input",
-                callback.url if callback else "",
-                callback.format if callback else NEXUS,
-                _callback_headers(callback) if callback else [],
-                _timeout(timeouts, "schedule_to_close_ms"),
-                _timeout(timeouts, "schedule_to_start_ms"),
-                _timeout(timeouts, "start_to_close_ms"),
-                _timeout(timeouts, "request_timeout_ms"),
-                body.labels,
-            ),
-            wait=wait_ms > 0,
+        order = Order(
+            principal.namespace,
+            body.endpoint,
+            body.service,
+            body.operation,
+            None if absent else "application/json",
+            b"" if absent else bytes(body.input),
+            idempotency_key(headers) or "",
+            [one for one in forwarded_headers(headers) if one[0] not in (b"content-type", b"accept")],
+            "/input",
+            callback.url if callback else "",
+            callback.format if callback else NEXUS,
+            _callback_headers(callback) if callback else [],
+            _timeout(timeouts, "schedule_to_close_ms"),
+            _timeout(timeouts, "schedule_to_start_ms"),
+            _timeout(timeouts, "start_to_close_ms"),
+            _timeout(timeouts, "request_timeout_ms"),
+            body.labels,
         )
+        try:
+            placed = await self._operations.start(order, wait=wait_ms > 0)
+        except Conflict as conflict:
+            # 409 on the Nexus surface, 422 here (api.md section 5, httpapi draft 07).
+            raise Unprocessable(conflict.detail, code=conflict.code, operation_id=conflict.operation_id) from None
         known = await self._operations.first_outcome(placed, wait_ms / 1000, request.gone)
         return self._answer(placed, known, applied)
 

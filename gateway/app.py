@@ -6,7 +6,6 @@ Nothing here decides anything about operations; it builds, starts, stops and say
 from __future__ import annotations
 
 import logging
-from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, Final
 
 from fastapi import FastAPI
@@ -39,8 +38,6 @@ from registry.catalog import Catalog
 from registry.routing import Router
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
-
     from gateway.settings import Settings
     from mesh.store.address import Address
     from mesh.store.connection import Call
@@ -94,7 +91,7 @@ class Mesh:
         self.pool = Pool(max_per_host=POOL_PER_HOST, reply_bytes_max=settings.gateway.body_bytes_max)
         self.waiters = Waiters(self.store.keys, self.subscriber)
         self.catalog = Catalog(self.catalog_store)
-        self.router = Router(self.catalog.instances, self.catalog.time, self.catalog.stale)
+        self.router = Router(self.catalog)
         tokens = await self._tokens()
         await self._secrets()
         public_url = settings.gateway.public_url
@@ -208,21 +205,9 @@ class Mesh:
 
 
 def create_app(mesh: Mesh) -> FastPath:
-    """The ASGI application around a Mesh that is not started yet; its lifespan starts and stops it."""
-
-    @asynccontextmanager
-    async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
-        await mesh.start()
-        try:
-            yield
-        finally:
-            await mesh.stop()
-
+    """The ASGI application around a Mesh; whoever serves it starts and stops the Mesh."""
     app = FastAPI(
-        title="Mesh",
-        version=VERSION,
-        summary="Durable RPC between agents: Nexus over HTTP, kept in Redis or Valkey.",
-        lifespan=lifespan,
+        title="Mesh", version=VERSION, summary="Durable RPC between agents: Nexus over HTTP, kept in Redis or Valkey."
     )
     app.state.mesh = mesh
     problems.install(app)

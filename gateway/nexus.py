@@ -158,7 +158,7 @@ class NexusSurface:
                 content_type.decode("latin-1") if content_type else None,
                 request.body,
                 idempotency_key(headers) or "",
-                forwarded_headers(headers),
+                [one for one in forwarded_headers(headers) if one[0] != b"content-type"],
                 callback_url=arguments.get("callback", ""),
                 callback_headers=callback_headers(headers),
                 close_ms=close_ms or 0,

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+import signal
 import socket
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import uvicorn
+import uvloop
 
 from gateway.app import Mesh, create_app
 from mesh.errors import ConfigError
@@ -52,8 +55,7 @@ class _Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
-        if self.started:
-            self._ready()
+        self._ready()
 
 
 def run(
@@ -65,30 +67,16 @@ def run(
     exclusive: bool = False,
     ready: Callable[[], None] = lambda: None,
 ) -> None:
-    """Serve until SIGTERM or SIGINT. `settings.gateway.public_url` must be final. Raises StoreUnsafe, StoreUnavailable,
-    ConfigError: whatever kept it from starting.
+    """Serve until SIGTERM or SIGINT; `settings.gateway.public_url` is final.
+
+    Raises StoreUnsafe, StoreUnavailable, ConfigError: whatever kept it from starting.
     """
     mesh = Mesh(settings, address, memory=memory, exclusive=exclusive)
-    failure: list[BaseException] = []
-    app = create_app(mesh)
-
-    async def guarded(scope: Any, receive: Any, send: Any) -> None:
-        # uvicorn logs a failed start-up as a traceback and exits with 3; the reason is wanted as one line.
-        if scope["type"] != "lifespan":
-            await app(scope, receive, send)
-            return
-        try:
-            await app(scope, receive, send)
-        except BaseException as error:
-            failure.append(error)
-            raise
-
     config = uvicorn.Config(
-        guarded,
-        loop="uvloop",
+        create_app(mesh),
         http="httptools",
         ws="none",
-        lifespan="on",
+        lifespan="off",
         log_config=None,
         access_log=False,
         server_header=False,
@@ -96,12 +84,24 @@ def run(
         timeout_keep_alive=KEEP_ALIVE_S,
         timeout_graceful_shutdown=max(1, int(settings.gateway.drain_s)),
     )
-    try:
-        _Server(config, mesh, ready).run(sockets=[listener])
-    finally:
-        listener.close()
-    if failure:
-        raise failure[0]
+    server = _Server(config, mesh, ready)
+
+    async def serve() -> None:
+        try:
+            await mesh.start()
+            await server.serve(sockets=[listener])
+        finally:
+            await mesh.stop()
+
+    # uvicorn raises the signal that ended it once more when it is done; the mesh has still to leave in order.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _ignore)
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(serve())
+
+
+def _ignore(_number: int, _frame: FrameType | None) -> None:
+    """A signal before or after the server runs; the process ends by itself."""
 
 
 def dev(settings: Settings, directory: Path, *, ready: Callable[[], None] = lambda: None) -> None:

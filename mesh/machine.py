@@ -160,7 +160,9 @@ def _operation_table() -> dict[State, dict[Event, Cell]]:
     for state in _ENDED:
         # A late 201, retry, lost lease, timer or cancel changes nothing (I17, I18). An equal outcome is a duplicate;
         # another outcome has no cell: conflict, the first one stands (I14, I16).
-        late = (Event.START, Event.RETRY, Event.LOSE, Event.EXHAUST, Event.TIME_OUT, Event.WITHDRAW, Event.REQUEST_CANCEL)
+        late = (
+            Event.START, Event.RETRY, Event.LOSE, Event.EXHAUST, Event.TIME_OUT, Event.WITHDRAW, Event.REQUEST_CANCEL
+        )  # fmt: skip
         table[state] = dict.fromkeys(late, ABSORB)
     table[State.SUCCEEDED][Event.SUCCEED] = ABSORB
     table[State.FAILED][Event.FAIL] = ABSORB
@@ -232,8 +234,10 @@ def render() -> str:
     lines = [
         "# The two machines",
         "",
-        "Generated from `mesh/machine.py`; do not edit. A cell is the next state, `=` is a duplicate (same reply, no"
-        " change), an empty cell is illegal.",
+        (
+            "Generated from `mesh/machine.py`; do not edit. A cell is the next state, `=` is a duplicate (same reply, no"
+            " change), an empty cell is illegal."
+        ),
     ]
     for title, table in (("Operation", OPERATION), ("Delivery", DELIVERY)):
         events: list[StrEnum] = list(Event if title == "Operation" else DeliveryEvent)

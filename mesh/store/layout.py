@@ -108,7 +108,8 @@ class Outcome(msgspec.Struct, array_like=True, omit_defaults=True):
     """Decoded `r`. `kind`: `result` (body and type as the handler sent them), `failure` (OperationError JSON of a failed
     or canceled operation), `handler_error` (a refusal of the handler: HandlerError JSON in `body`, and `status`,
     `headers`, `original` body to answer the first request with), or `mesh` (ended by the mesh: `reason` says why, `body`
-    is the last failure as JSON or empty)."""
+    is the last failure as JSON or empty).
+    """
 
     kind: str
     reason: str = ""

@@ -52,11 +52,11 @@ _CODES = {
 }
 
 
-class NoEndpoint(Exception):  # noqa: N818 - an outcome of `start`, named like the others
+class NoEndpoint(Exception):
     """The endpoint was deleted between the catalog's answer and the start."""
 
 
-class NoSession(Exception):  # noqa: N818 - an outcome, named like the others
+class NoSession(Exception):
     """This gateway session was taken for dead; join anew."""
 
 
@@ -71,7 +71,8 @@ def _optional_work(packed: Any) -> Work | None:
 
 class Store(Functions):
     """The operations of one partition. All methods raise StoreUnavailable or OutcomeUnknown when the store cannot
-    answer; both may be repeated, for every verb is idempotent."""
+    answer; both may be repeated, for every verb is idempotent.
+    """
 
     def __init__(self, link: Link, partition: str = PARTITION) -> None:
         super().__init__(link, partition)

@@ -13,7 +13,8 @@ from mesh.store.layout import Entry, Head, Outcome, Request
 
 class Start(msgspec.Struct):
     """An operation to accept. `key` and `digest` are digests as text (`key` empty: no idempotency
-    key; text, because the store's msgpack knows no bytes); `*_ms` 0 means none; `blocked` is a reason that the accepting gateway already knows, or ''."""
+    key; text, because the store's msgpack knows no bytes); `*_ms` 0 means none; `blocked` is a reason that the accepting gateway already knows, or ''.
+    """
 
     id: str
     ns: str
@@ -55,7 +56,8 @@ class KeyReused(NamedTuple):
 
 class Work(NamedTuple):
     """One delivery leased to this session. `extra`: the input of a start, the packed outcome of a callback, the
-    agent's own token of a cancel."""
+    agent's own token of a cancel.
+    """
 
     id: str
     kind: Kind
