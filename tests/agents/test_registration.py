@@ -1,0 +1,207 @@
+"""An agent finds its gateway, stays registered, leaves; and is started the ways that the documentation says."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+import mesh
+from mesh.agent import Agent
+from mesh.agent.server import address, bind
+from mesh.clock import pause
+from tests.agents.greeter import greet
+from tests.agents.serving import Gateway, serving, until
+from tests.agents.workshop import ShopHandler
+
+ROOT = Path(__file__).parents[2]
+URL = "http://127.0.0.1:9/base"
+INSTANCE = "/v1/endpoints/shop/instances/127.0.0.1-9-base"
+
+
+@pytest.fixture
+def gateway() -> Iterator[Gateway]:
+    gateway = Gateway()
+    with serving(gateway) as gateway.url:
+        yield gateway
+
+
+@contextmanager
+def agent(scripted: Gateway, /, **options: Any) -> Iterator[Agent]:
+    options = {"gateway": scripted.url, "url": URL, "ttl_ms": 600} | options
+    agent = Agent("shop", [ShopHandler()], **options)
+    with serving(agent):
+        yield agent
+
+
+def lines(gateway: Gateway) -> list[str]:
+    """What was asked, each once in a row."""
+    said = [f"{each.method} {each.path}" for each in gateway.requests]
+    return [line for line, before in zip(said, ["", *said], strict=False) if line != before]
+
+
+class TestRegistry:
+    def test_declare_heartbeat_leave(self, gateway: Gateway) -> None:
+        with agent(gateway, key="secret", version="7", weight=3):
+            until(lambda: len(gateway.at("/instances/", "PUT")) >= 3)
+        assert lines(gateway) == [
+            "GET /v1/endpoints/shop",
+            "PUT /v1/endpoints/shop",
+            f"PUT {INSTANCE}",
+            f"DELETE {INSTANCE}",
+        ]
+        assert gateway.at(INSTANCE)[0].json == {"url": URL, "ttl_ms": 600, "version": "7", "weight": 3}
+        assert {each.headers["authorization"] for each in gateway.requests} == {"Bearer secret"}
+
+    def test_heartbeats_come_three_to_a_lease(self, gateway: Gateway) -> None:
+        with agent(gateway):
+            until(lambda: gateway.at("/instances/", "PUT"))
+            pause(0.9)
+            assert 3 <= len(gateway.at("/instances/", "PUT")) <= 7
+
+    def test_what_is_declared(self, gateway: Gateway) -> None:
+        with agent(gateway, description="A shop", allow=["*"]):
+            until(lambda: gateway.at("/instances/"))
+        assert gateway.endpoint is not None
+        ((services,), rest) = gateway.endpoint.pop("services"), gateway.endpoint
+        assert rest == {"description": "A shop", "allow": ["*"], "target": {"kind": "http"}}
+        assert services["name"] == "Shop"
+        operations = {each["name"]: each for each in services["operations"]}
+        order = operations["order"]
+        assert order["description"] == "Order something."
+        assert order["input"]["properties"]["howMany"]["minimum"] == 1
+        assert order["output"]["properties"].keys() == {"text", "total"}
+        # What the wire carries without JSON, or with any, has no schema.
+        assert operations["echo/ü %"].keys() == operations["blob"].keys() == {"name", "description"}
+        assert operations["nothing"].keys() == {"name", "description"}
+
+    def test_what_the_author_did_not_set_stays(self, gateway: Gateway) -> None:
+        with agent(gateway):
+            until(lambda: gateway.at("/instances/"))
+        assert gateway.endpoint is not None
+        gateway.endpoint |= {"policy": {"max_concurrency": 3}, "owner": "us", "labels": {"a": "b"}, "description": "old"}
+        with agent(gateway, labels={"c": "d"}, description="new"):
+            until(lambda: gateway.endpoint and gateway.endpoint["description"] == "new")
+        assert gateway.endpoint["policy"] == {"max_concurrency": 3}
+        assert gateway.endpoint["labels"] == {"c": "d"}
+        assert "owner" not in gateway.endpoint
+        writes = [each for each in gateway.requests if each.method == "PUT" and each.path == "/v1/endpoints/shop"]
+        assert [each.headers.get("if-match") for each in writes] == [None, '"1"']
+
+    def test_a_restart_changes_nothing(self, gateway: Gateway) -> None:
+        for _ in range(2):
+            with agent(gateway, policy={"max_concurrency": 3}):
+                until(lambda: gateway.requests and gateway.requests[-1].path == INSTANCE)
+            assert gateway.requests[-1].method == "DELETE"
+            assert gateway.etag == 1
+            gateway.requests.clear()
+
+    def test_a_wiped_registry_is_told_again(self, gateway: Gateway) -> None:
+        with agent(gateway):
+            until(lambda: gateway.at("/instances/"))
+            gateway.endpoint = None
+            until(lambda: gateway.etag == 2)
+
+    def test_only_the_instance(self, gateway: Gateway) -> None:
+        gateway.endpoint = {}
+        with agent(gateway, register="instance", instance="mine"):
+            until(lambda: gateway.at("/instances/mine"))
+        assert lines(gateway) == ["PUT /v1/endpoints/shop/instances/mine", "DELETE /v1/endpoints/shop/instances/mine"]
+
+    def test_not_at_all(self, gateway: Gateway) -> None:
+        with agent(gateway, register=False, url=None):
+            pause(0.2)
+        assert not gateway.requests
+
+    def test_a_gateway_that_comes_late(self) -> None:
+        late = Gateway()
+        with bind("127.0.0.1", 0) as listener:
+            port = listener.getsockname()[1]
+        late.url = f"http://127.0.0.1:{port}"
+        with agent(late):
+            pause(0.5)
+            with serving(late, port=port):
+                until(lambda: late.at("/instances/", "PUT"))
+
+    def test_another_gateway_when_one_is_gone(self, gateway: Gateway) -> None:
+        with serving(Gateway()) as gone:
+            pass
+        with agent(gateway, gateway=[gone, gateway.url]):
+            until(lambda: gateway.at("/instances/", "PUT"))
+
+    def test_a_refusal_is_said_once_with_its_reason(self, gateway: Gateway, caplog: pytest.LogCaptureFixture) -> None:
+        gateway.refuse = (409, {"code": "name_taken", "detail": "shop belongs to another namespace"})
+        with agent(gateway):
+            until(lambda: "name_taken" in caplog.text)
+        assert "shop belongs to another namespace" in caplog.text
+        assert caplog.text.count("cannot register") == 1
+
+
+class TestStarting:
+    def test_without_a_url(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """As `uvicorn module:agent` does; the reason names every way out."""
+        monkeypatch.delenv("MESH_AGENT_URL", raising=False)
+        with pytest.raises(mesh.MeshError, match=r"Agent\(url=\.\.\.\).*MESH_AGENT_URL.*agent\.run.*register=False"):
+            Agent("greeter", [greet]).begin()
+
+    def test_its_own_address(self) -> None:
+        plain = Agent("greeter", [greet], prefix="p", gateway="http://127.0.0.1:7411")
+        for host in ("127.0.0.1", "0.0.0.0"):
+            with bind(host, 0) as listener:
+                assert address(plain, host, listener) == f"http://127.0.0.1:{listener.getsockname()[1]}/p"
+
+    def test_uvicorn_with_the_address_from_the_environment(self, gateway: Gateway) -> None:
+        with bind("127.0.0.1", 0) as listener:
+            port = listener.getsockname()[1]
+        url = f"http://127.0.0.1:{port}"
+        command = [sys.executable, "-m", "uvicorn", "tests.agents.greeter:agent", "--port", str(port)]
+        with process(command, MESH_URL=gateway.url, MESH_AGENT_URL=url):
+            until(lambda: gateway.at("/instances/"), 15)
+            assert gateway.at("/instances/")[0].json["url"] == url
+            assert say_hello(url) == "Hello, Ada!"
+        assert gateway.requests[-1].method == "DELETE"
+
+    def test_five_lines(self, gateway: Gateway, tmp_path: Path) -> None:
+        """The lines of `import mesh`'s docstring are an agent."""
+        code = example("An agent")
+        assert len(code.splitlines()) == 5
+        script = tmp_path / "agent.py"
+        script.write_text(code)
+        with process([sys.executable, str(script)], MESH_URL=gateway.url):
+            put = until(lambda: gateway.at("/instances/"), 15)[0]
+            assert put.path.startswith("/v1/endpoints/greeter/instances/127.0.0.1-")
+            assert say_hello(put.json["url"]) == "Hello, Ada!"
+        assert gateway.requests[-1].method == "DELETE"
+
+
+def example(title: str) -> str:
+    """The code below a title in mesh's docstring."""
+    text = (mesh.__doc__ or "").split(title)[1].split("\n\n")[1]
+    return "\n".join(line[4:] for line in text.splitlines())
+
+
+def say_hello(url: str) -> str:
+    headers = {"content-type": "application/json"}
+    return httpx.post(f"{url}/greeter/greet", content='"Ada"', headers=headers, trust_env=False).json()
+
+
+@contextmanager
+def process(command: list[str], **environment: str) -> Iterator[subprocess.Popen[bytes]]:
+    """A child in the tree's root; asked to end by SIGTERM, and it must."""
+    env = {name: value for name, value in os.environ.items() if not name.startswith("MESH_")}
+    child = subprocess.Popen(command, cwd=ROOT, env=env | {"PYTHONPATH": str(ROOT)} | environment)
+    try:
+        yield child
+        child.send_signal(signal.SIGTERM)
+        assert child.wait(10) in (0, -signal.SIGTERM)
+    finally:
+        child.kill()
+        child.wait()
