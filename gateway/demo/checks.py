@@ -75,8 +75,10 @@ def _sweep(state: Path) -> None:
 
 
 async def _run_tool(module: str, *arguments: str) -> dict[str, Any]:
-    """The report of a tool. Ends the tool when the operation is canceled; an agent that dies takes it along,
-    because the tool's standard input ends then."""
+    """The report of a tool, which ends when the operation is canceled.
+
+    An agent that dies takes it along, because the tool's standard input ends then.
+    """
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         "-m",
@@ -97,4 +99,3 @@ async def _run_tool(module: str, *arguments: str) -> dict[str, Any]:
         message = f"{module} ended with status {status}"
         raise HandlerError(message, type=HandlerErrorType.INTERNAL)
     return json.loads(report)
-

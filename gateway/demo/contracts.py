@@ -44,8 +44,10 @@ class FileCount(BaseModel):
 
 
 class LintReport(BaseModel):
-    """`examples` has one finding per rule, `worst` the files with the most; `resumed_files` were done by an attempt
-    that was interrupted."""
+    """`examples` has one finding per rule, `worst` the files with the most.
+
+    `resumed_files` were done by an attempt that was interrupted.
+    """
 
     tree: str
     python: str

@@ -20,7 +20,7 @@ from gateway.demo.lint_worker import die_with_parent
 
 
 def run(names: Sequence[str]) -> dict[str, Any]:
-    """The fields of `DoctestReport`. A module that is not there counts as `missing`, one that cannot be run as failed."""
+    """The fields of `DoctestReport`. A module that is not there is `missing`."""
     examples = failures = 0
     failed: list[str] = []
     missing: list[str] = []

@@ -10,8 +10,9 @@ import io
 import tabnanny
 import tokenize
 import warnings
-from collections.abc import Iterator
-from typing import Final, NamedTuple
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+from typing import Any, Final, NamedTuple, cast
 
 COMPLEXITY_MAX: Final = 30
 TEXT_CHARS_MAX: Final = 160
@@ -35,7 +36,6 @@ RULES: Final[dict[str, str]] = {
 
 _JUMPS: Final = (ast.Return, ast.Raise, ast.Continue, ast.Break)
 _BRANCHES: Final = (ast.If, ast.For, ast.While, ast.ExceptHandler, ast.BoolOp, ast.IfExp, ast.comprehension)
-_FUNCTIONS: Final = (ast.FunctionDef, ast.AsyncFunctionDef)
 _MUTABLE: Final = (ast.List, ast.Dict, ast.Set, ast.ListComp, ast.DictComp, ast.SetComp)
 
 
@@ -56,11 +56,9 @@ def lint(source: bytes, name: str) -> list[Finding]:
             compile(tree, name, "exec", dont_inherit=True)
         except (SyntaxError, ValueError) as error:
             return [Finding(getattr(error, "lineno", None) or 1, "syntax-error", str(error)[:TEXT_CHARS_MAX])]
-    found = [
-        Finding(warning.lineno, "compiler-warning", str(warning.message)[:TEXT_CHARS_MAX]) for warning in warned
-    ]
+    found = [Finding(warning.lineno, "compiler-warning", str(warning.message)[:TEXT_CHARS_MAX]) for warning in warned]
     nodes = list(ast.walk(tree))
-    # Before Python 3.12 a format specification such as `02d` is a JoinedStr like an f-string, without a placeholder too.
+    # Before Python 3.12 a format specification such as `02d` is a JoinedStr too, and has no placeholder either.
     specs = {id(node.format_spec) for node in nodes if isinstance(node, ast.FormattedValue)}
     for node in nodes:
         if id(node) not in specs:
@@ -72,25 +70,29 @@ def lint(source: bytes, name: str) -> list[Finding]:
 
 
 def _node(node: ast.AST) -> Iterator[Finding]:
-    if isinstance(node, ast.ExceptHandler):
-        yield from _handler(node)
-    elif isinstance(node, _FUNCTIONS):
-        yield from _function(node)
-    elif isinstance(node, ast.Compare):
-        for operator, right in zip(node.ops, node.comparators, strict=True):
-            if isinstance(operator, (ast.Eq, ast.NotEq)) and isinstance(right, ast.Constant) and right.value is None:
-                yield Finding(node.lineno, "none-comparison", _text(node))
-    elif isinstance(node, ast.Dict):
-        yield from _keys(node)
-    elif isinstance(node, ast.JoinedStr):
-        if not any(isinstance(part, ast.FormattedValue) for part in node.values):
-            yield Finding(node.lineno, "empty-fstring", _text(node))
-    elif isinstance(node, ast.Assert) and isinstance(node.test, ast.Tuple) and node.test.elts:
-        yield Finding(node.lineno, "assert-on-tuple", _text(node))
+    check = _CHECKS.get(type(node))
+    if check is not None:
+        yield from check(node)
     for block in ("body", "orelse", "finalbody"):
-        statements = getattr(node, block, None)
+        statements: Any = getattr(node, block, None)
         if isinstance(statements, list):
-            yield from _unreachable(statements)
+            yield from _unreachable(cast("list[ast.stmt]", statements))
+
+
+def _comparison(node: ast.Compare) -> Iterator[Finding]:
+    for operator, right in zip(node.ops, node.comparators, strict=True):
+        if isinstance(operator, (ast.Eq, ast.NotEq)) and isinstance(right, ast.Constant) and right.value is None:
+            yield Finding(node.lineno, "none-comparison", _text(node))
+
+
+def _fstring(node: ast.JoinedStr) -> Iterator[Finding]:
+    if not any(isinstance(part, ast.FormattedValue) for part in node.values):
+        yield Finding(node.lineno, "empty-fstring", _text(node))
+
+
+def _assertion(node: ast.Assert) -> Iterator[Finding]:
+    if isinstance(node.test, ast.Tuple) and node.test.elts:
+        yield Finding(node.lineno, "assert-on-tuple", _text(node))
 
 
 def _handler(node: ast.ExceptHandler) -> Iterator[Finding]:
@@ -121,7 +123,7 @@ def _keys(node: ast.Dict) -> Iterator[Finding]:
 
 
 def _unreachable(statements: list[ast.stmt]) -> Iterator[Finding]:
-    for before, after in zip(statements, statements[1:], strict=False):
+    for before, after in pairwise(statements):
         if isinstance(before, _JUMPS):
             yield Finding(after.lineno, "unreachable", f"after the {type(before).__name__.lower()}")
             return
@@ -134,7 +136,7 @@ def _unused_imports(tree: ast.Module, nodes: list[ast.AST]) -> Iterator[Finding]
             continue
         if isinstance(statement, (ast.Import, ast.ImportFrom)):
             for alias in statement.names:
-                if alias.name != "*" and alias.asname != alias.name:
+                if alias.name not in ("*", alias.asname):
                     imported[(alias.asname or alias.name).partition(".")[0]] = statement.lineno
     used = {"__all__"} | {node.id for node in nodes if isinstance(node, ast.Name)}
     # A name in a string may be one in __all__, or an annotation.
@@ -155,3 +157,14 @@ def _indentation(source: bytes) -> Iterator[Finding]:
 
 def _text(node: ast.AST) -> str:
     return ast.unparse(node).partition("\n")[0][:TEXT_CHARS_MAX]
+
+
+_CHECKS: Final[dict[type[ast.AST], Callable[[Any], Iterator[Finding]]]] = {
+    ast.ExceptHandler: _handler,
+    ast.FunctionDef: _function,
+    ast.AsyncFunctionDef: _function,
+    ast.Compare: _comparison,
+    ast.Dict: _keys,
+    ast.JoinedStr: _fstring,
+    ast.Assert: _assertion,
+}

@@ -42,9 +42,7 @@ def die_with_parent() -> None:
 def source_files(root: Path) -> list[Path]:
     """The Python files below `root`, in a fixed order."""
     return sorted(
-        path
-        for path in root.rglob("*.py")
-        if not SKIPPED.intersection(path.relative_to(root).parts) and path.is_file()
+        path for path in root.rglob("*.py") if not SKIPPED.intersection(path.relative_to(root).parts) and path.is_file()
     )
 
 

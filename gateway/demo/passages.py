@@ -24,8 +24,11 @@ LENGTH_SHARE: Final = 0.6
 
 _word: Final = re.compile(r"[A-Za-z][a-z]+|[A-Z]+(?![a-z])|[0-9]+").findall
 _SILENT: Final = frozenset(
-    ("a an and are as at be by can do does for from how i if in into is it its not of on or should that the this to"
-     " use used what when where which why will with you your").split()  # fmt: skip
+    [
+        *("a", "an", "and", "are", "as", "at", "be", "by", "can", "do", "does", "for", "from", "how", "i", "if", "in"),
+        *("into", "is", "it", "its", "not", "of", "on", "or", "should", "that", "the", "this", "to", "use", "used"),
+        *("what", "when", "where", "which", "why", "will", "with", "you", "your"),
+    ]
 )
 _Documented = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 
@@ -97,9 +100,7 @@ class Index:
             for word, count in counts.items():
                 self._postings[word].append((number, count))
         mean = sum(lengths) / max(1, len(lengths))
-        self._norms = [
-            SATURATION * (1 - LENGTH_SHARE + LENGTH_SHARE * length / max(1.0, mean)) for length in lengths
-        ]
+        self._norms = [SATURATION * (1 - LENGTH_SHARE + LENGTH_SHARE * length / max(1.0, mean)) for length in lengths]
 
     def search(self, question: str, top: int) -> list[Hit]:
         """The `top` best docstrings, the best first; equal ones in the order of the source."""

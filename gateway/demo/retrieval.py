@@ -1,4 +1,4 @@
-"""The retrieval agent of team `research`: answers questions with passages from the installed Python's own documentation.
+"""The retrieval agent of team `research`: answers questions with passages of the installed Python's documentation.
 
 The first search builds the index, which takes seconds; the SDK turns such a call into a 201 and a completion by itself.
 """

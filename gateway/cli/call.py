@@ -1,0 +1,209 @@
+"""`mesh call`: start an operation and, usually, wait for its result."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any, Final, cast
+
+import typer
+
+from gateway.cli.exits import Exit, Problem
+from gateway.cli.options import ApiKey, Json, Labels, Url, pairs, read_json
+from gateway.cli.show import Show, between, span
+from gateway.cli.wire import Gateway, Reply, Unreached
+from mesh.clock import monotonic_s, pause
+from mesh.errors import MeshError, TooMany, Unavailable
+from mesh.ids import secret_bytes
+
+POLL_S: Final = 20.0
+POLL_GRACE_S: Final = 10.0
+REPEAT_S: Final = 0.5
+WAIT_DEFAULT_S: Final = 60.0
+CAUSES_SHOWN_MAX: Final = 3
+FORMATS: Final = ("nexus", "cloudevents", "cloudevents-binary")
+
+
+def call(
+    endpoint: Annotated[str, typer.Argument(help="Registered name of the agent.")],
+    service: Annotated[str, typer.Argument(help="Service of that agent.")],
+    operation: Annotated[str, typer.Argument(help="Operation of that service.")],
+    input_: Annotated[
+        str | None, typer.Option("--input", "-i", metavar="JSON", help="JSON, @FILE, or - for standard input.")
+    ] = None,
+    wait: Annotated[
+        float | None, typer.Option("--wait", "-w", metavar="SECONDS", help="How long to wait for the result. [60]")
+    ] = None,
+    *,
+    at_once: Annotated[
+        bool, typer.Option("--async", help="Do not wait: print the id as soon as the operation is durable.")
+    ] = False,
+    key: Annotated[
+        str | None,
+        typer.Option("--key", metavar="KEY", help="Idempotency key: repeated, it is the same operation. [made up]"),
+    ] = None,
+    callback: Annotated[
+        str | None, typer.Option(metavar="URL", help="Is told the outcome, at least once, signed.")
+    ] = None,
+    callback_format: Annotated[str, typer.Option(metavar="|".join(FORMATS), help="What the callback looks like.")] = (
+        FORMATS[0]
+    ),
+    deadline: Annotated[
+        float | None, typer.Option(metavar="SECONDS", help="The operation times out that long after its acceptance.")
+    ] = None,
+    label: Labels = None,
+    url: Url = "",
+    api_key: ApiKey = "",
+    as_json: Json = False,
+) -> None:
+    """Call an operation of an agent. The call survives crashes of agent, gateway and this command.
+
+    The result goes to standard output, remarks to standard error. When the wait is over first, the operation goes on;
+    its id is printed.
+
+    \b
+    Examples:
+      mesh call greeter greeter greet --input '"Ada"'
+      mesh call checks checks lint -i @request.json --wait 120
+      mesh call checks checks lint --async --key nightly-2026-11-22 --callback https://example.com/done
+    """  # noqa: D301 - \b keeps the lines of an example
+    show = Show(as_json)
+    if at_once and wait is not None:
+        raise Problem("--async and --wait exclude each other")
+    if callback_format not in FORMATS:
+        raise Problem(f"--callback-format is one of {', '.join(FORMATS)}")
+    wait_s = 0.0 if at_once else WAIT_DEFAULT_S if wait is None else wait
+    fields: dict[str, Any] = {"endpoint": endpoint, "service": service, "operation": operation}
+    if callback is not None:
+        fields["callback"] = {"url": callback, "format": callback_format}
+    if deadline is not None:
+        fields["timeouts"] = {"schedule_to_close_ms": round(deadline * 1000)}
+    if label:
+        fields["labels"] = pairs(label, "--label")
+    key = key or secret_bytes(12).hex()
+    with Gateway(url, api_key) as gateway:
+        _Call(gateway, show, key, wait_s).run(_body(fields, input_))
+
+
+def _body(fields: dict[str, Any], input_: str | None) -> bytes:
+    """The request, with the input byte for byte as it was given."""
+    head = json.dumps(fields).encode()
+    if input_ is None:
+        return head
+    raw, _ = read_json(input_, "--input")
+    return head[:-1] + b', "input": ' + raw + b"}"
+
+
+class _Call:
+    """One call, from its start to what is known when the wait is over."""
+
+    def __init__(self, gateway: Gateway, show: Show, key: str, wait_s: float) -> None:
+        self._gateway = gateway
+        self._show = show
+        self._key = key
+        self._wait_s = wait_s
+        self._until_s = monotonic_s() + wait_s
+        self._told = False
+
+    def run(self, body: bytes) -> None:
+        """Raises Problem for every end but success."""
+        reply = self._start(body)
+        record = reply.json()
+        replayed = reply.headers.get("idempotency-replayed") == "true"
+        if reply.status == 202 and self._wait_s > 0:  # noqa: PLR2004
+            record = self._wait(record["id"]) or record
+        if replayed:
+            self._show.note(f"the key was used before: this is the operation of that time, {record['id']}")
+        finish(self._gateway, self._show, record, waited_s=self._wait_s)
+
+    def _start(self, body: bytes) -> Reply:
+        """Accepted, or a refusal. A lost answer is asked for again: the key makes that safe."""
+        patience = f"wait={max(1, round(min(self._wait_s, POLL_S)))}" if self._wait_s > 0 else "respond-async"
+        headers = {"idempotency-key": self._key, "prefer": patience}
+        timeout_s = min(self._wait_s, POLL_S) + POLL_GRACE_S
+        while True:
+            try:
+                return self._gateway.ask("POST", "/v1/operations", body=body, headers=headers, timeout_s=timeout_s)
+            except (Unavailable, TooMany) as error:
+                if (isinstance(error, Unreached) and not error.sent and not self._told) or self._over():
+                    raise self._with_key(error) from None
+                self._again(error)
+
+    def _wait(self, operation_id: str) -> dict[str, Any] | None:
+        """The record once the operation ended, or None when the wait is over."""
+        while (left_s := self._until_s - monotonic_s()) > 0:
+            wait_s = min(left_s, POLL_S)
+            try:
+                reply = self._gateway.ask(
+                    "GET",
+                    f"/v1/operations/{operation_id}/result",
+                    query={"wait": f"{wait_s:.3f}"},
+                    timeout_s=wait_s + POLL_GRACE_S,
+                )
+                if reply.status != 202:  # noqa: PLR2004
+                    return self._gateway.get(f"/v1/operations/{operation_id}")
+            except Unavailable as error:
+                if self._over():
+                    raise self._with_key(error) from None
+                self._again(error)
+        return None
+
+    def _over(self) -> bool:
+        return monotonic_s() + REPEAT_S >= self._until_s
+
+    def _again(self, error: MeshError) -> None:
+        if not self._told:
+            self._show.note(f"{error.detail}; asking again")
+            self._told = True
+        pause(REPEAT_S)
+
+    def _with_key(self, error: MeshError) -> MeshError:
+        if isinstance(error, Unreached) and not error.sent and not self._told:
+            return error
+        return type(error)(f"{error.detail}. Repeat with --key {self._key}: it is the same operation", **_sent(error))
+
+
+def _sent(error: MeshError) -> dict[str, Any]:
+    return {"sent": error.sent} if isinstance(error, Unreached) else {"code": error.code}
+
+
+def finish(gateway: Gateway, show: Show, record: dict[str, Any], *, waited_s: float) -> None:
+    """Print what became of an operation. Raises Problem (exit 1 or 5) unless it succeeded or nobody waited."""
+    state, operation_id = record["state"], record["id"]
+    if state == "succeeded":
+        if not show.json(record):
+            took = between(record["created_at"], record["closed_at"])
+            attempts = "" if record["attempt"] == 1 else f", attempt {record['attempt']}"
+            show.note(f"succeeded in {took}{attempts}: operation {operation_id}")
+            result = gateway.ask("GET", f"/v1/operations/{operation_id}/result")
+            show.result(result.body, result.headers.get("content-type"))
+        return
+    if record["closed_at"] is not None:
+        show.json(record)
+        words = f"operation {operation_id} {state.replace('_', ' ')}: {story(record.get('failure'))}"
+        raise Problem(words, exit_code=Exit.FAILED, code=f"operation_{state}", extra={"operation_id": operation_id})
+    if waited_s <= 0:
+        if not show.json(record):
+            print(operation_id)
+            show.note(f"durable and under way; `mesh operation watch {operation_id}` shows how it goes")
+        return
+    show.json(record)
+    why = f" ({record['blocked'].replace('_', ' ')})" if record.get("blocked") else ""
+    raise Problem(
+        f"operation {operation_id} is still {state.replace('_', ' ')}{why} after {span(waited_s * 1000)}; it goes on",
+        f"`mesh operation watch {operation_id}` waits for its end.",
+        exit_code=Exit.UNAVAILABLE,
+        code="still_running",
+        extra={"operation_id": operation_id},
+    )
+
+
+def story(failure: Any) -> str:
+    """The messages of a Nexus Failure and its causes, each once."""
+    told: list[str] = []
+    while isinstance(failure, dict) and len(told) < CAUSES_SHOWN_MAX:
+        fields = cast("dict[str, Any]", failure)
+        message = fields.get("message")
+        if isinstance(message, str) and message and message not in told:
+            told.append(message)
+        failure = fields.get("cause")
+    return ": ".join(told) or "no reason given"

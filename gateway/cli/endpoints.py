@@ -1,0 +1,260 @@
+"""`mesh endpoint`: the registry from the command line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any, cast
+
+import typer
+
+from gateway.cli.exits import Problem
+from gateway.cli.options import ApiKey, Json, Labels, Url, pairs, read_json
+from gateway.cli.show import Show, ago, plain, word
+from gateway.cli.wire import Gateway
+from mesh.wire import quote_segment
+
+app = typer.Typer(
+    no_args_is_help=True, help="Endpoints, the registered agents: register, list, show, pause, resume, remove."
+)
+
+Name = Annotated[str, typer.Argument(help="Name of the endpoint.")]
+
+
+@app.command()
+def register(
+    name: Name,
+    target: Annotated[
+        str | None, typer.Option("--target", "-t", metavar="URL", help="Where the agent answers Nexus requests.")
+    ] = None,
+    file: Annotated[
+        Path | None, typer.Option("--file", "-f", metavar="FILE", help="The whole registration, JSON or YAML.")
+    ] = None,
+    service: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME[=OP,OP]", help="A service and its operations; left out: any. May be repeated."),
+    ] = None,
+    allow: Annotated[
+        list[str] | None, typer.Option(metavar="NAMESPACE", help="Who may call beside you; * for all.")
+    ] = None,
+    description: Annotated[str | None, typer.Option()] = None,
+    policy: Annotated[
+        str | None, typer.Option(metavar="JSON", help="Timeouts, retries, limits; JSON, @FILE or -.")
+    ] = None,
+    label: Labels = None,
+    if_match: Annotated[str | None, typer.Option(metavar="ETAG", help="Replace only this version.")] = None,
+    *,
+    url: Url = "",
+    api_key: ApiKey = "",
+    as_json: Json = False,
+) -> None:
+    """Create or replace an endpoint. Agents made with the SDK register themselves; this is for all others.
+
+    \b
+    Examples:
+      mesh endpoint register billing --target http://127.0.0.1:9000
+      mesh endpoint register billing -t http://127.0.0.1:9000 --service invoices=create,send --allow research
+      mesh endpoint register billing --file billing.yaml --if-match '"v3"'
+    """  # noqa: D301 - \b keeps the lines of an example
+    show = Show(as_json)
+    spec = _from_file(file) if file is not None else {}
+    if target is not None:
+        spec["target"] = {"kind": "http", "url": target}
+    if service:
+        spec["services"] = [_service(text) for text in service]
+    if allow:
+        spec["allow"] = allow
+    if description is not None:
+        spec["description"] = description
+    if policy is not None:
+        spec["policy"] = read_json(policy, "--policy")[1]
+    if label:
+        spec["labels"] = pairs(label, "--label")
+    if not spec:
+        raise Problem("nothing to register", "Give --target URL, or --file FILE.")
+    headers = {"if-match": if_match} if if_match else {}
+    with Gateway(url, api_key) as gateway:
+        reply = gateway.ask("PUT", _path(name), body=json.dumps(spec).encode(), headers=headers)
+    if not show.json(reply.json()):
+        done = "registered" if reply.status == 201 else "replaced"  # noqa: PLR2004
+        show.line(f"endpoint [bold]{plain(name)}[/] {done}, version {plain(reply.headers.get('etag', ''))}")
+
+
+def _from_file(path: Path) -> dict[str, Any]:
+    import yaml  # noqa: PLC0415 - only for this option; YAML reads JSON too
+
+    try:
+        spec = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as fault:
+        raise Problem(f"--file: {path} cannot be read: {fault.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as fault:
+        raise Problem(f"--file: {path} is neither JSON nor YAML: {' '.join(str(fault).split())}") from None
+    if not isinstance(spec, dict):
+        raise Problem(f"--file: {path} does not hold an object with the fields of an endpoint")
+    return cast("dict[str, Any]", spec)
+
+
+def _service(text: str) -> dict[str, Any]:
+    name, sign, listed = text.partition("=")
+    operations = [{"name": one.strip()} for one in listed.split(",") if one.strip()]
+    return {"name": name, "operations": operations} if sign else {"name": name}
+
+
+@app.command("list")
+def list_(
+    service: Annotated[str | None, typer.Option()] = None,
+    operation: Annotated[str | None, typer.Option()] = None,
+    label: Labels = None,
+    limit: Annotated[int, typer.Option(min=1, max=200)] = 50,
+    cursor: Annotated[str | None, typer.Option(help="Where the last page ended.")] = None,
+    *,
+    url: Url = "",
+    api_key: ApiKey = "",
+    as_json: Json = False,
+) -> None:
+    """List the endpoints that you own or may call, with their health.
+
+    \b
+    Examples:
+      mesh endpoint list
+      mesh endpoint list --service checks --json
+    """  # noqa: D301 - \b keeps the lines of an example
+    show = Show(as_json)
+    labels = {f"label.{name}": value for name, value in pairs(label, "--label").items()}
+    query = {"service": service, "operation": operation, "limit": limit, "cursor": cursor, **labels}
+    with Gateway(url, api_key) as gateway:
+        page = gateway.ask("GET", "/v1/endpoints", query=query).json()
+    if show.json(page):
+        return
+    rows = [
+        (
+            plain(one["name"]),
+            _health(one),
+            plain(one["owner"]),
+            plain(_services(one) or "any"),
+            str(one["running"]),
+            str(one["waiting"]),
+        )
+        for one in page["items"]
+    ]
+    show.table(("endpoint", "state", "owner", "services", "running", "waiting"), rows, "no endpoints")
+    if page["next_cursor"]:
+        show.note(f"more with --cursor {page['next_cursor']}")
+
+
+def _health(endpoint: dict[str, Any]) -> str:
+    state = word("paused") if endpoint["paused"] else word(endpoint["health"])
+    return state if endpoint["breaker"]["state"] == "closed" else f"{state} (breaker {endpoint['breaker']['state']})"
+
+
+def _services(endpoint: dict[str, Any]) -> str:
+    return "; ".join(
+        f"{one['name']}: {', '.join(operation['name'] for operation in one.get('operations') or ()) or 'any'}"
+        for one in endpoint["services"]
+    )
+
+
+@app.command("show")
+def show_(name: Name, *, url: Url = "", api_key: ApiKey = "", as_json: Json = False) -> None:
+    """Show one endpoint: who may call it, its services, policy, instances and their health.
+
+    \b
+    Example:
+      mesh endpoint show checks
+    """  # noqa: D301 - \b keeps the lines of an example
+    show = Show(as_json)
+    with Gateway(url, api_key) as gateway:
+        found = gateway.get(_path(name))
+    if show.json(found):
+        return
+    why = plain(f": {found['health_why']}") if found.get("health_why") else ""
+    policy = ", ".join(f"{field} {_short(value)}" for field, value in found["policy"].items() if value is not None)
+    show.fields(
+        [
+            ("endpoint", f"[bold]{plain(found['name'])}[/]  [dim]{plain(found['id'])}, version {found['version']}[/]"),
+            ("description", plain(found["description"])),
+            ("state", f"{_health(found)}{why}, since {ago(found['health_since'])}"),
+            ("owner", plain(found["owner"])),
+            ("may call", plain(", ".join(found["allow"]) or "the owner only")),
+            ("target", plain(found["target"].get("url") or found["target"]["kind"])),
+            ("services", plain(_services(found) or "any")),
+            ("policy", plain(policy)),
+            ("labels", plain(", ".join(f"{key}={value}" for key, value in found["labels"].items()))),
+            ("operations", f"{found['running']} running, {found['waiting']} waiting"),
+        ]
+    )
+    show.line("")
+    rows = [
+        (
+            plain(one["id"]),
+            word(one["health"]),
+            plain(one.get("health_why") or ""),
+            plain(one.get("url", "")),
+            str(one["in_flight"]),
+        )
+        for one in found["instances"]
+    ]
+    show.table(("instance", "state", "why", "url", "in flight"), rows, "no instances: work for it waits")
+
+
+def _short(value: Any) -> str:
+    return json.dumps(value).replace('"', "") if isinstance(value, dict) else str(value)
+
+
+@app.command()
+def pause(name: Name, *, url: Url = "", api_key: ApiKey = "", as_json: Json = False) -> None:
+    """Keep new operations of an endpoint without dispatching them; what its agent has goes on.
+
+    \b
+    Example:
+      mesh endpoint pause checks
+    """  # noqa: D301 - \b keeps the lines of an example
+    _post(name, "pause", url, api_key, Show(as_json))
+
+
+@app.command()
+def resume(name: Name, *, url: Url = "", api_key: ApiKey = "", as_json: Json = False) -> None:
+    """Dispatch again what a paused endpoint kept.
+
+    \b
+    Example:
+      mesh endpoint resume checks
+    """  # noqa: D301 - \b keeps the lines of an example
+    _post(name, "resume", url, api_key, Show(as_json))
+
+
+def _post(name: str, verb: str, url: str, api_key: str, show: Show) -> None:
+    with Gateway(url, api_key) as gateway:
+        found = gateway.ask("POST", f"{_path(name)}/{verb}").json()
+    if not show.json(found):
+        waiting = f", {found['waiting']} operations wait" if found["paused"] else ""
+        show.line(f"endpoint [bold]{plain(name)}[/] {'is paused' if found['paused'] else 'dispatches'}{waiting}")
+
+
+@app.command()
+def remove(
+    name: Name,
+    if_match: Annotated[str | None, typer.Option(metavar="ETAG", help="Remove only this version.")] = None,
+    *,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    url: Url = "",
+    api_key: ApiKey = "",
+    as_json: Json = False,
+) -> None:
+    """Remove an endpoint. Work that waits for it stays until its own deadlines.
+
+    \b
+    Example:
+      mesh endpoint remove billing --yes
+    """  # noqa: D301 - \b keeps the lines of an example
+    show = Show(as_json)
+    if not yes and not as_json:
+        typer.confirm(f"Remove endpoint {name}?", abort=True)
+    with Gateway(url, api_key) as gateway:
+        gateway.ask("DELETE", _path(name), headers={"if-match": if_match} if if_match else {})
+    if not show.json({"name": name, "removed": True}):
+        show.line(f"endpoint [bold]{plain(name)}[/] removed")
+
+
+def _path(name: str) -> str:
+    return f"/v1/endpoints/{quote_segment(name)}"

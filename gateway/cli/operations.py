@@ -1,0 +1,247 @@
+"""`mesh operation`: list, show, watch and cancel durable operations."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Annotated, Any, Final
+
+import typer
+
+from gateway.cli.call import finish, story
+from gateway.cli.exits import Exit, Problem
+from gateway.cli.options import ApiKey, Json, Labels, Url, pairs
+from gateway.cli.show import Show, ago, between, plain, span, word
+from gateway.cli.wire import Gateway
+from mesh.clock import from_rfc3339, monotonic_s, now_ms, pause, to_rfc3339
+from mesh.errors import Unavailable
+from mesh.wire import quote_segment
+
+RETRY_FOR_S: Final = 60.0
+EVENTS_PER_PAGE: Final = 1000
+RESULT_CHARS_SHOWN: Final = 2000
+_UNITS: Final = {"s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
+_back = re.compile(r"(\d{1,9})([smhd])").fullmatch
+
+app = typer.Typer(no_args_is_help=True, help="Durable operations: list, show, watch, cancel.")
+
+Id = Annotated[str, typer.Argument(metavar="ID", help="Operation id, as `mesh call --async` prints it.")]
+
+
+def _when(text: str | None, option: str) -> str | None:
+    """An RFC 3339 time, or `15m` for that long ago, as RFC 3339. Raises Problem."""
+    if text is None:
+        return None
+    if match := _back(text):
+        return to_rfc3339(now_ms() - int(match[1]) * _UNITS[match[2]])
+    try:
+        return to_rfc3339(from_rfc3339(text))
+    except ValueError:
+        raise Problem(f"{option} {text!r} is neither a time such as 2026-11-22T10:00:00Z nor one such as 15m") from None
+
+
+@app.command("list")
+def list_(
+    state: Annotated[
+        str | None,
+        typer.Option(help="One or more of: scheduled,backing_off,started,succeeded,failed,canceled,timed_out."),
+    ] = None,
+    endpoint: Annotated[str | None, typer.Option()] = None,
+    service: Annotated[str | None, typer.Option()] = None,
+    operation: Annotated[str | None, typer.Option()] = None,
+    label: Labels = None,
+    since: Annotated[str | None, typer.Option(metavar="TIME", help="RFC 3339, or such as 15m, 2h, 7d.")] = None,
+    until: Annotated[str | None, typer.Option(metavar="TIME")] = None,
+    limit: Annotated[int, typer.Option(min=1, max=500)] = 50,
+    cursor: Annotated[str | None, typer.Option(help="Where the last page ended.")] = None,
+    *,
+    url: Url = "",
+    api_key: ApiKey = "",
+    as_json: Json = False,
+) -> None:
+    """List your namespace's operations, newest first.
+
+    \b
+    Examples:
+      mesh operation list --state failed,timed_out --since 1h
+      mesh operation list --label review=42 --json
+    """  # noqa: D301 - \b keeps the lines of an example
+    show = Show(as_json)
+    query = {
+        "state": state,
+        "endpoint": endpoint,
+        "service": service,
+        "operation": operation,
+        "since": _when(since, "--since"),
+        "until": _when(until, "--until"),
+        "limit": limit,
+        "cursor": cursor,
+        **{f"label.{name}": value for name, value in pairs(label, "--label").items()},
+    }
+    with Gateway(url, api_key) as gateway:
+        page = gateway.ask("GET", "/v1/operations", query=query).json()
+    if show.json(page):
+        return
+    rows = [
+        (
+            plain(one["id"]),
+            word(one["state"]) + _why(one),
+            plain(f"{one['endpoint']} {one['service']}/{one['operation']}"),
+            str(one["attempt"]),
+            ago(one["created_at"]),
+            between(one["created_at"], one["closed_at"]),
+        )
+        for one in page["items"]
+    ]
+    show.table(("id", "state", "operation", "attempt", "accepted", "took"), rows, "no operations")
+    if page["next_cursor"]:
+        show.note(f"more with --cursor {page['next_cursor']}")
+
+
+def _why(record: dict[str, Any]) -> str:
+    return f" ({plain(record['blocked'])})" if record.get("blocked") else ""
+
+
+@app.command("show")
+def show_(operation_id: Id, *, url: Url = "", api_key: ApiKey = "", as_json: Json = False) -> None:
+    """Show one operation: record, result or failure, and its whole history.
+
+    \b
+    Example:
+      mesh operation show 00-4m5k9q2r7t1v3w6x8y0z
+    """  # noqa: D301 - \b keeps the lines of an example
+    show = Show(as_json)
+    path = _path(operation_id)
+    with Gateway(url, api_key) as gateway:
+        record = gateway.get(path)
+        events = _events(gateway, path)
+    if show.json({**record, "history": events}):
+        return
+    closed = record["closed_at"]
+    took = f", took {between(record['created_at'], closed)}" if closed else ""
+    show.fields(
+        [
+            ("operation", plain(record["id"])),
+            ("state", word(record["state"]) + _why(record) + took),
+            ("what", plain(f"{record['endpoint']}: {record['service']}/{record['operation']}")),
+            ("namespace", plain(record["namespace"])),
+            ("run, attempt", f"{record['run']}, {record['attempt']}"),
+            ("accepted", f"{record['created_at']}, {ago(record['created_at'])}"),
+            ("deadline", record.get("deadline") or ""),
+            ("next attempt", record.get("next_attempt_at") or ""),
+            ("last failure", plain(record.get("last_failure") or "")),
+            ("labels", plain(", ".join(f"{name}={value}" for name, value in record["labels"].items()))),
+            ("key", plain(record.get("idempotency_key", ""))),
+            ("failure", plain(story(record["failure"])) if record.get("failure") else ""),
+            ("result", plain(_result(record))),
+        ]
+    )
+    show.line("")
+    for event in events:
+        show.line(_event_line(event, record["created_at"]))
+
+
+def _result(record: dict[str, Any]) -> str:
+    if "result" not in record:
+        return record.get("result_type") or ""
+    text = json.dumps(record["result"], ensure_ascii=False)
+    return text if len(text) <= RESULT_CHARS_SHOWN else f"{text[:RESULT_CHARS_SHOWN]}… ({len(text)} characters)"
+
+
+def _events(gateway: Gateway, path: str) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = []
+    cursor: str | None = None
+    while True:
+        page = gateway.get(f"{path}/events", cursor=cursor, limit=EVENTS_PER_PAGE)
+        found += page["items"]
+        cursor = page["next_cursor"]
+        if cursor is None:
+            return found
+
+
+def _event_line(event: dict[str, Any], start: str) -> str:
+    after = span(from_rfc3339(event["at"]) - from_rfc3339(start))
+    known = ("seq", "at", "type", "operation_id", "attempt")
+    detail = ", ".join(f"{name}: {value}" for name, value in event.items() if name not in known)
+    attempt = f"attempt {event['attempt']}" if event["attempt"] else ""
+    return f"[dim]{event['seq']:>4}  +{after:<8}[/] {word(event['type']):<22} {attempt}  {plain(detail)}".rstrip()
+
+
+@app.command()
+def watch(
+    operation_id: Id,
+    after: Annotated[int, typer.Option(help="Only events after this sequence number.", min=0)] = 0,
+    *,
+    url: Url = "",
+    api_key: ApiKey = "",
+    as_json: Json = False,
+) -> None:
+    """Follow an operation until it is over; a broken stream is taken up where it ended.
+
+    Prints one event a line (with --json one object a line), then the result. The exit code tells how it ended.
+
+    \b
+    Example:
+      mesh operation watch 00-4m5k9q2r7t1v3w6x8y0z
+    """  # noqa: D301 - \b keeps the lines of an example
+    show = Show(as_json)
+    path = _path(operation_id)
+    with Gateway(url, api_key) as gateway:
+        start = gateway.get(path)["created_at"]
+        for event in _stream(gateway, show, f"{path}/events", after):
+            if as_json:
+                print(json.dumps(event), flush=True)
+            else:
+                show.line(_event_line(event, start))
+        record = gateway.get(path)
+        if as_json:
+            if record["state"] != "succeeded":
+                raise typer.Exit(Exit.FAILED)
+            return
+        finish(gateway, show, record, waited_s=0)
+
+
+def _stream(gateway: Gateway, show: Show, path: str, after: int) -> Any:
+    """Events as they happen, each once."""
+    from mesh.client_events import EventReader  # noqa: PLC0415 - only who watches reads streams
+
+    reader, give_up_s, told = EventReader(after), monotonic_s() + RETRY_FOR_S, False
+    while not reader.ended:
+        reader.begin()
+        headers = {"accept": "text/event-stream", "last-event-id": str(reader.last_seq)}
+        try:
+            with gateway.stream(path, headers) as chunks:
+                for chunk in chunks:
+                    give_up_s, told = monotonic_s() + RETRY_FOR_S, False
+                    for event in reader.feed(chunk):
+                        yield event.data
+        except Unavailable as error:
+            if monotonic_s() > give_up_s:
+                raise
+            if not told:
+                show.note(f"{error.detail}; asking again")
+                told = True
+        if not reader.ended:
+            pause(reader.retry_ms / 1000)
+
+
+@app.command()
+def cancel(operation_id: Id, *, url: Url = "", api_key: ApiKey = "", as_json: Json = False) -> None:
+    """Ask for the end of an operation. One that is over stays as it is; repeats are fine.
+
+    \b
+    Example:
+      mesh operation cancel 00-4m5k9q2r7t1v3w6x8y0z
+    """  # noqa: D301 - \b keeps the lines of an example
+    show = Show(as_json)
+    with Gateway(url, api_key) as gateway:
+        record = gateway.ask("POST", f"{_path(operation_id)}/cancel").json()
+    if show.json(record):
+        return
+    closed = record["closed_at"] is not None
+    told = f"is {record['state'].replace('_', ' ')}" if closed else "is asked to end; its agent decides how"
+    show.line(f"operation {plain(record['id'])} {told}")
+
+
+def _path(operation_id: str) -> str:
+    return f"/v1/operations/{quote_segment(operation_id)}"

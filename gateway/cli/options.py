@@ -1,0 +1,70 @@
+"""Options that several commands share, and how their values are read. Knows no command."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+import typer
+
+from gateway.cli.exits import Problem
+
+URL_DEFAULT: Final = "http://127.0.0.1:7411"
+INPUT_BYTES_MAX: Final = 64 << 20
+CLIENT: Final = "Gateway"
+"""Name of the help panel."""
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs instead of text for people.")]
+Url = Annotated[
+    str,
+    typer.Option("--url", envvar="MESH_URL", help="The gateway.", show_default=True, rich_help_panel=CLIENT),
+]
+ApiKey = Annotated[
+    str,
+    typer.Option(
+        "--api-key", envvar="MESH_KEY", help="Your namespace's key; none in development.", rich_help_panel=CLIENT
+    ),
+]
+Labels = Annotated[list[str] | None, typer.Option("--label", metavar="NAME=VALUE", help="May be given several times.")]
+
+
+def pairs(values: Sequence[str] | None, option: str) -> dict[str, str]:
+    """`["a=1", "b=2"]` -> `{"a": "1", "b": "2"}`. Raises Problem."""
+    found: dict[str, str] = {}
+    for value in values or ():
+        name, sign, text = value.partition("=")
+        if not name or not sign:
+            raise Problem(f"{option} {value!r} is not NAME=VALUE")
+        found[name] = text
+    return found
+
+
+def read_source(text: str, option: str) -> bytes:
+    """The bytes that `text`, `@file` or `-` (standard input) stand for. Raises Problem."""
+    if text == "-":
+        raw = sys.stdin.buffer.read(INPUT_BYTES_MAX + 1)
+    elif text.startswith("@"):
+        try:
+            raw = Path(text[1:]).read_bytes()
+        except OSError as fault:
+            raise Problem(f"{option}: {text[1:]} cannot be read: {fault.strerror}") from None
+    else:
+        raw = text.encode()
+    if len(raw) > INPUT_BYTES_MAX:
+        raise Problem(f"{option} is larger than {INPUT_BYTES_MAX} bytes")
+    return raw
+
+
+def read_json(text: str, option: str) -> tuple[bytes, Any]:
+    """JSON as given, byte for byte, and what it means. Raises Problem with a hint for the usual slip."""
+    raw = read_source(text, option)
+    try:
+        return raw, json.loads(raw)
+    except ValueError as error:
+        mend = "Give JSON, @FILE, or - for standard input."
+        if not text.startswith(("{", "[", '"', "@", "-")):
+            mend = f"A string needs quotes that reach the command: {option} '{json.dumps(text)}'."
+        raise Problem(f"{option} is not JSON: {error}", mend) from None

@@ -1,0 +1,126 @@
+"""What commands print: JSON for programs, rich text for people. Knows no command and no gateway.
+
+rich is loaded when something for people is printed.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+from mesh.clock import from_rfc3339, now_ms
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+STYLES: Final[dict[str, str]] = {
+    **dict.fromkeys(("succeeded", "healthy", "delivered", "active", "ok", "ready"), "green"),
+    **dict.fromkeys(("failed", "timed_out", "dead", "offline", "bad"), "red"),
+    **dict.fromkeys(("canceled", "suspect", "backing_off", "paused", "draining", "warn"), "yellow"),
+    **dict.fromkeys(("started", "scheduled", "pending", "leased"), "cyan"),
+}
+"""Words for states -> rich style."""
+
+
+class Show:
+    """Prints in one of the two ways. `as_json` of the last one made is what errors are told in (main.py)."""
+
+    as_json = False
+
+    def __init__(self, as_json: bool) -> None:  # noqa: FBT001 - the option's value
+        type(self).as_json = as_json
+        self._console: Console | None = None
+
+    @property
+    def console(self) -> Console:
+        """Standard output for people."""
+        if self._console is None:
+            from rich.console import Console  # noqa: PLC0415 - not for --json
+
+            self._console = Console(highlight=False, soft_wrap=not sys.stdout.isatty())
+        return self._console
+
+    def json(self, value: Any) -> bool:
+        """Print `value` if JSON was asked for; whether it was."""
+        if self.as_json:
+            print(json.dumps(value, indent=2 if sys.stdout.isatty() else None, ensure_ascii=False), flush=True)
+        return self.as_json
+
+    def line(self, text: str) -> None:
+        """A line for people, with rich markup."""
+        if not self.as_json:
+            self.console.print(text)
+
+    def note(self, text: str) -> None:
+        """A remark beside the result: plain, to standard error, so that pipes get the result alone."""
+        if not self.as_json:
+            print(text, file=sys.stderr, flush=True)
+
+    def table(self, columns: Sequence[str], rows: Sequence[Sequence[str]], empty: str) -> None:
+        """Rows under columns; `empty` is said when there are none."""
+        if not rows:
+            self.note(empty)
+            return
+        from rich.table import Table  # noqa: PLC0415 - as above
+
+        table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+        for column in columns:
+            table.add_column(column, no_wrap=column in ("id", "state"), overflow="fold")
+        for row in rows:
+            table.add_row(*row)
+        self.console.print(table)
+
+    def fields(self, rows: Sequence[tuple[str, str]]) -> None:
+        """Names and values, one a line; empty values are left out."""
+        width = max((len(name) for name, value in rows if value), default=0)
+        for name, value in rows:
+            if value:
+                self.console.print(f"[bold]{name:<{width}}[/]  {value}")
+
+    def result(self, body: bytes, content_type: str | None) -> None:
+        """A result as it came; JSON is laid out for a terminal."""
+        if not body:
+            return
+        if sys.stdout.isatty() and (content_type or "").startswith("application/json"):
+            self.console.print_json(body.decode())
+            return
+        sys.stdout.flush()
+        sys.stdout.buffer.write(body if body.endswith(b"\n") else body + b"\n")
+        sys.stdout.buffer.flush()
+
+
+def word(state: str) -> str:
+    """A state in its color."""
+    style = STYLES.get(state)
+    return f"[{style}]{plain(state)}[/]" if style else plain(state)
+
+
+def plain(text: object) -> str:
+    """Text from elsewhere, so that rich takes none of it for markup."""
+    from rich.markup import escape  # noqa: PLC0415 - as above
+
+    return escape(str(text))
+
+
+def ago(at: str | None) -> str:
+    """`3 s ago` for an RFC 3339 time."""
+    return f"{span(max(0, now_ms() - from_rfc3339(at)))} ago" if at else ""
+
+
+def between(start: str | None, end: str | None) -> str:
+    """`1.24 s` between two RFC 3339 times."""
+    return span(from_rfc3339(end) - from_rfc3339(start)) if start and end else ""
+
+
+def span(ms: float) -> str:
+    """`85 ms`, `1.24 s`, `3 min`, `2 h`, `5 d`."""
+    if ms < 1000:  # noqa: PLR2004
+        return f"{ms:.0f} ms"
+    if ms < 60_000:  # noqa: PLR2004
+        return f"{ms / 1000:.3g} s"
+    for size, unit in ((86_400_000, "d"), (3_600_000, "h")):
+        if ms >= 2 * size:
+            return f"{ms / size:.0f} {unit}"
+    return f"{ms / 60_000:.0f} min"

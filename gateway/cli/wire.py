@@ -1,0 +1,148 @@
+"""How commands talk to a gateway: one request, one answer, faults and refusals as the project's errors.
+
+Owns the HTTP client of the command line. Knows paths of no command. httpx is loaded when the first request leaves.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
+
+from gateway.cli.exits import Problem
+from gateway.cli.options import URL_DEFAULT
+from mesh.client_errors import GatewayUnreachable, refusal
+from mesh.errors import ReplyInvalid
+
+if TYPE_CHECKING:
+    import httpx
+
+CONNECT_TIMEOUT_S: Final = 5.0
+REPLY_TIMEOUT_S: Final = 15.0
+SILENCE_MAX_S: Final = 45.0
+"""An event stream pings every 15 s."""
+
+
+class Reply(NamedTuple):
+    """An answer below 400, or 424. Header names in lower case."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+    def json(self) -> Any:
+        """Raises ReplyInvalid."""
+        try:
+            return json.loads(self.body)
+        except ValueError:
+            message = "the answer is not JSON: is this the URL of a Mesh gateway?"
+            raise ReplyInvalid(message) from None
+
+
+class Unreached(GatewayUnreachable):
+    """No answer. `sent`: the request may have arrived."""
+
+    def __init__(self, detail: str, *, sent: bool) -> None:
+        super().__init__(detail)
+        self.sent = sent
+
+
+class Gateway:
+    """The gateway at `url`, asked with the key of a namespace."""
+
+    def __init__(self, url: str, key: str) -> None:
+        self.url = (url or URL_DEFAULT).rstrip("/")
+        if not self.url.startswith(("http://", "https://")):
+            raise Problem(f"{self.url!r} is not a URL", f"Give one such as {URL_DEFAULT} in --url or MESH_URL.")
+        self._headers = {"authorization": f"Bearer {key}"} if key else {}
+        self._http: httpx.Client | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._http is not None:
+            self._http.close()
+
+    def ask(
+        self,
+        method: str,
+        path: str,
+        *,
+        query: Mapping[str, Any] | None = None,
+        body: bytes | None = None,
+        headers: Mapping[str, str] | None = None,
+        timeout_s: float = REPLY_TIMEOUT_S,
+        also: tuple[int, ...] = (424,),
+    ) -> Reply:
+        """One request. Statuses from 400 up raise their error of mesh/errors.py unless in `also`.
+
+        `path` is percent-encoded, `query` is not; entries that are None are left out. Raises Unreached.
+        """
+        import httpx  # noqa: PLC0415 - a tenth of a second that `mesh --help` does not have
+
+        sent = {**self._headers, **(headers or {})}
+        if body is not None:
+            sent.setdefault("content-type", "application/json")
+        query = {name: value for name, value in (query or {}).items() if value is not None and value != ""}
+        try:
+            reply = self._client().request(
+                method,
+                self.url + path,
+                params=query or None,
+                content=body,
+                headers=sent,
+                timeout=httpx.Timeout(timeout_s, connect=CONNECT_TIMEOUT_S),
+            )
+        except (httpx.TransportError, httpx.InvalidURL) as fault:
+            raise self._unreached(fault) from None
+        if reply.status_code >= 400 and reply.status_code not in also:  # noqa: PLR2004
+            after = reply.headers.get("retry-after", "")
+            raise refusal(reply.status_code, reply.content, int(after) if after.isdigit() else 0)
+        return Reply(reply.status_code, reply.headers, reply.content)
+
+    def get(self, path: str, **query: Any) -> Any:
+        """The JSON at `path`."""
+        return self.ask("GET", path, query=query).json()
+
+    @contextmanager
+    def stream(self, path: str, headers: Mapping[str, str]) -> Generator[Iterator[bytes]]:
+        """The chunks of a long answer. Raises as `ask`."""
+        import httpx  # noqa: PLC0415 - as above
+
+        timeout = httpx.Timeout(SILENCE_MAX_S, connect=CONNECT_TIMEOUT_S)
+        try:
+            with self._client().stream(
+                "GET", self.url + path, headers={**self._headers, **headers}, timeout=timeout
+            ) as reply:
+                if reply.status_code != 200:  # noqa: PLR2004
+                    raise refusal(reply.status_code, reply.read(), 0)
+                yield reply.iter_bytes()
+        except httpx.TransportError as fault:
+            raise self._unreached(fault) from None
+
+    def _client(self) -> httpx.Client:
+        if self._http is None:
+            import httpx  # noqa: PLC0415 - as above
+
+            # The environment's proxies are for the outer world, not for a gateway that MESH_URL names.
+            self._http = httpx.Client(trust_env=False)
+        return self._http
+
+    def _unreached(self, fault: Exception) -> Unreached:
+        import httpx  # noqa: PLC0415 - as above
+
+        if isinstance(fault, httpx.ConnectError | httpx.ConnectTimeout | httpx.InvalidURL | httpx.UnsupportedProtocol):
+            hint = "Start one with `mesh dev`, or name another with --url or MESH_URL"
+            return Unreached(f"no gateway answers at {self.url} ({_why(fault)}). {hint}", sent=False)
+        return Unreached(f"the gateway at {self.url} did not answer to the end ({_why(fault)})", sent=True)
+
+
+def _why(fault: Exception) -> str:
+    text = str(fault).strip()
+    if "refused" in text.lower():
+        return "connection refused"
+    return text or {"ReadTimeout": "time over", "ConnectTimeout": "time over"}.get(
+        type(fault).__name__, type(fault).__name__
+    )
