@@ -24,6 +24,8 @@ LIMITS: Final = {
     "takeover": 256,  # operations moved per beat from one dead session
     "waiting_endpoints": 64,  # endpoints with a waiting line told per claim
     "instances": 512,  # instances per endpoint
+    "rate_ahead_ms": 250,  # how far `rate_per_s` may run ahead of an even pace: one look of a courier
+    "beat_ms": 30_000,  # lease of a heartbeat that names no length when none was named before
 }
 
 FILES: Final = (

@@ -16,7 +16,7 @@ local function mesh1_cancel(keys, argv)
   if op.state == S.backing_off or (op.state == S.scheduled and op.start == D.due) then
     apply(op, 'withdraw')
     settle(op, now, E.canceled)
-    local told = op.callback == D.due
+    local told = op.callback == D.due and listed(root, a.session)
     if told then lease_callback(op, a.session, now, a.callback_lease_ms) end
     save(op, 'r', cmsgpack.pack({ 'mesh', 'canceled_before_start' }))
     tell(op)
@@ -25,11 +25,7 @@ local function mesh1_cancel(keys, argv)
   apply(op, 'request_cancel')
   -- Another session may hold this operation's lease; the one timer entry stays with it then, and it sends the cancel
   -- when `started` tells it to. A started operation has no start in flight, so the lease is free to take.
-  local sent = op.state == S.started
-  if sent then
-    apply_delivery(op, 'cancel', 'owe')
-    lease_cancel(op, a.session, now, a.cancel_lease_ms)
-  end
+  local sent = op.state == S.started and owe_cancel(op, a.session, now, a.cancel_lease_ms)
   save(op)
   tell(op)
   return { 'requested', now, op.state, sent and work(op, 'cancel') }

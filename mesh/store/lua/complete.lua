@@ -1,11 +1,11 @@
 -- complete: record the outcome of a run and take the lease of its callback in one step.
 -- Keys: partition root. Arguments: msgpack {id, run, attempt, event ('succeed', 'fail', 'cancel'), code, session,
---   answered, callback_lease_ms, token, alone}, outcome.
+--   answered, callback_lease_ms, alone}, outcome.
 --   `alone` 1: no other gateway lives that could wait for a message (a late joiner looks again by itself).
 --   `answered` 1: the caller's first request is still open and gets this outcome, so no callback is owed (decision 37).
 -- Reply: {'done', now, seq, endpoint with a waiting line or '', callback work or false}
 --     or {'same', now, state}: an equal duplicate
---     or {'dropped', now, state}: failure of a superseded attempt.
+--     or {'dropped', now, state}: failure of a superseded attempt, or its `canceled` that no caller asked for.
 -- Refuses: UNKNOWN, STALE_RUN, LEASE_LOST, OTHER_OUTCOME. Flag allow-oom: what is under way may always end.
 local function mesh1_complete(keys, argv)
   local root = keys[1]
@@ -16,21 +16,22 @@ local function mesh1_complete(keys, argv)
   local now = now_ms()
   local live = op.state < S.succeeded
   if live and a.attempt ~= op.attempt then
-    if op.beat_ms > 0 then return refuse('LEASE_LOST', a.id) end
-    if a.event == 'fail' then return { 'dropped', now, op.state } end
+    if op.beat_ms ~= 0 then return refuse('LEASE_LOST', a.id) end
+    local wanted = a.event == 'succeed' or (a.event == 'cancel' and op.cancel_asked == 1)
+    if not wanted then return { 'dropped', now, op.state } end
   end
   local verdict = apply(op, a.event)
   if verdict == 'same' and redis.call('HGET', root .. KEY.operation .. a.id, 'r') == argv[2] then
     return { 'same', now, op.state }
   end
   if verdict ~= 'moved' then return refuse('OTHER_OUTCOME', a.id) end
-  if a.token then op.start = D.delivered end
+  if owed(op.start) then apply_delivery(op, 'start', 'deliver') end
   settle(op, now, a.code)
   local told = false
   if op.callback == D.due then
     if a.answered == 1 then
       apply_delivery(op, 'callback', 'drop')
-    elseif a.callback_lease_ms > 0 then
+    elseif listed(root, a.session) then
       lease_callback(op, a.session, now, a.callback_lease_ms)
       told = true
     end

@@ -15,6 +15,11 @@ local function refuse(word, detail)
   return redis.error_reply('MESH_' .. word .. ' ' .. (detail or ''))
 end
 
+-- A session that was taken for dead must lease nothing: nobody would look at it there. What it asks to lease stays due.
+local function listed(root, session)
+  return redis.call('ZSCORE', root .. KEY.sessions, session)
+end
+
 local function min_set(best, at)
   if at > 0 and at < best then return at end
   return best
@@ -128,12 +133,22 @@ local function hindrance(ep, now, in_line)
   if ep.gone then return 'endpoint_deleted' end
   if ep.paused then return 'paused' end
   if ep.max > 0 and ep.run >= ep.max then return 'concurrency' end
-  if ep.rate > 0 and ep.tat - now > 1000 / ep.rate then return 'rate' end
+  -- `tat` is when the rate would be used up evenly. It may run ahead by a little, since couriers look at lines in steps.
+  if ep.rate > 0 and ep.tat - now > LIMIT.rate_ahead_ms then return 'rate' end
   if not in_line and (ep.max > 0 or ep.rate > 0)
     and redis.call('EXISTS', ep.root .. KEY.waiting .. ep.id) == 1 then
     return ep.max > 0 and 'concurrency' or 'rate'
   end
   return ''
+end
+
+-- Only an endpoint with a limit is counted: two writes less for all others. A limit set later starts from zero.
+local function take_slot(op, ep)
+  if op.slot == 0 and ep.max > 0 then
+    op.slot = 1
+    ep.run = ep.run + 1
+    redis.call('HINCRBY', ep.root .. KEY.endpoint .. ep.id, 'run', 1)
+  end
 end
 
 -- Takes a slot of the endpoint and the start lease for `session`. The caller has checked `hindrance`.
@@ -144,17 +159,13 @@ local function dispatch(op, ep, session, now)
   op.owner = session
   op.attempt = op.attempt + 1
   op.start_at = now + op.lease_ms
-  op.beat_ms = 0
+  -- Below zero: an earlier attempt was leased, this one is not yet. Tokens of the earlier one stay fenced (decision 6).
+  if op.beat_ms > 0 then op.beat_ms = -op.beat_ms end
   op.beat_by = 0
-  -- Only an endpoint with a limit is counted: two writes less for all others. A limit set later starts from zero.
-  if op.slot == 0 and ep.max > 0 then
-    op.slot = 1
-    ep.run = ep.run + 1
-    redis.call('HINCRBY', ep.root .. KEY.endpoint .. ep.id, 'run', 1)
-  end
+  take_slot(op, ep)
   if ep.rate > 0 then
     ep.tat = math.max(ep.tat, now) + 1000 / ep.rate
-    redis.call('HSET', ep.root .. KEY.endpoint .. ep.id, 'tat', math.floor(ep.tat))
+    redis.call('HSET', ep.root .. KEY.endpoint .. ep.id, 'tat', ep.tat)
   end
   emit(op, E.dispatched, now)
 end
@@ -190,14 +201,21 @@ local function lease_cancel(op, session, now, lease_ms)
   op.cancel_tries = op.cancel_tries + 1
 end
 
+-- Owes the agent a cancel, and leases it to `session` if that is alive. Returns whether it did.
+local function owe_cancel(op, session, now, lease_ms)
+  apply_delivery(op, 'cancel', 'owe')
+  op.cancel_at = now
+  if not listed(op.root, session) then return false end
+  lease_cancel(op, session, now, lease_ms)
+  return true
+end
+
 -- Everything that follows from reaching a terminal state, whatever the way. `apply` has moved op.state already.
 local function settle(op, now, code, detail)
   op.closed_at = now
   op.blocked = ''
   op.beat_by = 0
-  if owed(op.start) then
-    op.start = (op.state == S.canceled or op.state == S.timed_out) and D.dropped or D.delivered
-  end
+  if owed(op.start) then apply_delivery(op, 'start', 'drop') end
   if op.state ~= S.timed_out and owed(op.cancel) then
     apply_delivery(op, 'cancel', 'drop')
   end
