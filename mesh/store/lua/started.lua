@@ -17,19 +17,19 @@ local function mesh1_started(keys, argv)
     local orphan = op.attempt == a.attempt and (op.state == S.timed_out or (op.state == S.canceled and op.cancel_asked == 1))
     if not orphan or op.cancel ~= D.none then return { 'same', now, op.state, false } end
   else
+    -- The attempt may have been given up, and may even wait in line to be sent again, when its 201 comes after all.
+    if op.start == D.due then take_slot(op, endpoint_of(root, op.endpoint)) end
+    op.blocked = ''
     op.start = D.delivered
     op.start_at = 0
+    op.start_by = 0 -- schedule-to-start ends here (decision 9), also for the attempts after a lost one
     if op.run_ms > 0 then op.finish_by = now + op.run_ms end
     if a.beat_ms > 0 then op.beat_ms = a.beat_ms end
     if op.beat_ms > 0 then op.beat_by = now + op.beat_ms end
     emit(op, E.started, now)
   end
-  local owed = late or op.cancel_asked == 1
-  if owed then
-    apply_delivery(op, 'cancel', 'owe')
-    lease_cancel(op, a.session, now, a.cancel_lease_ms)
-  end
+  local sent = (late or op.cancel_asked == 1) and owe_cancel(op, a.session, now, a.cancel_lease_ms)
   save(op, 't', argv[2])
   tell(op)
-  return { late and 'same' or 'started', now, op.state, owed and work(op, 'cancel') }
+  return { late and 'same' or 'started', now, op.state, sent and work(op, 'cancel') }
 end
