@@ -1,38 +1,18 @@
 -- start: accept an operation and take its first dispatch lease in one step.
 -- Keys: partition root. Arguments: msgpack {id, ns, endpoint, key, digest, session, close_ms, start_ms, run_ms,
 --   beat_ms, lease_ms, attempts_max, retention_ms, callback, blocked}, request, input.
--- Reply: {'accepted', now, attempt (0 when it waits), blocked}
+-- Reply: {'accepted', time of acceptance, attempt (1: leased to `session`, which sends it; 0: nothing to send), blocked}
 --     or {'replayed', now, id, state}
 -- Refuses: KEY_REUSED id, NO_ENDPOINT, NO_SESSION. Effects: record, key, index, timer, events accepted [+ dispatched].
--- The link sends a call again when its reply was lost, so the same id answers as the first time did.
+-- The link sends a call again when its reply was lost, so the same id answers as the first time did, except that an
+--   attempt which was taken from this session meanwhile, or has ended, is no longer its to send.
 -- Admission: refused by the server itself when memory is full (no allow-oom flag).
 local function mesh1_start(keys, argv)
   local root = keys[1]
   local a = cmsgpack.unpack(argv[1])
-  local ep = endpoint_of(root, a.endpoint)
-  local hindered = not ep or ep.gone or not redis.call('ZSCORE', root .. KEY.sessions, a.session)
-  local key = a.key
-  -- One call claims the key or finds who has it; a start that is refused below must not claim it.
-  local known
-  if key == '' then
-    known = redis.call('EXISTS', root .. KEY.operation .. a.id) == 1 and a.id
-  elseif hindered then
-    known = redis.call('GET', root .. KEY.idempotency .. key)
-  else
-    known = redis.call('SET', root .. KEY.idempotency .. key, a.id, 'NX', 'GET')
-  end
-  local op = known and load(root, known)
-  if op then
-    if known == a.id then return { 'accepted', now_ms(), op.attempt, op.blocked } end
-    if op.digest ~= a.digest then return refuse('KEY_REUSED', known) end
-    return { 'replayed', now_ms(), known, op.state }
-  end
-  if not ep or ep.gone then return refuse('NO_ENDPOINT', a.endpoint) end
-  if hindered then return refuse('NO_SESSION', a.session) end
-  if known then redis.call('SET', root .. KEY.idempotency .. key, a.id) end
-
+  local request, input, key = argv[2], argv[3], a.key
   local now = now_ms()
-  op = {
+  local op = {
     id = a.id, root = root, events = '', state = S.scheduled, run = 1, attempt = 0, seq = 0, stamp = 0, created_at = now,
     closed_at = 0, owner = '', start = D.due, start_at = now, cancel = D.none, cancel_at = 0, cancel_tries = 0,
     wants_callback = a.callback, callback = D.none, callback_at = 0, callback_tries = 0,
@@ -41,6 +21,35 @@ local function mesh1_start(keys, argv)
     attempts_max = a.attempts_max, retention_ms = a.retention_ms, cancel_asked = 0, slot = 0, blocked = '',
     endpoint = a.endpoint, namespace = a.ns, key = key, digest = a.digest, was_blocked = '',
   }
+  -- Nothing is rolled back, so an argument that a gateway of another version leaves out has to fail here, before the key
+  -- is claimed below.
+  local _ = #request + #input + a.callback + a.run_ms + a.lease_ms + a.attempts_max + a.retention_ms
+    and a.id .. a.ns .. a.endpoint .. a.session .. a.digest .. a.blocked
+
+  local ep = endpoint_of(root, a.endpoint)
+  local hindered = not ep or ep.gone or not listed(root, a.session)
+  -- One call claims the key or finds who has it; a start that is refused below must not claim it.
+  local known
+  if key == '' then
+    known = a.id
+  elseif hindered then
+    known = redis.call('GET', root .. KEY.idempotency .. key)
+  else
+    known = redis.call('SET', root .. KEY.idempotency .. key, a.id, 'NX', 'GET')
+  end
+  local earlier = known and load(root, known)
+  if earlier then
+    if known == a.id then
+      local mine = earlier.start == D.leased and earlier.owner == a.session and earlier.attempt == 1
+      return { 'accepted', earlier.created_at, mine and 1 or 0, earlier.blocked }
+    end
+    if earlier.digest ~= a.digest then return refuse('KEY_REUSED', known) end
+    return { 'replayed', now, known, earlier.state }
+  end
+  if not ep or ep.gone then return refuse('NO_ENDPOINT', a.endpoint) end
+  if hindered then return refuse('NO_SESSION', a.session) end
+  if known and key ~= '' then redis.call('SET', root .. KEY.idempotency .. key, a.id) end
+
   emit(op, E.accepted, now)
   local reason = hindrance(ep, now, false)
   if reason == '' then reason = a.blocked end
@@ -51,10 +60,10 @@ local function mesh1_start(keys, argv)
     emit(op, E.blocked, now, reason)
   end
   redis.call('ZADD', root .. KEY.index .. a.ns, now, a.id)
-  if argv[3] ~= '' then
-    save(op, 'q', argv[2], 'i', argv[3])
+  if input ~= '' then
+    save(op, 'q', request, 'i', input)
   else
-    save(op, 'q', argv[2])
+    save(op, 'q', request)
   end
   return { 'accepted', now, op.attempt, op.blocked }
 end
