@@ -4,8 +4,9 @@
 --   about `bytes` of payload per call. Looks at `due` and at the caller's own `held`. Flag allow-oom.
 
 local function end_by_time(op, now, reason)
+  -- Only now is the token that is kept the one of the attempt out there; a later 201 brings its own.
+  local known = op.state == S.started
   apply(op, 'time_out')
-  local known = redis.call('HEXISTS', op.root .. KEY.operation .. op.id, 't') == 1
   settle(op, now, E.timed_out, reason)
   -- The agent is told to stop, best effort (decision 15).
   if known and op.cancel == D.none then
@@ -24,9 +25,14 @@ local function lose(op, now, detail)
   apply(op, 'lose')
   op.start = D.due
   op.start_at = now
-  op.beat_ms, op.beat_by, op.finish_by = 0, 0, 0
+  op.beat_by, op.finish_by = 0, 0
   free_slot(op)
   emit(op, E.attempt_lost, now, detail)
+end
+
+-- What is known of an endpoint in this call is counted along; a slot that `op` freed is not, so it is read anew.
+local function forget_if_freed(endpoints, op)
+  if op.freed then endpoints[op.endpoint] = nil end
 end
 
 -- Fires every timer of `op` that is due. Returns outcome to store or nil, and the kinds of deliveries leased.
@@ -45,6 +51,7 @@ local function fire(op, now, a, endpoints)
       elseif op.start == D.leased and overdue(op.start_at, now) then
         lose(op, now, 'request_lease')
       end
+      forget_if_freed(endpoints, op)
       if op.start == D.due and op.blocked == '' and overdue(op.start_at, now) then
         if op.cancel_asked == 1 then
           apply(op, 'cancel')
@@ -99,6 +106,7 @@ local function mesh1_claim(keys, argv)
           purge(op)
         else
           local outcome, kinds = fire(op, now, a, endpoints)
+          forget_if_freed(endpoints, op)
           if outcome then save(op, 'r', outcome) else save(op) end
           if outcome then ended[#ended + 1] = id end
           tell(op)
