@@ -200,7 +200,6 @@ class Store(Functions):
             "session": session,
             "answered": int(answered),
             "callback_lease_ms": CALLBACK_LEASE_MS,
-            "token": by_token,
             "alone": int(self.alone),
         }
         try:
@@ -225,12 +224,15 @@ class Store(Functions):
             return Moved("unknown")
         return Moved(reply[0].decode(), reply[3].decode() if len(reply) > 3 else "")  # noqa: PLR2004
 
-    async def release(self, operation_id: str, run: int, attempt: int, reason: str) -> Moved:
-        """The attempt surely reached nobody: give it back and wait, shown as blocked by `reason`."""
+    async def release(self, operation_id: str, run: int, attempt: int, reason: str, *, session: str = "") -> Moved:
+        """The attempt surely reached nobody: give it back and wait, shown as blocked by `reason`.
+
+        With `session` only that session's attempt is given back. Without it a call that is sent again may give back the
+        next holder's, for the number of a released attempt is used again.
+        """
+        arguments = {"id": operation_id, "run": run, "attempt": attempt, "session": session, "reason": reason}
         try:
-            reply = await self.fcall(
-                "mesh1_release", {"id": operation_id, "run": run, "attempt": attempt, "reason": reason}
-            )
+            reply = await self.fcall("mesh1_release", arguments)
         except Refused:
             return Moved("unknown")
         return Moved(reply[0].decode())

@@ -1,12 +1,18 @@
--- delivered / defer / redeliver: what became of one try to deliver a cancel or a callback.
+-- delivered / defer / redeliver: what became of one try to deliver a cancel or a callback. Starts have their own verbs.
+
+local function repeatable(kind)
+  return kind == 'cancel' or kind == 'callback'
+end
 
 -- delivered: the receiver has it.
--- Keys: partition root. Arguments: msgpack {id, run, kind}. Reply: {'delivered' | 'same', now}. Refuses: UNKNOWN.
+-- Keys: partition root. Arguments: msgpack {id, run, kind}. Reply: {'delivered' | 'same', now}.
+-- Refuses: UNKNOWN, NOT_OWED.
 local function mesh1_delivered(keys, argv)
   local root = keys[1]
   local a = cmsgpack.unpack(argv[1])
   local op = load(root, a.id)
   if not op then return refuse('UNKNOWN', a.id) end
+  if not repeatable(a.kind) then return refuse('NOT_OWED', a.id) end
   local now = now_ms()
   if a.run ~= op.run then return { 'same', now } end
   local was_dead = op[a.kind] == D.dead
@@ -20,12 +26,14 @@ end
 
 -- defer: the try failed; due again after delay_ms, or dead when `dead` is 1.
 -- Keys: partition root. Arguments: msgpack {id, run, kind, tries, delay_ms, dead, detail}.
--- Reply: {'deferred' | 'dead' | 'same', now}. `tries` fences: a superseded try changes nothing. Refuses: UNKNOWN.
+-- Reply: {'deferred' | 'dead' | 'same', now}. `tries` fences: a superseded try changes nothing.
+-- Refuses: UNKNOWN, NOT_OWED.
 local function mesh1_defer(keys, argv)
   local root = keys[1]
   local a = cmsgpack.unpack(argv[1])
   local op = load(root, a.id)
   if not op then return refuse('UNKNOWN', a.id) end
+  if not repeatable(a.kind) then return refuse('NOT_OWED', a.id) end
   local now = now_ms()
   if a.run ~= op.run or a.tries ~= op[a.kind .. '_tries'] or op[a.kind] ~= D.leased then return { 'same', now } end
   local callback = a.kind == 'callback'
@@ -50,6 +58,7 @@ local function mesh1_redeliver(keys, argv)
   local a = cmsgpack.unpack(argv[1])
   local op = load(root, a.id)
   if not op or op.namespace ~= a.ns or op.run ~= a.run then return refuse('UNKNOWN', a.id) end
+  if not repeatable(a.kind) then return refuse('NOT_OWED', a.id) end
   local now = now_ms()
   local verdict = apply_delivery(op, a.kind, 'redeliver')
   if not verdict then return refuse('NOT_OWED', a.id) end

@@ -19,7 +19,8 @@ local function mesh1_heartbeat(keys, argv)
     elseif op.state == S.backing_off or op.start == D.due then
       reply = 'lost'
     else
-      if task.lease_ms > 0 then op.beat_ms = task.lease_ms end
+      local lease_ms = task.lease_ms > 0 and task.lease_ms or math.abs(op.beat_ms)
+      op.beat_ms = lease_ms > 0 and lease_ms or LIMIT.beat_ms
       op.beat_by = now + op.beat_ms
       save(op)
       reply = op.cancel_asked == 1 and 'cancel' or 'ok'

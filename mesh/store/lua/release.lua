@@ -1,5 +1,5 @@
 -- release: the attempt surely did not reach an agent; give the attempt number and the slot back and wait in line.
--- Keys: partition root. Arguments: msgpack {id, run, attempt, reason}.
+-- Keys: partition root. Arguments: msgpack {id, run, attempt, session, reason}.
 -- Reply: {'waiting', now, endpoint with a waiting line or ''} or {'canceled', now} or {'same', now, state}.
 -- Refuses: UNKNOWN. Flag allow-oom. Effects: event blocked, once per reason in a row.
 local function mesh1_release(keys, argv)
@@ -8,7 +8,9 @@ local function mesh1_release(keys, argv)
   local op = load(root, a.id)
   if not op then return refuse('UNKNOWN', a.id) end
   local now = now_ms()
-  if a.run ~= op.run or a.attempt ~= op.attempt or op.state ~= S.scheduled or op.start ~= D.leased then
+  -- The number is used again, so it does not tell a repeated release from one of the next holder; the session does.
+  local others = (a.session or '') ~= '' and a.session ~= op.owner
+  if a.run ~= op.run or a.attempt ~= op.attempt or op.state ~= S.scheduled or op.start ~= D.leased or others then
     return { 'same', now, op.state }
   end
   if op.cancel_asked == 1 then
