@@ -23,19 +23,21 @@ local function mesh1_endpoint_put(keys, argv)
   local a = cmsgpack.unpack(argv[1])
   local id, facts = named(root, a.name)
   local alive = id and not facts.gone
+  local max, rate = a.max + 0, a.rate + 0 -- missing arguments fail here, before the first write
   if alive and facts.owner ~= a.ns then return refuse('NAME_TAKEN', a.name) end
+  local now = now_ms()
+  -- Before the version is compared: a call that is sent again must not be refused for what it did itself (RFC 9110 13.1.1).
+  if alive and redis.call('HGET', root .. KEY.catalog, id) == argv[2] then return { 'same', now, id, facts.version } end
   if a.if_match ~= '' then
     if not alive then return refuse('STALE_VERSION', '0') end
     if a.if_match ~= '*' and tonumber(a.if_match) ~= facts.version then
       return refuse('STALE_VERSION', tostring(facts.version))
     end
   end
-  local now = now_ms()
-  if alive and redis.call('HGET', root .. KEY.catalog, id) == argv[2] then return { 'same', now, id, facts.version } end
   if not id or (facts.gone and facts.owner ~= a.ns) then
     id = a.id
     facts = { version = 0 }
-    redis.call('HSET', root .. KEY.endpoint .. id, 'paused', '0', 'run', 0, 'tat', 0, 'created_at', now)
+    redis.call('HSET', root .. KEY.endpoint .. id, 'run', 0, 'tat', 0, 'created_at', now)
   end
   -- A pause belongs to the registration that was deleted, not to the new one.
   if not alive then redis.call('HSET', root .. KEY.endpoint .. id, 'paused', '0') end
@@ -43,7 +45,7 @@ local function mesh1_endpoint_put(keys, argv)
   redis.call('HSET', root .. KEY.names, a.name, id)
   redis.call('HSET', root .. KEY.catalog, id, argv[2])
   redis.call('HSET', root .. KEY.endpoint .. id, 'gone', '0', 'owner', a.ns, 'name', a.name, 'version', version,
-    'max', a.max, 'rate', tostring(a.rate), 'updated_at', now)
+    'max', max, 'rate', rate, 'updated_at', now)
   registry_moved(root)
   return { alive and 'replaced' or 'created', now, id, version }
 end
