@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address, ip_address
 
 from mesh.errors import Malformed
@@ -96,6 +97,7 @@ class Target:
         return joined + b"?" + queries if queries else joined
 
 
+@lru_cache(1024)
 def address_of(host: str) -> IPv4Address | IPv6Address | None:
     """The address that `host` spells canonically, or None for a name."""
     try:

@@ -34,7 +34,7 @@ GOOD_REPLIES = [
     ("204", b"HTTP/1.1 204 No Content\r\n\r\n", 204, b"", True),
     ("304 names a length", b"HTTP/1.1 304 Not Modified\r\ncontent-length: 9\r\n\r\n", 304, b"", False),
     ("interim", b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Hints\r\nlink: a\r\n\r\n" + OK, 200, b"ok", True),
-    ("interim with length", b"HTTP/1.1 103 H\r\ncontent-length: 9\r\n\r\nHTTP/1.1 200 OK\r\n\r\nabc", 200, b"abc", False),
+    ("interim length", b"HTTP/1.1 103 H\r\ncontent-length: 9\r\n\r\nHTTP/1.1 200 OK\r\n\r\nabc", 200, b"abc", False),
     ("redirect", b"HTTP/1.1 307 X\r\nlocation: http://127.0.0.1:1/\r\ncontent-length: 0\r\n\r\n", 307, b"", True),
     ("identity", b"HTTP/1.1 200 OK\r\ncontent-encoding: identity\r\ncontent-length: 1\r\n\r\na", 200, b"a", True),
     ("no reason", b"HTTP/1.1 599 \r\ncontent-length: 0\r\n\r\n", 599, b"", True),
