@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final
 
 from gateway.answers import Refused, Started, Succeeded, TryAgain, Unsuccessful, read_start_reply
@@ -53,6 +54,12 @@ DETAIL_CHARS_MAX: Final = 200
 JITTER: Final = 0.2
 
 _log = logging.getLogger(__name__)
+
+
+@lru_cache(maxsize=4096)
+def start_path(target: Target, service: str, operation: str, query: bytes) -> bytes:
+    """The request target of a start; the same few come again and again."""
+    return target.under(f"/{quote_segment(service)}/{quote_segment(operation)}".encode(), query)
 
 
 class Session:
@@ -174,7 +181,7 @@ class Courier:
             target = self._egress.cached(admitted.url) or await self._egress.resolve(admitted.url)
             reply = await self._pool.post(
                 target,
-                self._start_path(target, work),
+                start_path(target, work.request.service, work.request.operation, self._query),
                 self._start_headers(work, timeout_ms),
                 work.extra,
                 timeout_s=timeout_ms / 1000,
@@ -205,11 +212,6 @@ class Courier:
             await self._retry(work, endpoint, answer)
             return Routed.FAILED
         return Routed.OK
-
-    def _start_path(self, target: Target, work: Work) -> bytes:
-        request = work.request
-        path = f"/{quote_segment(request.service)}/{quote_segment(request.operation)}"
-        return target.under(path.encode(), self._query)
 
     def _start_headers(self, work: Work, timeout_ms: int) -> list[tuple[bytes, bytes]]:
         head, request = work.head, work.request

@@ -1,63 +1,66 @@
-"""What this gateway counts, in Prometheus form; label sets are closed (endpoint names, states, fixed words)."""
+"""What this gateway counts, in Prometheus form; label sets are closed (endpoint names, states, fixed words).
+
+Counting is one addition to a dict; the exposition is made by prometheus_client when somebody asks.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections import Counter
+from typing import TYPE_CHECKING, Final
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
+from prometheus_client import CollectorRegistry, Gauge, generate_latest
+from prometheus_client.core import CounterMetricFamily
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from mesh.machine import State
 
+_FAMILIES: Final = {
+    "mesh_operations_started": ("Start requests by outcome", ["outcome"]),
+    "mesh_operations_ended": ("Operations that this gateway saw end", ["state"]),
+    "mesh_attempts": ("Start requests sent to agents", ["endpoint", "outcome"]),
+    "mesh_callbacks": ("Tries to deliver a callback", ["outcome"]),
+}
+
 
 class Metrics:
-    """Counters of one gateway process. Child objects are kept, so that counting costs one addition."""
+    """Counters and gauges of one gateway process."""
 
     def __init__(self) -> None:
-        self.registry = CollectorRegistry()
-        self._starts = Counter(
-            "mesh_operations_started_total", "Start requests by outcome", ["outcome"], registry=self.registry
-        )
-        self._ended = Counter(
-            "mesh_operations_ended_total", "Operations that this gateway saw end", ["state"], registry=self.registry
-        )
-        self._attempts = Counter(
-            "mesh_attempts_total", "Start requests sent to agents", ["endpoint", "outcome"], registry=self.registry
-        )
-        self._callbacks = Counter(
-            "mesh_callbacks_total", "Tries to deliver a callback", ["outcome"], registry=self.registry
-        )
-        self._children: dict[tuple[str, ...], Counter] = {}
-
-    def _count(self, family: Counter, *labels: str) -> None:
-        key = (str(id(family)), *labels)
-        child = self._children.get(key)
-        if child is None:
-            child = self._children[key] = family.labels(*labels)
-        child.inc()
+        self._counts: Counter[tuple[str, ...]] = Counter()
+        self._registry = CollectorRegistry()
+        self._registry.register(self)  # pyright: ignore[reportArgumentType] - anything with `collect` is a collector
 
     def start(self, outcome: str) -> None:
-        """A start request: accepted, replayed, refused, key_reused."""
-        self._count(self._starts, outcome)
+        """A start request: accepted, replayed, key_reused."""
+        self._counts["mesh_operations_started", outcome] += 1
 
     def ended(self, state: State) -> None:
         """An operation reached `state` through this gateway."""
-        self._count(self._ended, state.word)
+        self._counts["mesh_operations_ended", state.word] += 1
 
     def attempt(self, endpoint: str, outcome: str) -> None:
         """One try to start at an agent."""
-        self._count(self._attempts, endpoint, outcome)
+        self._counts["mesh_attempts", endpoint, outcome] += 1
 
     def callback(self, outcome: str) -> None:
         """One try of a callback."""
-        self._count(self._callbacks, outcome)
+        self._counts["mesh_callbacks", outcome] += 1
 
     def gauge(self, name: str, text: str, read: Callable[[], float]) -> None:
         """A value that is read when somebody asks."""
-        Gauge(name, text, registry=self.registry).set_function(read)
+        Gauge(name, text, registry=self._registry).set_function(read)
+
+    def collect(self) -> Iterator[CounterMetricFamily]:
+        """For prometheus_client."""
+        for name, (text, labels) in _FAMILIES.items():
+            family = CounterMetricFamily(name, text, labels=labels)
+            for (counted, *values), count in list(self._counts.items()):
+                if counted == name:
+                    family.add_metric(values, count)
+            yield family
 
     def render(self) -> bytes:
         """The exposition text."""
-        return generate_latest(self.registry)
+        return generate_latest(self._registry)

@@ -6,8 +6,11 @@ an index (decision 3), the rest is 100 random bits in Crockford's base 32, so id
 
 from __future__ import annotations
 
+import os
 import random
 import secrets
+from base64 import b32encode
+from typing import Final
 
 ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
 PARTITION = "00"
@@ -16,9 +19,18 @@ PARTITION = "00"
 _chance = random.SystemRandom()
 
 
+_BLOCK: Final = 15 * 256
+_TO_OURS: Final = bytes.maketrans(b"ABCDEFGHIJKLMNOPQRSTUVWXYZ234567", ALPHABET.encode())
+_drawn = bytearray()
+
+
 def _letters(count: int) -> str:
-    value = secrets.randbits(count * 5)
-    return "".join(ALPHABET[(value >> shift) & 31] for shift in range(0, count * 5, 5))
+    """`count` (at most 24) characters of 5 random bits each; the system is asked for a block at a time."""
+    if len(_drawn) < 15:  # noqa: PLR2004 - 15 bytes are 24 characters
+        _drawn.extend(secrets.token_bytes(_BLOCK))
+    text = b32encode(_drawn[-15:])[:count].translate(_TO_OURS).decode()
+    del _drawn[-15:]
+    return text
 
 
 def operation_id(partition: str = PARTITION) -> str:
@@ -54,3 +66,6 @@ def jittered(value_ms: float, spread: float) -> int:
 def pick_index(count: int) -> int:
     """A uniform index below `count` (>= 1)."""
     return _chance.randrange(count)
+
+
+os.register_at_fork(after_in_child=_drawn.clear)  # a forked child must not draw what its parent draws
