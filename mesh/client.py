@@ -12,7 +12,7 @@ the asyncio client; what is said on them is client_flow.py. Must not know the st
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping, Sequence
-from typing import Any, Generic, Self, Unpack, overload
+from typing import Any, Generic, Self, Unpack, cast, overload
 
 import httpx
 from nexusrpc import Operation
@@ -155,9 +155,9 @@ class Client(Base):
         return await self._run(flows.call(self.order(endpoint, what, options), timeout_s, self.retry_for_s))
 
     def handle(self, operation_id: str, output: Any = Any) -> OperationHandle[Any]:
-        """An operation started elsewhere; nothing is asked yet. `output`: type of its result."""
+        """An operation started elsewhere, its result of type `output`; nothing is asked: `record` has its id only."""
         called = Called("", "", codec_of(Any), codec_of(output))
-        return OperationHandle(self, operation_id, Record(id=operation_id), called, replayed=False)
+        return OperationHandle(self, operation_id, cast("Record", {"id": operation_id}), called, replayed=False)
 
     async def get(self, operation_id: str) -> Record:
         """The record of an operation."""

@@ -114,7 +114,7 @@ def start(order: Order, wait_s: float, retry_for_s: float) -> Flow[Placed]:
     answer = yield from exchange(ask, retry_for_s)
     raw = _object(answer)
     record = cast("Record", json.loads(answer.body))
-    return Placed(record.get("id", ""), record, raw, answer.headers.get("idempotency-replayed") == "true")
+    return Placed(record["id"], record, raw, answer.headers.get("idempotency-replayed") == "true")
 
 
 def _start_bytes(order: Order, body: bytes, retry_for_s: float) -> Flow[Placed]:
@@ -139,7 +139,7 @@ def _start_bytes(order: Order, body: bytes, retry_for_s: float) -> Flow[Placed]:
     # Whatever an operation that is over answers comes through as it is; only the gateway's own faults are refusals.
     if not operation_id or answer.headers.get("mesh-failure-source") == "gateway":
         raise refusal(answer.status, answer.body, 0)
-    record = Record(id=operation_id, state="scheduled")
+    record = yield from get(operation_id, retry_for_s)
     return Placed(operation_id, record, {}, answer.headers.get("idempotency-replayed") == "true")
 
 
@@ -148,7 +148,7 @@ def call(order: Order, timeout_s: float | None, retry_for_s: float) -> Flow[Any]
     until_s = None if timeout_s is None else monotonic_s() + timeout_s
     wait_s = WAIT_S if timeout_s is None else min(WAIT_S, timeout_s)
     placed = yield from start(order, wait_s, retry_for_s if timeout_s is None else min(retry_for_s, timeout_s))
-    if placed.record.get("state") == "succeeded" and "result" in placed.raw:
+    if placed.record["state"] == "succeeded" and "result" in placed.raw:
         return _decode(order.called.output, placed.id, "application/json", bytes(placed.raw["result"]))
     left_s = None if until_s is None else until_s - monotonic_s()
     return (yield from result(placed.id, order.called.output, left_s, retry_for_s))
@@ -167,7 +167,7 @@ def result(operation_id: str, output: Codec, timeout_s: float | None, retry_for_
             # The Nexus wire knows failed and canceled only; the record says whether time ran out.
             record = yield from get(operation_id, retry_for_s)
             failure = cast("dict[str, Any]", _json(answer))
-            raise UNSUCCESSFUL.get(record.get("state", ""), OperationFailed)(operation_id, failure)
+            raise UNSUCCESSFUL.get(record["state"], OperationFailed)(operation_id, failure)
         if until_s is not None and monotonic_s() >= until_s:
             raise StillRunning(operation_id)
 

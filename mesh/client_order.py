@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import lru_cache
-from typing import Any, NamedTuple, TypedDict, cast
+from typing import Any, NamedTuple, NotRequired, TypedDict, cast
 
 import nexusrpc
 
@@ -16,7 +16,7 @@ from mesh.errors import ConfigError
 from mesh.ids import secret_bytes
 
 
-class Record(TypedDict, total=False):
+class Record(TypedDict):
     """An operation as /v1 shows it (api.md section 5). Times are RFC 3339; `result` only when it ended and is JSON."""
 
     id: str
@@ -33,15 +33,15 @@ class Record(TypedDict, total=False):
     closed_at: str | None
     deadline: str | None
     events: int
-    blocked: str
-    cancel_requested: bool
-    next_attempt_at: str
-    last_failure: str | None
-    idempotency_key: str
-    result: Any
-    result_base64: str
-    result_type: str | None
-    failure: dict[str, Any]
+    blocked: NotRequired[str]
+    cancel_requested: NotRequired[bool]
+    next_attempt_at: NotRequired[str]
+    last_failure: NotRequired[str | None]
+    idempotency_key: NotRequired[str]
+    result: NotRequired[Any]
+    result_base64: NotRequired[str]
+    result_type: NotRequired[str | None]
+    failure: NotRequired[dict[str, Any]]
 
 
 class Page(NamedTuple):

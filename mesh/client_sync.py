@@ -6,7 +6,7 @@ Owns blocking I/O only; the words are client_flow.py's.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Generic, Self, Unpack, overload
+from typing import Any, Generic, Self, Unpack, cast, overload
 
 import httpx
 from nexusrpc import Operation
@@ -116,9 +116,9 @@ class SyncClient(Base):
         return self._run(flows.call(self.order(endpoint, what, options), timeout_s, self.retry_for_s))
 
     def handle(self, operation_id: str, output: Any = Any) -> SyncOperationHandle[Any]:
-        """An operation started elsewhere; nothing is asked yet. `output`: type of its result."""
+        """An operation started elsewhere, its result of type `output`; nothing is asked: `record` has its id only."""
         called = Called("", "", codec_of(Any), codec_of(output))
-        return SyncOperationHandle(self, operation_id, Record(id=operation_id), called, replayed=False)
+        return SyncOperationHandle(self, operation_id, cast("Record", {"id": operation_id}), called, replayed=False)
 
     def get(self, operation_id: str) -> Record:
         """The record of an operation."""

@@ -180,7 +180,9 @@ class Work:
             logger.error("%s: its outcome could not be delivered: %s", where, error.detail)  # noqa: TRY400 - no bug here
             return
         if status in FINAL:
-            logger.warning("%s: its outcome was refused with status %d", where, status)
+            # Expected of work that was told to stop: the operation mostly ended before it did.
+            level = logging.INFO if run.cancellation.reason else logging.WARNING
+            logger.log(level, "%s: its outcome was refused with status %d", where, status)
 
     def _lose(self, run: Run, why: str) -> None:
         """The work belongs to another attempt, or is over: stop, report nothing, forget."""

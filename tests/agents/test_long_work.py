@@ -31,7 +31,9 @@ class Stage:
         self.did = handler.did
         self.http = httpx.Client(base_url=url, timeout=10, trust_env=False)
 
-    def start(self, operation: str, value: str = "", *, attempt: int = 1, to: str = "", **headers: str) -> httpx.Response:
+    def start(
+        self, operation: str, value: str = "", *, attempt: int = 1, to: str = "", **headers: str
+    ) -> httpx.Response:
         """As a mesh calls; `id` names the operation."""
         name = headers.pop("id", operation)
         sent = {
@@ -135,7 +137,9 @@ class TestTakeOver:
 
     def test_a_plain_nexus_caller_gets_no_lease(self, stage: Stage) -> None:
         callback = quote(f"{stage.gateway.url}/some/where?a=b%26c", safe="")
-        response = stage.http.post(f"/Shop/slow?callback={callback}", content="0.2", headers={"content-type": "application/json"})
+        response = stage.http.post(
+            f"/Shop/slow?callback={callback}", content="0.2", headers={"content-type": "application/json"}
+        )
         token_of(response)
         assert "mesh-lease-ms" not in response.headers
         (completion,) = until(lambda: stage.gateway.at("/some/where"))

@@ -87,7 +87,12 @@ class TestRegistry:
         with agent(gateway):
             until(lambda: gateway.at("/instances/"))
         assert gateway.endpoint is not None
-        gateway.endpoint |= {"policy": {"max_concurrency": 3}, "owner": "us", "labels": {"a": "b"}, "description": "old"}
+        gateway.endpoint |= {
+            "policy": {"max_concurrency": 3},
+            "owner": "us",
+            "labels": {"a": "b"},
+            "description": "old",
+        }
         with agent(gateway, labels={"c": "d"}, description="new"):
             until(lambda: gateway.endpoint and gateway.endpoint["description"] == "new")
         assert gateway.endpoint["policy"] == {"max_concurrency": 3}

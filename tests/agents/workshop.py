@@ -74,41 +74,41 @@ class ShopHandler:
         self.gate = threading.Event()
 
     @sync_operation
-    async def order(self, ctx: StartOperationContext, input: Order) -> Receipt:
+    async def order(self, ctx: StartOperationContext, value: Order) -> Receipt:
         """Order something.
 
         The rest is for the curious.
         """
-        return Receipt(f"{input.count} {input.item}", input.count * 7)
+        return Receipt(f"{value.count} {value.item}", value.count * 7)
 
     @sync_operation
-    async def echo(self, ctx: StartOperationContext, input: Any) -> Any:
-        return input
+    async def echo(self, ctx: StartOperationContext, value: Any) -> Any:
+        return value
 
     @sync_operation
-    async def blob(self, ctx: StartOperationContext, input: bytes) -> bytes:
-        return input[::-1]
+    async def blob(self, ctx: StartOperationContext, value: bytes) -> bytes:
+        return value[::-1]
 
     @sync_operation
-    async def nothing(self, ctx: StartOperationContext, input: None) -> None:
-        assert input is None
+    async def nothing(self, ctx: StartOperationContext, value: None) -> None:
+        assert value is None
 
     @sync_operation
-    async def wrong(self, ctx: StartOperationContext, input: None) -> int:
+    async def wrong(self, ctx: StartOperationContext, value: None) -> int:
         return "secret words"  # type: ignore[return-value]
 
     @sync_operation
-    def count(self, ctx: StartOperationContext, input: int) -> int:
+    def count(self, ctx: StartOperationContext, value: int) -> int:
         self.did.starts.append(ctx.request_id)
         assert threading.current_thread().name.startswith("mesh-")
         assert current().operation == "count"
-        return input + 1
+        return value + 1
 
     @sync_operation
-    async def slow(self, ctx: StartOperationContext, input: float) -> str:
+    async def slow(self, ctx: StartOperationContext, value: float) -> str:
         self.did.starts.append(ctx.request_id)
         try:
-            await sleep(input)
+            await sleep(value)
         except asyncio.CancelledError:
             self.did.canceled.append(ctx.task_cancellation.cancellation_reason() or "")
             raise
@@ -116,55 +116,51 @@ class ShopHandler:
         return "done"
 
     @sync_operation
-    def thread(self, ctx: StartOperationContext, input: float) -> str:
+    def thread(self, ctx: StartOperationContext, value: float) -> str:
         self.did.starts.append(ctx.request_id)
-        if ctx.task_cancellation.wait_until_cancelled_sync(input):
+        if ctx.task_cancellation.wait_until_cancelled_sync(value):
             self.did.canceled.append(ctx.task_cancellation.cancellation_reason() or "")
             raise OperationError("stopped in order", state=OperationErrorState.CANCELED)
         return "done"
 
     @sync_operation
-    async def patient(self, ctx: StartOperationContext, input: None) -> str:
+    async def patient(self, ctx: StartOperationContext, value: None) -> str:
         """Watches its cancellation, and ends with a result of its own."""
         self.did.starts.append(ctx.request_id)
         await ctx.task_cancellation.wait_until_cancelled()
         return "half of it"
 
     @sync_operation
-    async def deaf(self, ctx: StartOperationContext, input: None) -> str:
+    async def deaf(self, ctx: StartOperationContext, value: None) -> str:
         self.did.starts.append(ctx.request_id)
         await forever()
         return ""
 
     @sync_operation
-    async def error(self, ctx: StartOperationContext, input: str) -> None:
+    async def error(self, ctx: StartOperationContext, value: str) -> None:
         """`failed`, `canceled`, `chain`, `bug`, or a handler error type, with `+` or `-` for an override."""
         self.did.starts.append(ctx.request_id)
-        if input in ("failed", "canceled"):
-            raise OperationError(f"it {input}", state=OperationErrorState(input))
-        if input == "chain":
-            try:
-                try:
-                    raise KeyError("deep")
-                except KeyError as error:
-                    raise HandlerError("middle", type=HandlerErrorType.UNAVAILABLE) from error
-            except HandlerError as error:
-                raise OperationError("top", state=OperationErrorState.FAILED) from error
-        if input == "bug":
+        if value in ("failed", "canceled"):
+            raise OperationError(f"it {value}", state=OperationErrorState(value))
+        if value == "chain":
+            middle = HandlerError("middle", type=HandlerErrorType.UNAVAILABLE)
+            middle.__cause__ = KeyError("deep")
+            raise OperationError("top", state=OperationErrorState.FAILED) from middle
+        if value == "bug":
             raise RuntimeError("a secret of the house")
-        override = {"+": True, "-": False}.get(input[-1])
-        raise HandlerError("as asked", type=input.rstrip("+-"), retryable_override=override)
+        override = {"+": True, "-": False}.get(value[-1])
+        raise HandlerError("as asked", type=value.rstrip("+-"), retryable_override=override)
 
     @sync_operation
-    async def late_error(self, ctx: StartOperationContext, input: str) -> None:
+    async def late_error(self, ctx: StartOperationContext, value: str) -> None:
         """`error`, but only when the test opens the gate."""
         self.did.starts.append(ctx.request_id)
         while not self.gate.is_set():
             await sleep(0.01)
-        await ShopHandler.error(self, ctx, input)
+        await ShopHandler.error(self, ctx, value)
 
     @sync_operation
-    async def seen(self, ctx: StartOperationContext, input: None) -> dict[str, Any]:
+    async def seen(self, ctx: StartOperationContext, value: None) -> dict[str, Any]:
         context = current()
         return {
             "headers": dict(ctx.headers),
@@ -180,9 +176,9 @@ class ShopHandler:
         }
 
     @sync_operation
-    async def linked(self, ctx: StartOperationContext, input: float) -> None:
+    async def linked(self, ctx: StartOperationContext, value: float) -> None:
         ctx.outbound_links.append(Link(url="http://shop/order?id=1%2C2", type="shop.Order"))
-        await sleep(input)
+        await sleep(value)
 
     @operation_handler
     def ticket(self) -> OperationHandler[str, str]:
@@ -195,7 +191,7 @@ class TicketHandler(OperationHandler[str, str]):
     def __init__(self, shop: ShopHandler) -> None:
         self.shop = shop
 
-    async def start(self, ctx: StartOperationContext, input: str) -> StartOperationResultAsync:
+    async def start(self, ctx: StartOperationContext, input: str) -> StartOperationResultAsync:  # noqa: A002 - nexusrpc's name
         self.shop.did.starts.append(ctx.request_id)
         self.shop.tickets[input] = ctx
         if input.startswith("slow"):

@@ -80,7 +80,9 @@ class TestValues:
         response = shop.post("/Shop/blob", b"\x00\xffabc", content_type="application/octet-stream")
         assert (response.content, response.headers["content-type"]) == (b"cba\xff\x00", "application/octet-stream")
 
-    @pytest.mark.parametrize("content_type", ["application/json", "application/json; charset=utf-8", "Application/JSON"])
+    @pytest.mark.parametrize(
+        "content_type", ["application/json", "application/json; charset=utf-8", "Application/JSON"]
+    )
     def test_json_null_is_null(self, shop: Shop, content_type: str) -> None:
         """Cases 5 and 9."""
         assert shop.post("/Shop/nothing", b"null", content_type=content_type).content == b""
@@ -134,7 +136,8 @@ class TestPaths:
         assert shop.order(path, '["x"]').json() == ["x"]
 
     @pytest.mark.parametrize(
-        "path", ["/Nope/order", "/Shop/nope", "/Shop", "/", "/Shop/order/more", "/Shop/order/cancel/more", "/Shop//cancel"]
+        "path",
+        ["/Nope/order", "/Shop/nope", "/Shop", "/", "/Shop/order/more", "/Shop/order/cancel/more", "/Shop//cancel"],
     )
     def test_unknown_names_and_shapes(self, shop: Shop, path: str) -> None:
         """Cases 11, 12, 15."""
@@ -182,7 +185,9 @@ class TestHeaders:
         said = {"mesh_operation_id": "00-a", "mesh_run": "2", "mesh_attempt": "3", "mesh_namespace": "team"}
         seen = shop.order("/Shop/seen", nexus_request_id="00-a.2", operation_timeout="60s", **said).json()
         assert seen["request_id"] == "00-a.2"
-        assert seen["context"] | {"operation_id": "00-a", "run": 2, "attempt": 3, "namespace": "team"} == seen["context"]
+        assert (
+            seen["context"] | {"operation_id": "00-a", "run": 2, "attempt": 3, "namespace": "team"} == seen["context"]
+        )
         assert abs(seen["deadline_at_ms"] - now_ms() - 60_000) < 5000
 
     @pytest.mark.parametrize(("text", "seconds"), [("1.5s", 1.5), ("2m", 120), ("2500ms", 2.5)])
@@ -215,7 +220,9 @@ class TestHeaders:
 
     def test_links_out(self, shop: Shop) -> None:
         """Case 30, the 200."""
-        assert shop.order("/Shop/linked", "0").headers["nexus-link"] == '<http://shop/order?id=1%2C2>; type="shop.Order"'
+        assert (
+            shop.order("/Shop/linked", "0").headers["nexus-link"] == '<http://shop/order?id=1%2C2>; type="shop.Order"'
+        )
 
     @pytest.mark.parametrize("callback", ["ftp%3A%2F%2Fa", "http%3A%2F%2Fu%3Ap%40a", "nowhere"])
     def test_a_callback_that_cannot_be_called(self, shop: Shop, callback: str) -> None:
