@@ -77,7 +77,7 @@ class TestWalls:
     @pytest.mark.parametrize(
         ("module", "line", "wall"),
         [
-            ("mesh.model", "import registry", "direction"),
+            ("mesh.events", "import registry", "direction"),
             ("registry", "import gateway", "direction"),
             ("gateway", "import redis.asyncio", "redis"),
             ("mesh.agent", "import hiredis", "redis"),
