@@ -1,0 +1,112 @@
+"""The catalog over the real store, without HTTP: hints, shared reads, closed lists, versions side by side."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from mesh.errors import NotFound
+from mesh.store.catalog import CatalogStore
+from mesh.store.embedded import EmbeddedStore
+from mesh.store.link import Link
+from mesh.store.subscriber import Subscriber
+from registry.catalog import Catalog
+from registry.spec import EndpointSpec, read_spec
+from tests.fundamentals.registering import Gateway, Start, gateways, put, until
+
+
+@pytest.fixture
+async def start(link: Link, embedded: EmbeddedStore, tmp_path: Path) -> AsyncIterator[Start]:
+    async with gateways(embedded, tmp_path) as start_one:
+        yield start_one
+
+
+@pytest.fixture
+async def gateway(start: Start) -> Gateway:
+    return await start()
+
+
+class TestCatalog:
+    async def test_a_hint_is_followed_at_once(self, link: Link, embedded: EmbeddedStore) -> None:
+        """The store's channel tells other gateways; the beat is there for messages that were lost."""
+        store = CatalogStore(link)
+        mine, others = Catalog(store), Catalog(store)
+        subscriber = Subscriber(embedded.address, on_gap=lambda: None)
+        await subscriber.connect()
+        await subscriber.subscribe(store.keys.registry_channel, others.hint)
+        following = asyncio.create_task(others.run())
+        try:
+            for n in range(3):
+                _, endpoint = await mine.put("summarizer", "alpha", EndpointSpec(description=f"take {n}"))
+                await until(
+                    lambda wanted=endpoint.version: others.version_of("summarizer") == str(wanted), within_s=0.9
+                )
+        finally:
+            following.cancel()
+            await subscriber.close()
+
+    async def test_of_two_edits_of_one_version_one_wins(self, link: Link) -> None:
+        catalog = Catalog(CatalogStore(link))
+        await catalog.put("summarizer", "alpha", EndpointSpec())
+        edits = [catalog.put("summarizer", "alpha", EndpointSpec(description=f"{n}"), if_match="1") for n in range(8)]
+        outcomes = await asyncio.gather(*edits, return_exceptions=True)
+        assert sorted(type(one).__name__ for one in outcomes) == ["PreconditionFailed"] * 7 + ["tuple"]
+        assert catalog.version_of("summarizer") == "2"
+
+    async def test_everybody_reads_what_he_wrote(self, link: Link) -> None:
+        """Reads are shared between those who ask at the same time, and none is too early for its asker."""
+        catalog = Catalog(CatalogStore(link))
+        names = [f"agent-{n}" for n in range(40)]
+
+        async def write(name: str) -> str:
+            await catalog.put(name, "alpha", EndpointSpec())
+            return catalog.find(name, "alpha").name
+
+        assert await asyncio.gather(*[write(name) for name in names]) == names
+
+    async def test_closed_lists_are_closed_and_say_what_they_hold(self, link: Link) -> None:
+        """Decision 5."""
+        catalog = Catalog(CatalogStore(link))
+        listed = read_spec(
+            EndpointSpec,
+            {
+                "services": [
+                    {"name": "docs", "operations": [{"name": "sum", "input": {"type": "object"}}]},
+                    {"name": "any"},
+                ]
+            },
+        )
+        _, closed = await catalog.put("closed", "alpha", listed)
+        _, free = await catalog.put("free", "alpha", EndpointSpec())
+        assert catalog.check_operation(free, "whatever", "x") is None
+        assert catalog.check_operation(closed, "any", "x") is None
+        operation = catalog.check_operation(closed, "docs", "sum")
+        assert operation is not None
+        assert operation.input is not None
+        with pytest.raises(NotFound, match=r"no service 'mail'; it has docs, any") as error:
+            catalog.check_operation(closed, "mail", "sum")
+        assert error.value.code == "unknown_service"
+        with pytest.raises(NotFound, match=r"no operation 'send'; it has sum"):
+            catalog.check_operation(closed, "docs", "send")
+
+
+class TestVersions:
+    async def test_fields_of_a_newer_gateway_are_passed_over(self, gateway: Gateway, link: Link) -> None:
+        """Old and new gateways share one store during a rolling upgrade."""
+        document = b'{"description":"from tomorrow","canary":{"share":0.1},"policy":{"hedge_ms":5,"max_concurrency":2}}'
+        await CatalogStore(link).endpoint_put(
+            "summarizer", "alpha", "ep-new", document, if_match="", max_concurrency=2, rate_per_s=0
+        )
+        record = await gateway.record()
+        assert (record["description"], record["policy"]["max_concurrency"]) == ("from tomorrow", 2)
+
+    async def test_one_unreadable_document_hides_no_other(self, gateway: Gateway, link: Link) -> None:
+        await CatalogStore(link).endpoint_put(
+            "broken", "alpha", "ep-broken", b'{"policy":5}', if_match="", max_concurrency=0, rate_per_s=0
+        )
+        await put(gateway.alpha)
+        names = [one["name"] for one in (await gateway.alpha.get("/v1/endpoints")).json()["items"]]
+        assert names == ["summarizer"]

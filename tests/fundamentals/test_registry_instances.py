@@ -1,0 +1,173 @@
+"""Agents come, go and are seen by several gateways, one idea per test; leases run in real time."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from mesh.clock import monotonic_s, sleep
+from mesh.store.catalog import CatalogStore
+from mesh.store.embedded import EmbeddedStore
+from mesh.store.link import Link
+from tests.fundamentals.registering import Gateway, Start, beat, gateways, problem, put, until, until_record
+
+
+@pytest.fixture
+async def start(link: Link, embedded: EmbeddedStore, tmp_path: Path) -> AsyncIterator[Start]:
+    async with gateways(embedded, tmp_path) as start_one:
+        yield start_one
+
+
+@pytest.fixture
+async def gateway(start: Start) -> Gateway:
+    return await start()
+
+
+class TestInstances:
+    async def test_register_and_heartbeat_are_one_call(self, gateway: Gateway) -> None:
+        await gateway.alpha.put("/v1/endpoints/summarizer", json={})
+        assert (await gateway.record())["health_why"] == "no instance has registered"
+        first = await beat(gateway.alpha, version="1.2", weight=3)
+        assert (first.status_code, first.json()["health"], first.json()["version"]) == (201, "healthy", "1.2")
+        version = gateway.mesh.catalog.version
+        again = await beat(gateway.alpha, version="1.2", weight=3)
+        assert (again.status_code, again.json()["health_since"]) == (200, first.json()["health_since"])
+        assert again.json()["lease_until"] > first.json()["lease_until"]
+        assert gateway.mesh.catalog.version == version, "a heartbeat is no news for other gateways"
+        await beat(gateway.alpha, version="1.3")
+        assert gateway.mesh.catalog.version > version
+
+    async def test_it_can_be_called_as_soon_as_it_registered(self, gateway: Gateway) -> None:
+        await gateway.alpha.put("/v1/endpoints/summarizer", json={})
+        assert not gateway.admits()
+        await beat(gateway.alpha)
+        assert gateway.admits()
+
+    async def test_a_silent_one_leaves_the_rotation_and_comes_back(self, gateway: Gateway) -> None:
+        await gateway.alpha.put("/v1/endpoints/summarizer", json={})
+        await beat(gateway.alpha, ttl_ms=500)
+        await until(lambda: not gateway.admits(), within_s=3)
+        record = await until_record(gateway, health="offline")
+        assert "no heartbeat for its ttl of 500 ms" in record["health_why"]
+        assert record["instances"][0]["health"] == "offline"
+        assert record["health_since"] == record["instances"][0]["lease_until"]
+        await beat(gateway.alpha, ttl_ms=500)
+        assert gateway.admits()
+
+    async def test_a_drained_one_gets_nothing_new_and_is_gone_when_its_lease_ends(self, gateway: Gateway) -> None:
+        await gateway.alpha.put("/v1/endpoints/summarizer", json={})
+        await beat(gateway.alpha, ttl_ms=1_000)
+        for _ in range(2):  # repeating it changes nothing
+            reply = await gateway.alpha.delete("/v1/endpoints/summarizer/instances/i-1")
+            assert reply.status_code == 204
+        assert not gateway.admits()
+        record = await gateway.record()
+        assert (record["health"], record["instances"][0]["health"]) == ("draining", "draining")
+        await until_record(gateway, instances=[])
+        unknown = await gateway.alpha.delete("/v1/endpoints/summarizer/instances/i-2")
+        assert problem(unknown) == (404, "unknown_instance")
+
+    @pytest.mark.parametrize("instance", ["target", "-x", "x%20y", "x" * 129])
+    async def test_instance_ids_have_rules(self, gateway: Gateway, instance: str) -> None:
+        await put(gateway.alpha)
+        assert problem(await beat(gateway.alpha, instance)) == (400, "name_invalid")
+
+    async def test_instances_have_a_cap(self, gateway: Gateway, link: Link) -> None:
+        await put(gateway.alpha)
+        store = CatalogStore(link)
+        puts = [store.instance_put("summarizer", "alpha", f"i-{n}", b'{"url":"http://a"}', 60_000) for n in range(512)]
+        await asyncio.gather(*puts)
+        reply = await beat(gateway.alpha, "one-more")
+        assert (problem(reply), "retry-after" in reply.headers) == ((429, "too_many_instances"), True)
+
+    async def test_an_unknown_endpoint_has_no_instances(self, gateway: Gateway) -> None:
+        assert problem(await beat(gateway.alpha)) == (404, "unknown_endpoint")
+
+
+class TestSeveralGateways:
+    async def test_a_registration_is_there_for_the_next_request_to_another_gateway(self, start: Start) -> None:
+        one, two = await start(), await start()
+        await put(one.alpha)
+        assert (await two.alpha.get("/v1/endpoints/summarizer")).status_code == 200
+
+    async def test_changes_reach_the_other_hot_path_with_its_next_beat(self, start: Start) -> None:
+        one, two = await start(), await start()
+        await put(one.alpha)
+        await until(lambda: two.mesh.catalog.version == one.mesh.catalog.version, within_s=3)
+        assert two.admits()
+        await one.alpha.post("/v1/endpoints/summarizer/pause")
+        await until(lambda: two.mesh.catalog.find("summarizer", "alpha").paused, within_s=3)
+        await one.alpha.delete("/v1/endpoints/summarizer")
+        await until(lambda: two.mesh.catalog.version == one.mesh.catalog.version, within_s=3)
+        assert problem(await two.alpha.get("/v1/endpoints/summarizer"))[0] == 404
+
+    async def test_a_heartbeat_heard_by_one_keeps_the_instance_in_both(self, start: Start) -> None:
+        """A renewal does not move the version: the other reads the lease again before it would end."""
+        one, two = await start(), await start()
+        await one.alpha.put("/v1/endpoints/summarizer", json={})
+        await beat(one.alpha, ttl_ms=1_000)
+        await until(lambda: two.mesh.catalog.version == one.mesh.catalog.version, within_s=3)
+        end_s = monotonic_s() + 3.0
+        while monotonic_s() < end_s:
+            await beat(one.alpha, ttl_ms=1_000)
+            assert two.admits()
+            await sleep(0.3)
+        await until(lambda: not two.admits(), within_s=4)
+
+    async def test_an_instance_has_one_lease_over_all_gateways(self, start: Start) -> None:
+        """It may talk to a different gateway with every heartbeat."""
+        one, two = await start(), await start()
+        await one.alpha.put("/v1/endpoints/summarizer", json={})
+        for n in range(12):
+            reply = await beat((one, two)[n % 2].alpha, ttl_ms=700)
+            assert reply.json()["health"] == "healthy"
+            assert reply.status_code == (200 if n else 201)
+            await sleep(0.15)
+        assert len((await two.record())["instances"]) == 1
+
+
+class TestWatch:
+    async def test_a_stream_shows_what_is_there_and_then_every_change(self, gateway: Gateway) -> None:
+        await put(gateway.alpha, "old")
+        async with gateway.alpha.stream("GET", "/v1/endpoints?watch=true", timeout=10) as reply:
+            assert reply.headers["content-type"].startswith("text/event-stream")
+            events = sse(reply)
+            assert await next_event(events) == ("endpoint", "old", "healthy")
+            await gateway.alpha.put("/v1/endpoints/summarizer", json={})
+            assert await next_event(events) == ("endpoint", "summarizer", "offline")
+            await beat(gateway.alpha, ttl_ms=500)
+            assert await next_event(events) == ("endpoint", "summarizer", "healthy")
+            assert await next_event(events) == ("endpoint", "summarizer", "offline")  # nobody wrote: its lease ended
+            await gateway.alpha.delete("/v1/endpoints/old")
+            assert await next_event(events) == ("removed", "old", "")
+
+    async def test_a_watcher_sees_its_own_namespace_only(self, gateway: Gateway) -> None:
+        await put(gateway.alpha, "hidden")
+        async with gateway.beta.stream("GET", "/v1/endpoints?watch=true", timeout=10) as reply:
+            events = sse(reply)
+            await put(gateway.alpha, "shown", allow=["beta"])
+            assert (await next_event(events))[1] == "shown"
+            await put(gateway.alpha, "shown", allow=[])
+            assert await next_event(events) == ("removed", "shown", "")
+
+
+async def sse(reply: httpx.Response) -> AsyncIterator[tuple[str, Any]]:
+    kind = ""
+    async for line in reply.aiter_lines():
+        name, _, value = line.partition(": ")
+        if name == "event":
+            kind = value
+        elif name == "data":
+            yield kind, json.loads(value)
+
+
+async def next_event(events: AsyncIterator[tuple[str, Any]]) -> tuple[str, str, str]:
+    async with asyncio.timeout(5):
+        kind, data = await anext(events)
+    return kind, data["name"], data.get("health", "")
