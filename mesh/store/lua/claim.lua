@@ -97,10 +97,8 @@ local function mesh1_claim(keys, argv)
   for _, key in ipairs({ root .. KEY.held .. a.session, root .. KEY.due }) do
     local ids = left > 0 and redis.call('ZRANGE', key, '-inf', now, 'BYSCORE', 'LIMIT', 0, left) or {}
     for _, id in ipairs(ids) do
-      local op = load(root, id)
-      if not op then
-        redis.call('ZREM', key, id)
-      elseif bytes < a.bytes then
+      local op = load_listed(root, key, id)
+      if op and bytes < a.bytes then
         left = left - 1
         if op.state >= S.succeeded and not owed(op.cancel) and not owed(op.callback) then
           purge(op)

@@ -33,6 +33,16 @@ local function load(root, id)
   return decode_head(fields[1], id, root, fields[2] or '')
 end
 
+-- For whoever walks an index: the record, or nil after taking the entry out. A record that cannot be read (bytes flipped on
+-- disk) must not stop all others: it gets a timer that never fires, and reading it says what is wrong.
+local function load_listed(root, key, id)
+  local sound, op = pcall(load, root, id)
+  if sound and op and OPERATION[op.state] then return op end
+  redis.call('ZREM', key, id)
+  if not sound or op then redis.call('ZADD', root .. KEY.due, 'inf', id) end
+  return nil
+end
+
 local function emit(op, code, now, detail)
   if op.seq >= LIMIT.events and op.state < S.succeeded then return end
   op.seq = op.seq + 1

@@ -5,7 +5,7 @@
 local function hand_over(root, session, now, ids)
   local key = root .. KEY.held .. session
   for _, id in ipairs(ids or redis.call('ZRANGE', key, 0, LIMIT.takeover - 1)) do
-    local op = load(root, id)
+    local op = load_listed(root, key, id)
     if op and op.owner == session then
       if op.start == D.leased then
         apply(op, 'lose')
@@ -21,7 +21,7 @@ local function hand_over(root, session, now, ids)
       end
       save(op)
       tell(op)
-    else
+    elseif op then
       redis.call('ZREM', key, id)
     end
   end

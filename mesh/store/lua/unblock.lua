@@ -12,10 +12,10 @@ local function mesh1_unblock(keys, argv)
   if not ep then return { now, works, 'endpoint_deleted' } end
   local line = root .. KEY.waiting .. a.endpoint
   for _, id in ipairs(redis.call('ZRANGE', line, 0, a.count - 1)) do
-    local op = load(root, id)
-    if not op or op.blocked == '' then
+    local op = load_listed(root, line, id)
+    if op and op.blocked == '' then
       redis.call('ZREM', line, id)
-    else
+    elseif op then
       local reason = hindrance(ep, now, true)
       if reason == '' then reason = a.reason end
       if reason == '' and op.attempts_max > 0 and op.attempt >= op.attempts_max then
