@@ -148,6 +148,15 @@ class Room:
     async def state(self, one: str) -> State:
         return (await self.kept(one)).state
 
+    async def passed(self, at_ms: int) -> None:
+        """Wait until the store's clock says so."""
+
+        async def look() -> bool:
+            seconds, micros = await self.link.call("TIME")
+            return int(seconds) * 1000 + int(micros) // 1000 >= at_ms
+
+        await eventually(look)
+
     async def died(self, session: str) -> None:
         """Make a session look as if it had been silent for an hour."""
         await self.link.call("ZADD", self.store.keys.sessions, 1, session)
