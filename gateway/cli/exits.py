@@ -120,8 +120,9 @@ def _pointers(errors: list[dict[str, Any]], said: str) -> str:
     parts: list[str] = []
     for error in errors[:5]:
         where, why = str(error.get("pointer") or "/"), str(error.get("detail") or "")
-        parts.append(where if why in said else f"{where}: {why}")
-    return f" ({'; '.join(parts)})"
+        if where not in said or why not in said:
+            parts.append(where if why in said else f"{where}: {why}")
+    return f" ({'; '.join(parts)})" if parts else ""
 
 
 def tell(problem: Problem, *, as_json: bool) -> Exit:

@@ -15,6 +15,8 @@ from mesh.clock import from_rfc3339, now_ms
 if TYPE_CHECKING:
     from rich.console import Console
 
+PIPE_COLUMNS: Final = 500
+
 STYLES: Final[dict[str, str]] = {
     **dict.fromkeys(("succeeded", "healthy", "delivered", "active", "ok", "ready"), "green"),
     **dict.fromkeys(("failed", "timed_out", "dead", "offline", "bad"), "red"),
@@ -39,7 +41,9 @@ class Show:
         if self._console is None:
             from rich.console import Console  # noqa: PLC0415 - not for --json
 
-            self._console = Console(highlight=False, soft_wrap=not sys.stdout.isatty())
+            # A pipe has no width: whatever reads it cuts lines as it likes.
+            width = None if sys.stdout.isatty() else PIPE_COLUMNS
+            self._console = Console(highlight=False, width=width, soft_wrap=width is not None)
         return self._console
 
     def json(self, value: Any) -> bool:

@@ -73,7 +73,7 @@ class ReviewerHandler:
     async def _explain(self, calls: Calls, lint: LintReport, rule: str) -> Explained:
         question = QUESTIONS.get(rule, rule)
         found = await calls.ask(
-            f"look up {rule}", self._retrieval, Retrieval.search, SearchRequest(question=question, top=PASSAGES)
+            f"search-{rule}", self._retrieval, Retrieval.search, SearchRequest(question=question, top=PASSAGES)
         )
         example = next(finding for finding in lint.examples if finding.rule == rule)
         return Explained(rule=rule, count=lint.by_rule[rule], example=example, read=found.passages)
