@@ -1,12 +1,12 @@
-"""The socket side of HTTP in: uvicorn's protocol with one write per answer, and bounds on what a slow peer may hold.
+"""The socket side of HTTP in: uvicorn's protocol with bounds on what a slow or endless peer may hold.
 
-uvicorn writes head and body of an answer separately and waits for a request as long as it takes. Knows no route.
+uvicorn by itself waits for a request as long as it takes and reads headers of any size. Knows no route.
 """
 
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
@@ -22,32 +22,6 @@ SWEEP_S: Final = 1.0
 _TOO_LARGE: Final = b"HTTP/1.1 431 Request Header Fields Too Large\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
 
 
-class _Corked:
-    """A transport that collects what is written in one turn of the event loop and writes it at once."""
-
-    def __init__(self, transport: asyncio.Transport) -> None:
-        self._transport = transport
-        self._chunks: list[bytes] = []
-        self._call_soon = asyncio.get_running_loop().call_soon
-
-    def write(self, data: bytes) -> None:
-        if not self._chunks:
-            self._call_soon(self._flush)
-        self._chunks.append(data)
-
-    def _flush(self) -> None:
-        if self._chunks:
-            self._transport.write(b"".join(self._chunks))
-            self._chunks.clear()
-
-    def close(self) -> None:
-        self._flush()
-        self._transport.close()
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._transport, name)
-
-
 class Edge(HttpToolsProtocol):
     """One connection of a caller or an agent."""
 
@@ -56,7 +30,7 @@ class Edge(HttpToolsProtocol):
     _head_bytes = 0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(cast("asyncio.Transport", _Corked(transport)))
+        super().connection_made(transport)
         self.reading_since_s = self.loop.time()
 
     def data_received(self, data: bytes) -> None:

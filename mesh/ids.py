@@ -1,46 +1,47 @@
 """Identity and chance for the whole project: the only file that draws random numbers.
 
 An operation id is `{partition}-{20 characters}`: the partition tag in front tells where the record lives without
-an index (decision 3), the rest is 100 random bits in Crockford's base 32, so ids cannot be guessed.
+an index (decision 3), the rest is 80 random bits in hexadecimal, so ids cannot be guessed.
 """
 
 from __future__ import annotations
 
 import os
 import random
+import re
 import secrets
-from base64 import b32encode
 from typing import Final
 
-ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
 PARTITION = "00"
 """The one partition of a single store (decision 11)."""
 
+_is_id = re.compile(r"[0-9]{2}-[0-9a-f]{20}").fullmatch
 _chance = random.SystemRandom()
 
+ID_CHARS: Final = 20
+_BLOCK: Final = 256
+_drawn: list[str] = []
+os.register_at_fork(after_in_child=_drawn.clear)  # a forked child must not draw what its parent draws
 
-_BLOCK: Final = 15 * 256
-_TO_OURS: Final = bytes.maketrans(b"ABCDEFGHIJKLMNOPQRSTUVWXYZ234567", ALPHABET.encode())
-_drawn = bytearray()
 
-
-def _letters(count: int) -> str:
-    """`count` (at most 24) characters of 5 random bits each; the system is asked for a block at a time."""
-    if len(_drawn) < 15:  # noqa: PLR2004 - 15 bytes are 24 characters
-        _drawn.extend(secrets.token_bytes(_BLOCK))
-    text = b32encode(_drawn[-15:])[:count].translate(_TO_OURS).decode()
-    del _drawn[-15:]
-    return text
+def _letters() -> str:
+    """20 characters, 80 random bits; the system is asked for a block at a time."""
+    while True:
+        try:
+            return _drawn.pop()  # one atomic step: two threads never get the same
+        except IndexError:
+            block = secrets.token_hex(_BLOCK * ID_CHARS // 2)
+            _drawn.extend(block[at : at + ID_CHARS] for at in range(0, len(block), ID_CHARS))
 
 
 def operation_id(partition: str = PARTITION) -> str:
     """A new operation id, 23 characters, legal in a path, a header and a key."""
-    return f"{partition}-{_letters(20)}"
+    return f"{partition}-{_letters()}"
 
 
 def is_operation_id(text: str) -> bool:
     """Whether `text` has the form of an operation id; says nothing of its existence."""
-    return len(text) == 23 and text[2] == "-" and text[:2].isdigit() and set(text[3:]) <= set(ALPHABET)  # noqa: PLR2004
+    return _is_id(text) is not None
 
 
 def partition_of(operation: str) -> str:
@@ -50,7 +51,7 @@ def partition_of(operation: str) -> str:
 
 def short_id(prefix: str) -> str:
     """`{prefix}-{12 characters}` for sessions, endpoints and instances."""
-    return f"{prefix}-{_letters(12)}"
+    return f"{prefix}-{_letters()[:12]}"
 
 
 def secret_bytes(count: int) -> bytes:
@@ -66,6 +67,3 @@ def jittered(value_ms: float, spread: float) -> int:
 def pick_index(count: int) -> int:
     """A uniform index below `count` (>= 1)."""
     return _chance.randrange(count)
-
-
-os.register_at_fork(after_in_child=_drawn.clear)  # a forked child must not draw what its parent draws
