@@ -14,7 +14,8 @@ from mesh.store.embedded import EmbeddedStore
 from mesh.store.link import Link
 from mesh.store.subscriber import Subscriber
 from registry.catalog import Catalog
-from registry.spec import EndpointSpec, read_spec
+from registry.routing import Outcome, Router
+from registry.spec import EndpointSpec, InstanceSpec, read_spec
 from tests.fundamentals.registering import Gateway, Start, gateways, put, until
 
 
@@ -47,6 +48,39 @@ class TestCatalog:
         finally:
             following.cancel()
             await subscriber.close()
+
+    async def test_before_it_refuses_it_asks_the_store(self, link: Link) -> None:
+        """Registered through one gateway, called through another a millisecond later."""
+        mine, others = Catalog(CatalogStore(link)), Catalog(CatalogStore(link))
+        await others.refresh()
+        await mine.put("summarizer", "alpha", EndpointSpec())
+        with pytest.raises(NotFound):
+            others.find("summarizer", "alpha")
+        assert (await others.locate("summarizer", "alpha")).name == "summarizer"
+        with pytest.raises(NotFound):
+            await others.locate("summarizer", "beta")
+
+    async def test_registering_anew_ends_suspicion(self, link: Link) -> None:
+        catalog = Catalog(CatalogStore(link))
+        router = Router(catalog)
+        _, endpoint = await catalog.put("summarizer", "alpha", EndpointSpec())
+        await catalog.register("summarizer", "alpha", "i-1", InstanceSpec(url="http://a:1", version="1"))
+
+        def lose() -> None:
+            admitted = router.admit(endpoint)
+            assert not isinstance(admitted, str)
+            router.settle(endpoint, admitted, Outcome.UNREACHABLE)
+            assert router.hindrance(endpoint) == "unreachable"
+
+        lose()
+        await catalog.register("summarizer", "alpha", "i-1", InstanceSpec(url="http://a:1", version="1"))
+        assert router.hindrance(endpoint) == "unreachable", "a heartbeat proves nothing about the way there"
+        await catalog.register("summarizer", "alpha", "i-1", InstanceSpec(url="http://a:1", version="2"))
+        assert router.hindrance(endpoint) == ""
+        lose()
+        await catalog.drain("summarizer", "alpha", "i-1")
+        await catalog.register("summarizer", "alpha", "i-1", InstanceSpec(url="http://a:1", version="2"))
+        assert router.hindrance(endpoint) == ""
 
     async def test_of_two_edits_of_one_version_one_wins(self, link: Link) -> None:
         catalog = Catalog(CatalogStore(link))

@@ -63,9 +63,12 @@ class TestInstances:
     async def test_a_drained_one_gets_nothing_new_and_is_gone_when_its_lease_ends(self, gateway: Gateway) -> None:
         await gateway.alpha.put("/v1/endpoints/summarizer", json={})
         await beat(gateway.alpha, ttl_ms=1_000)
+        versions: list[int] = []
         for _ in range(2):  # repeating it changes nothing
             reply = await gateway.alpha.delete("/v1/endpoints/summarizer/instances/i-1")
             assert reply.status_code == 204
+            versions.append(gateway.mesh.catalog.version)
+        assert versions[0] == versions[1]
         assert not gateway.admits()
         record = await gateway.record()
         assert (record["health"], record["instances"][0]["health"]) == ("draining", "draining")

@@ -81,7 +81,7 @@ class TestChoice:
         world = World()
         world.has(*[world.instance(f"i{n}") for n in range(4)])
         taken = Counter(world.taken().id for _ in range(400))
-        assert max(taken.values()) - min(taken.values()) < 40
+        assert max(taken.values()) - min(taken.values()) <= 8  # picked at random alone it would be 40
 
     def test_weights_share_the_work_of_idle_instances(self) -> None:
         world = World()
@@ -270,6 +270,21 @@ class TestBreaker:
         world.endpoint = endpoint(BreakerPolicy(failures=0))
         for _ in range(20):
             world.call(Outcome.FAILED)
+
+    def test_a_probe_of_an_earlier_rest_decides_nothing(self) -> None:
+        """Its breaker was closed by a change of policy while it was out."""
+        world = World(failures=1, open_ms=1_000)
+        strict = world.endpoint
+        world.has(world.instance("a"))
+        world.call(Outcome.FAILED)
+        world.clock.pass_(1_000)
+        early = world.taken()
+        world.endpoint = endpoint(BreakerPolicy(failures=0))
+        world.call(Outcome.OK)
+        world.endpoint = strict
+        world.call(Outcome.FAILED)
+        world.settle(early, Outcome.OK)
+        assert world.admit() == "breaker"
 
 
 class RouterMachine(RuleBasedStateMachine):
