@@ -29,7 +29,6 @@ from mesh.errors import MeshError, Refusal
 from mesh.ids import short_id
 from tests.chaos.history import Kind, Recorder, What, digest
 
-ANSWER_WITHIN_MS = 150
 LEASE_MS = 2_000
 TTL_MS = 2_000
 
@@ -157,7 +156,7 @@ class Native:
 def main() -> None:
     global record  # noqa: PLW0603 - one recorder per process
     parser = argparse.ArgumentParser()
-    for name in ("endpoint", "process", "port", "history", "gateways"):
+    for name in ("endpoint", "process", "port", "history", "gateways", "answer-within-ms"):
         parser.add_argument(f"--{name}", required=True)
     given = parser.parse_args()
     record = Recorder(Path(given.history), given.process)
@@ -168,7 +167,7 @@ def main() -> None:
         register="instance",
         ttl_ms=TTL_MS,
         lease_ms=LEASE_MS,
-        answer_within_ms=ANSWER_WITHIN_MS,
+        answer_within_ms=int(given.answer_within_ms),
     ).run(port=int(given.port))
 
 

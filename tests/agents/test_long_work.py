@@ -233,6 +233,16 @@ class TestLeases:
         token_of(stage.start("slow", "30", attempt=2))
         assert len(stage.did.starts) == 2
 
+    def test_lost_work_that_will_not_stop_is_no_longer_ours(self, stage: Stage) -> None:
+        stage.gateway.verdicts["stubborn/1"] = "lost"
+        token_of(stage.start("stubborn"))
+        until(stage.beats)
+        pause(0.1)
+        token_of(stage.start("stubborn", attempt=2))
+        assert len(stage.did.starts) == 2
+        (completion,) = stage.gateway.completed()
+        assert completion.headers["token"] == "stubborn/2"
+
     @pytest.mark.parametrize("verdict", ["unknown", "invalid", "something new"])
     def test_a_verdict_that_says_nothing_changes_nothing(self, stage: Stage, verdict: str) -> None:
         stage.gateway.verdicts["slow/1"] = verdict

@@ -50,6 +50,7 @@ class Shop:
     thread: Operation[float, str]
     patient: Operation[None, str]
     deaf: Operation[None, str]
+    stubborn: Operation[None, str]
     error: Operation[str, None]
     late_error: Operation[str, None]
     seen: Operation[None, dict[str, Any]]
@@ -135,6 +136,14 @@ class ShopHandler:
         self.did.starts.append(ctx.request_id)
         await forever()
         return ""
+
+    @sync_operation
+    async def stubborn(self, ctx: StartOperationContext, value: None) -> str:
+        """Looks at its cancellation, and goes on."""
+        self.did.starts.append(ctx.request_id)
+        assert not ctx.task_cancellation.is_cancelled()
+        await sleep(1.5)
+        return "on and on"
 
     @sync_operation
     async def error(self, ctx: StartOperationContext, value: str) -> None:

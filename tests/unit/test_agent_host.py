@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -11,8 +12,9 @@ from typing import Any
 import httpx
 import pytest
 
-from mesh import Agent
-from mesh.clock import monotonic_s, now_ms
+from mesh import Agent, current
+from mesh.agent.context import Cancellation
+from mesh.clock import monotonic_s, now_ms, sleep
 from mesh.errors import ConfigError
 from mesh.wire import HANDLER_ERRORS
 from tests.agents.serving import serving, until
@@ -196,6 +198,14 @@ class TestHeaders:
         deadline = datetime.fromisoformat(shop.order("/Shop/seen", request_timeout=text).json()["deadline"])
         assert abs(deadline.timestamp() - now_ms() / 1000 - seconds) < 1
 
+    def test_with_a_callback_the_operation_timeout_is_the_deadline(self, shop: Shop) -> None:
+        """The work outlives its request, so the request's timeout is not the handler's affair."""
+        path = "/Shop/seen?callback=http%3A%2F%2F127.0.0.1%3A9"
+        seen = shop.order(path, request_timeout="5s", operation_timeout="60s", nexus_callback_token="t").json()
+        assert abs(datetime.fromisoformat(seen["deadline"]).timestamp() - now_ms() / 1000 - 60) < 1
+        assert seen["callback"] == ["http://127.0.0.1:9", {"token": "t"}]
+        assert shop.order(path, request_timeout="5s").json()["deadline"] is None
+
     @pytest.mark.parametrize("name", ["request_timeout", "operation_timeout"])
     @pytest.mark.parametrize("text", ["5", "1h", "-1s", "1 s", "s"])
     def test_bad_timeouts(self, shop: Shop, name: str, text: str) -> None:
@@ -351,6 +361,29 @@ class TestCancel:
 
     def test_of_an_unknown_operation(self, shop: Shop) -> None:
         failure(shop.order("/Shop/nope/cancel?token=x"), "NOT_FOUND")
+
+
+class TestCancellation:
+    async def test_everybody_who_waits_is_told(self) -> None:
+        cancellation = Cancellation()
+        assert not cancellation.watched
+        assert not cancellation.wait_until_cancelled_sync(0.01)
+        waiting = asyncio.create_task(cancellation.wait_until_cancelled())
+        thread = asyncio.create_task(asyncio.to_thread(cancellation.wait_until_cancelled_sync, 5))
+        elsewhere = asyncio.create_task(asyncio.to_thread(asyncio.run, cancellation.wait_until_cancelled()))
+        await sleep(0.05)
+        assert not cancellation.is_cancelled()
+        cancellation.set("why")
+        cancellation.set("why else")
+        async with asyncio.timeout(5):
+            assert [await waiting, await thread, await elsewhere] == [None, True, None]
+            await cancellation.wait_until_cancelled()  # late, and not kept waiting
+        assert cancellation.wait_until_cancelled_sync()
+        assert (cancellation.is_cancelled(), cancellation.cancellation_reason()) == (True, "why")
+
+    def test_there_is_no_call_outside_of_one(self) -> None:
+        with pytest.raises(LookupError, match="inside an operation handler"):
+            current()
 
 
 class TestMaking:
