@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import os
 import signal
 import socket
 from typing import TYPE_CHECKING
@@ -124,9 +125,12 @@ def _ignore(_number: int, _frame: FrameType | None) -> None:
 
 
 def dev(settings: Settings, directory: Path, *, ready: Callable[[], None] = lambda: None) -> None:
-    """`mesh dev`: gateway and embedded store in one process tree. Raises ConfigError, StoreUnsafe."""
+    """`mesh dev`: gateway and embedded store in one process tree. Raises ConfigError, StoreUnsafe.
+
+    The store may fill half of the machine's memory; then starts are refused (503) and what is kept goes on (decision 23).
+    """
     listener = bind(settings.gateway.host, settings.gateway.port)
-    store = EmbeddedStore(directory)
+    store = EmbeddedStore(directory, memory_bytes_max=_memory_bytes() // 2)
     try:
         address = store.start()
         try:
@@ -135,6 +139,10 @@ def dev(settings: Settings, directory: Path, *, ready: Callable[[], None] = lamb
             store.stop()
     finally:
         listener.close()
+
+
+def _memory_bytes() -> int:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def serve(settings: Settings, *, ready: Callable[[], None] = lambda: None) -> None:

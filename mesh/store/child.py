@@ -68,6 +68,9 @@ class Run:
         }
         return [word for name, value in settings.items() for word in (f"--{name}", value)]
 
+_MALLOC = "glibc.malloc.tcache_count=2000:glibc.malloc.tcache_max=8192"
+"""The wheel's server has no jemalloc; with room in malloc's per-thread cache a transition costs an eighth less CPU."""
+
 
 class Child:
     """A started server. It keeps `lock` open, so the lock lasts as long as the server does."""
@@ -93,6 +96,7 @@ class Child:
                 start_new_session=True,
                 umask=0o077,
                 cwd=run.directory,
+                env={**os.environ, "GLIBC_TUNABLES": _MALLOC},
             )
         finally:
             os.close(output)
