@@ -1,0 +1,303 @@
+"""The processes of one measurement: gateway with its embedded store, handler, receiver, generator, in a directory of
+their own.
+
+Starts them, knows their pids, ends them whatever happens. Measures nothing. Every child dies with this process.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import os
+import shutil
+import signal
+import socket
+import sys
+import tempfile
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final, Self
+
+import msgspec
+
+from bench.meters import Reading, StoreMeter, is_store, tree, usage
+from bench.work import ENDPOINT, Wrong, key_of, new_tag, surface_of
+from mesh.clock import monotonic_s, sleep
+from mesh.errors import MeshError
+from mesh.pool import Pool, Reply, Target
+
+ROOT: Final = Path(__file__).resolve().parent.parent
+READY_S: Final = 30.0
+STOP_S: Final = 15.0
+EVENT_BYTES_MAX: Final = 1 << 20
+LOG_CHARS_SHOWN: Final = 2000
+POLL_S: Final = 0.005
+STRACE: Final = ("strace", "-f", "-ttt", "-e", "trace=fdatasync,fsync")
+
+_PR_SET_PDEATHSIG: Final = 1
+_libc: Final = ctypes.CDLL(None)
+
+
+class BenchFailed(Exception):
+    """The measurement could not be made, or what it measured was wrong."""
+
+
+def die_with_parent() -> None:
+    """Between fork and exec of a child: SIGTERM when the bench is gone, however it went."""
+    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+class Part:
+    """One process. What it says on stdout is JSON, a line per event; stderr goes to a log."""
+
+    def __init__(self, name: str, process: asyncio.subprocess.Process, log: Path) -> None:
+        self.name = name
+        self.process = process
+        self._log = log
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    async def event(self, name: str, within_s: float) -> dict[str, Any]:
+        """The next thing it says, which must be `name`. Raises BenchFailed with the end of its log."""
+        assert self.process.stdout is not None
+        try:
+            line = await asyncio.wait_for(self.process.stdout.readline(), within_s)
+        except TimeoutError:
+            raise self.failed(f"did not say {name!r} within {within_s:g} s") from None
+        event = msgspec.json.decode(line) if line else {}
+        if event.get("event") != name:
+            raise self.failed(f"said {line!r} instead of {name!r}")
+        return event
+
+    def check(self) -> None:
+        """Raise BenchFailed when it is gone."""
+        if self.process.returncode is not None:
+            raise self.failed(f"ended with {self.process.returncode}")
+
+    def failed(self, what: str) -> BenchFailed:
+        return BenchFailed(f"{self.name} {what}\n{self.said()}")
+
+    def said(self) -> str:
+        """The end of its log."""
+        return self._log.read_text(errors="replace")[-LOG_CHARS_SHOWN:]
+
+    async def stop(self, *, gently: bool) -> None:
+        """End it and what it started: `gently` with time to close its files."""
+        if self.process.returncode is not None:
+            return
+        pids = tree(self.pid)
+        leader = self._leader(pids)
+        with suppress(ProcessLookupError):
+            os.kill(leader, signal.SIGTERM if gently else signal.SIGKILL)
+        try:
+            await asyncio.wait_for(self.process.wait(), STOP_S)
+        except TimeoutError:
+            for pid in pids:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            await self.process.wait()
+
+    def _leader(self, pids: list[int]) -> int:
+        # strace passes no signal on to what it traces.
+        if len(pids) > 1 and Path(f"/proc/{self.pid}/exe").readlink().name == "strace":
+            return pids[1]
+        return self.pid
+
+
+class Stack:
+    """`async with Stack(...)`: a directory and the processes that were started in it, all gone at the end.
+
+    parent    where the directory is made: its file system is the one whose fsync is measured
+    trace     run the gateway's tree under strace, which sees the store's fsyncs in `fsync_trace`
+    profiled  run the gateway under bench.profiled
+    """
+
+    def __init__(self, parent: Path, *, trace: bool = False, profiled: bool = False) -> None:
+        self._parent = parent
+        self._trace = trace
+        self._profiled = profiled
+        self.parts: dict[str, Part] = {}
+        self.url = ""
+        self.callback = ""
+        self._pool = Pool()
+
+    async def __aenter__(self) -> Self:
+        self.directory = Path(tempfile.mkdtemp(prefix="mesh-bench-", dir=self._parent))
+        self.data = self.directory / "data"
+        self.fsync_trace = self.directory / "fsync.trace"
+        self.tap = self.directory / "tap.sock"
+        self.store = StoreMeter(self.data)
+        self._port = free_port()
+        self.url = f"http://127.0.0.1:{self._port}"
+        self._base = Target.parse(self.url)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._pool.close()
+        await self.store.close()
+        for name in list(reversed(self.parts)):
+            await self.stop(name, gently=name == "gateway" and kind is None)
+        shutil.rmtree(self.directory, ignore_errors=True)
+
+    # Parts
+
+    async def gateway(self) -> None:
+        """`mesh dev` on this directory, until /readyz says 200."""
+        await self.spawn_gateway()
+        await self._until("gateway", self._ready)
+        await self.store.open()
+
+    async def spawn_gateway(self) -> None:
+        """Start `mesh dev` and return at once."""
+        command = [str(Path(sys.executable).with_name("mesh"))]
+        if self._profiled:
+            command = [sys.executable, "-m", "bench.profiled"]
+        if self._trace:
+            filtered = ["--seccomp-bpf"] if await _strace_filters() else []
+            command = [*STRACE, *filtered, "-o", str(self.fsync_trace), *command]
+        await self._spawn("gateway", [*command, "dev", "--data", str(self.data), "--port", str(self._port)])
+
+    async def agent(self, *, port: int = 0, register: bool = True) -> None:
+        """The handler, until a first call was answered when it registers itself."""
+        await self._role("agent", {"gateway": self.url, "port": port, "register": register})
+        if register:
+            await self._until("agent", self.first_answer)
+
+    async def receiver(self) -> None:
+        """The callback receiver with the namespace's secret."""
+        secret = msgspec.json.decode((await self.ask(b"GET", "/v1/webhook-secret")).body)["secret"]
+        part = await self._role("receiver", {"secret": secret, "tap": str(self.tap)})
+        self.callback = f"http://127.0.0.1:{(await part.event('ready', READY_S))['port']}/callbacks"
+
+    async def generator(self, load: dict[str, Any]) -> Part:
+        """A generator that begins at once."""
+        return await self._role("generator", load)
+
+    async def _role(self, name: str, settings: dict[str, Any]) -> Part:
+        part = await self._spawn(name, [sys.executable, "-m", f"bench.{name}"])
+        assert part.process.stdin is not None
+        part.process.stdin.write(msgspec.json.encode(settings) + b"\n")
+        await part.process.stdin.drain()
+        return part
+
+    async def command(self, name: str, command: Sequence[str]) -> Part:
+        """Any other program as a part."""
+        return await self._spawn(name, command)
+
+    async def _spawn(self, name: str, command: Sequence[str]) -> Part:
+        log = self.directory / f"{name}.log"
+        with log.open("ab") as errors:
+            process = await asyncio.create_subprocess_exec(
+                *command,
+                stdin=asyncio.subprocess.PIPE,
+                stdout=errors if name == "gateway" else asyncio.subprocess.PIPE,
+                stderr=errors,
+                cwd=ROOT,
+                preexec_fn=die_with_parent,  # noqa: PLW1509 - one prctl call, and no thread of ours holds a lock
+                limit=EVENT_BYTES_MAX,
+            )
+        part = self.parts[name] = Part(name, process, log)
+        return part
+
+    async def stop(self, name: str, *, gently: bool) -> None:
+        """End a part, if it was started."""
+        if part := self.parts.pop(name, None):
+            await part.stop(gently=gently)
+
+    # Asking
+
+    async def ask(self, method: bytes, path: str, body: bytes = b"") -> Reply:
+        """One request to the gateway. Raises MeshError when it is not reached."""
+        headers = [(b"content-type", b"application/json")] if body else []
+        return await self._pool.request(method, self._base, path.encode(), headers, body, timeout_s=READY_S)
+
+    async def put_endpoint(self, name: str, document: dict[str, Any]) -> None:
+        """Register an endpoint. Raises BenchFailed, MeshError."""
+        reply = await self.ask(b"PUT", f"/v1/endpoints/{name}", msgspec.json.encode(document))
+        if reply.status not in (200, 201):
+            raise BenchFailed(f"PUT endpoint {name} answered {reply.status} {reply.body!r}")
+
+    async def first_answer(self) -> None:
+        """One checked call. Raises MeshError."""
+        surface, key = surface_of("nexus", operation="echo"), key_of(new_tag(), 0)
+        headers, body = surface.request(key)
+        reply = await self._pool.post(self._base, surface.path, headers, body, timeout_s=READY_S)
+        surface.check(key, reply)
+
+    async def reach(self, url: str) -> None:
+        """One GET, whatever its status. Raises MeshError when nobody answers."""
+        target = Target.parse(url)
+        await self._pool.request(b"GET", target, target.path, timeout_s=READY_S)
+
+    async def _ready(self) -> None:
+        reply = await self.ask(b"GET", "/readyz")
+        if reply.status != 200:
+            raise Wrong(f"/readyz answered {reply.status} {reply.body!r}")
+
+    async def _until(self, name: str, step: Any) -> None:
+        part, end_s = self.parts[name], monotonic_s() + READY_S
+        while True:
+            part.check()
+            try:
+                return await step()
+            except MeshError as error:
+                if monotonic_s() > end_s:
+                    raise part.failed(f"is not ready after {READY_S:g} s: {error}") from error
+            await sleep(POLL_S)
+
+    def said(self) -> str:
+        """The ends of all logs, for errors."""
+        return "".join(f"\n{name}: {part.said()}" for name, part in self.parts.items())
+
+    # Metering
+
+    def pids(self) -> dict[str, list[int]]:
+        """Process ids by the name under which their use is shown."""
+        named: dict[str, list[int]] = {}
+        for name, part in self.parts.items():
+            part.check()
+            if name != "gateway":
+                named["handler" if name == "agent" else name] = [part.pid]
+                continue
+            pids = [pid for pid in tree(part.pid) if not _is_strace(pid)]
+            named["store"] = [pid for pid in pids if is_store(pid)]
+            named["gateway"] = [pid for pid in pids if pid not in named["store"]]
+        return named
+
+    async def read(self) -> Reading:
+        """All meters, CPU first: it moves fastest."""
+        used = {name: usage(pids) for name, pids in self.pids().items()}
+        return Reading(used, await self.store.read())
+
+
+def can_trace() -> bool:
+    """Whether strace is installed; whether it may trace shows when it is tried."""
+    return shutil.which("strace") is not None
+
+
+async def _strace_filters() -> bool:
+    """`--seccomp-bpf` (strace 5.3): only the traced calls stop, all others run at full speed."""
+    process = await asyncio.create_subprocess_exec(
+        "strace", "-f", "--seccomp-bpf", "-e", "trace=fsync", "true",
+        stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.DEVNULL,
+    )  # fmt: skip
+    return await process.wait() == 0
+
+
+def _is_strace(pid: int) -> bool:
+    return Path(f"/proc/{pid}/exe").readlink().name == "strace"
+
+
+__all__ = ["ENDPOINT", "BenchFailed", "Part", "Stack", "can_trace", "free_port"]
