@@ -63,9 +63,9 @@ class Catalog:
 
     async def locate(self, name: str, namespace: str) -> Endpoint:
         """As `find`, but before it refuses it asks the store whether another gateway registered it a moment ago."""
-        with contextlib.suppress(NotFound):
-            return self.find(name, namespace)
-        await self.refresh(await self._store.version())
+        endpoint = self._by_name.get(name)
+        if endpoint is None or not endpoint.callable_by(namespace):
+            await self.refresh(await self._store.version())
         return self.find(name, namespace)
 
     def by_id(self, endpoint_id: str) -> Endpoint | None:
@@ -152,14 +152,20 @@ class Catalog:
 
     async def run(self) -> None:
         """`step` for as long as the gateway lives; the beat does the rest when hints are lost."""
+        trouble = ""
         while True:
             self._wake.clear()
             try:
                 pause_s = await self.step()
-            except MeshError as error:
-                _log.warning("registry: %s", error)
+            except Exception as error:  # noqa: BLE001 - following goes on, whatever one step met
+                if str(error) != trouble:  # said once, not twice a second for as long as the store is away
+                    trouble = str(error)
+                    _log.warning(
+                        "the registry cannot be followed: %s", error, exc_info=not isinstance(error, MeshError)
+                    )
                 await sleep(RETRY_S)
                 continue
+            trouble = ""
             await sleep(REFRESH_GAP_S)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(min(max(pause_s, 0), IDLE_S_MAX)):
