@@ -126,7 +126,7 @@ class TestSettings:
     def test_the_gateway_accepts_the_file(self) -> None:
         from gateway.settings_file import load  # noqa: PLC0415
 
-        loaded = load(ROOT / "deploy" / "mesh.toml")
+        loaded = load(ROOT / "deploy" / "mesh.toml", serve=True)
         assert loaded
 
 
