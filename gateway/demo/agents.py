@@ -11,6 +11,7 @@ import argparse
 import os
 import sys
 import tempfile
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,6 +21,9 @@ ENDPOINTS: Final = {
     "reviewer": "asks both of them and makes one report of it",
 }
 """Endpoint -> what its agent does."""
+CALLERS: Final = {"checks": "research", "retrieval": "quality", "reviewer": "quality"}
+"""Endpoint -> the other team, which may call it too. Under `mesh dev` without teams all belong to `default`."""
+GATEWAY: Final = "http://127.0.0.1:7411"
 LEASE_MS: Final = 4_000
 TTL_MS: Final = 2_000
 LONG_WORK_MS: Final = 600_000
@@ -61,6 +65,18 @@ def state_directory(given: Path | None) -> Path:
     return path
 
 
+def listening_address(gateway: str) -> str:
+    """Loopback when the gateway is on this machine, else every address. Raises mesh.errors.Malformed."""
+    from mesh.pool import Target  # noqa: PLC0415 - `--help` answers without it
+
+    host = Target.parse(gateway).host
+    try:
+        near = ip_address(host).is_loopback
+    except ValueError:
+        near = host == "localhost"
+    return "127.0.0.1" if near else "0.0.0.0"  # noqa: S104 - gateways on other machines have to reach it
+
+
 def _services(arguments: argparse.Namespace) -> list[Any]:
     # Only what this agent needs is loaded.
     if arguments.agent == "checks":
@@ -87,10 +103,10 @@ def main() -> None:
             _services(arguments),
             gateway=arguments.gateway,
             key=arguments.key,
-            host=arguments.host or "127.0.0.1",
+            host=arguments.host or listening_address(arguments.gateway or GATEWAY),
             port=arguments.port,
             description=f"demo: {ENDPOINTS[arguments.agent]}",
-            allow=["*"],
+            allow=[CALLERS[arguments.agent]],
             policy=POLICY,
             ttl_ms=TTL_MS,
             lease_ms=LEASE_MS,

@@ -15,7 +15,7 @@ import os
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, cast
 
 from standardwebhooks.webhooks import Webhook, WebhookVerificationError
 
@@ -94,12 +94,11 @@ class Receiver(ThreadingHTTPServer):
                 event = webhook.verify(body, headers)
             except (WebhookVerificationError, ValueError):
                 continue
-            return event if isinstance(event, dict) else {}
+            return cast("dict[str, Any]", event) if isinstance(event, dict) else {}
         return None
 
 
 class _Handler(BaseHTTPRequestHandler):
-    server: Receiver
     protocol_version = "HTTP/1.1"
     timeout = TIMEOUT_S
 
@@ -112,11 +111,12 @@ class _Handler(BaseHTTPRequestHandler):
         body = self.rfile.read(int(length))
         headers = {name.lower(): value for name, value in self.headers.items()}
         webhook_id = headers.get("webhook-id", "")
-        event = self.server.verify(body, headers)
+        receiver = cast("Receiver", self.server)
+        event = receiver.verify(body, headers)
         if event is None:
-            self.server.ledger.refuse(webhook_id)
+            receiver.ledger.refuse(webhook_id)
             self._answer(401)
-        elif self.server.ledger.take(webhook_id, event) == "effect" and self.server.loses():
+        elif receiver.ledger.take(webhook_id, event) == "effect" and receiver.loses():
             self.close_connection = True  # done, and nobody hears of it
         else:
             self._answer(204)

@@ -1,7 +1,7 @@
 """Writes the contracts of the demo's agents for other languages: `python -m gateway.demo.specs specs`.
 
-The form is that of nexus-rpc-gen: services with operations, types as JSON Schema (draft 7). Generated from contracts.py;
-a test compares the files with it.
+The form is that of nexus-rpc-gen: services with operations, types as JSON Schema. Generated from contracts.py; a test
+compares the files with it.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def contract(service: type) -> tuple[str, dict[str, Any]]:
         method = getattr(HANDLERS[service], operation.method_name or name)
         operations[name] = {"description": inspect.getdoc(method)}
         for field, kind in (("input", operation.input_type), ("output", operation.output_type)):
-            if isinstance(kind, type) and issubclass(kind, BaseModel):
+            if issubclass(kind or type(None), BaseModel):
                 models.add(kind)
                 operations[name][field] = {"$ref": f"#/types/{kind.__name__}"}
     ordered = sorted(models, key=lambda model: model.__name__)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -25,7 +24,7 @@ OWNERS: Final = {"checks": "quality", "retrieval": "research", "reviewer": "rese
 _T = TypeVar("_T")
 
 
-class Trouble(Exception):  # noqa: N818 - the demo could not go on; said to the reader as it is
+class Trouble(Exception):
     """Something that should have happened did not."""
 
 
@@ -89,13 +88,11 @@ class Stage:
 
     # -- waiting
 
-    async def until(self, what: str, look: Callable[[], _T | None | Awaitable[_T | None]]) -> _T:
+    async def until(self, what: str, look: Callable[[], Awaitable[_T | None]]) -> _T:
         """The first true answer of `look`. Raises Trouble when it takes too long, or a process ended by itself."""
         until_s = monotonic_s() + PATIENCE_S
         while True:
-            found = look()
-            if inspect.isawaitable(found):
-                found = await found
+            found = await look()
             if found:
                 return found
             for process in self._fleet.fallen():
