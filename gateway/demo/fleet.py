@@ -67,6 +67,11 @@ class Process:
         running.wait()
         return running.pid
 
+    def wait(self) -> None:
+        """Until it has ended."""
+        if self._running is not None:
+            self._running.wait()
+
     def signal_group(self, number: signal.Signals) -> None:
         """Signal it and all that it started, while it runs: later its number may be somebody else's."""
         if self._running is not None and self.pid is not None:
@@ -109,6 +114,7 @@ class Fleet:
             pause(POLL_S)
         for process in self.processes:
             process.signal_group(signal.SIGKILL)
+            process.wait()
 
     def fallen(self) -> list[Process]:
         """Those that have ended although nobody killed them."""

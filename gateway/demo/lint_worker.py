@@ -57,16 +57,14 @@ def check(path: Path, root: Path) -> dict[str, Any]:
 
 
 def journaled(journal: Path) -> dict[str, dict[str, Any]]:
-    """What an earlier attempt left, by file; a last line that its death cut short does not count."""
+    """What earlier attempts left, by file; a line that a death cut short does not count."""
     entries: dict[str, dict[str, Any]] = {}
-    try:
-        text = journal.read_bytes()
-    except FileNotFoundError:
-        return entries
-    for line in text.splitlines(keepends=True):
-        if line.endswith(b"\n") and line.strip():
+    for line in journal.read_bytes().splitlines() if journal.exists() else []:
+        try:
             entry = json.loads(line)
-            entries[entry["file"]] = entry
+        except ValueError:
+            continue
+        entries[entry["file"]] = entry
     return entries
 
 
@@ -76,8 +74,8 @@ def run(root: Path, journal: Path) -> dict[str, Any]:
     entries: list[dict[str, Any]] = []
     resumed = 0
     with journal.open("ab", buffering=0) as log:
-        if known or journal.stat().st_size:
-            log.write(b"\n")  # closes a line that was cut short
+        if journal.stat().st_size:
+            log.write(b"\n")  # ends a line that was cut short
         for path in source_files(root):
             entry = known.get(path.relative_to(root).as_posix())
             if entry is None:

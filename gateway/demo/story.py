@@ -55,7 +55,7 @@ class Story:
 
     def say(self, text: str = "") -> None:
         """A line outside of time, with markup."""
-        self.console.print(self._plain(text))
+        self.console.print(self._plain(text), soft_wrap=True)
 
     def hang(self, head: str, text: str, width: int) -> None:
         """`text` behind a head of `width` columns, folded within its own column; both with markup."""
