@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Any, ClassVar, Final, NamedTuple, TypeAlias
+from typing import Any, Final, NamedTuple, TypeAlias
 
 from mesh.errors import Malformed, ReplyInvalid
 from mesh.pool import Reply
@@ -28,7 +28,7 @@ class Succeeded(NamedTuple):
     """200."""
 
     outcome: Outcome
-    word: ClassVar[str] = "succeeded"
+    word = "succeeded"
 
 
 class Started(NamedTuple):
@@ -36,7 +36,7 @@ class Started(NamedTuple):
 
     token: str
     lease_ms: int
-    word: ClassVar[str] = "started"
+    word = "started"
 
 
 class Unsuccessful(NamedTuple):
@@ -44,14 +44,14 @@ class Unsuccessful(NamedTuple):
 
     state: str
     outcome: Outcome
-    word: ClassVar[str] = "unsuccessful"
+    word = "unsuccessful"
 
 
 class Refused(NamedTuple):
     """A handler error that must not be retried."""
 
     outcome: Outcome
-    word: ClassVar[str] = "refused"
+    word = "refused"
 
 
 class TryAgain(NamedTuple):
@@ -61,7 +61,7 @@ class TryAgain(NamedTuple):
     message: str
     failure: dict[str, Any] | None
     retry_after_ms: int
-    word: ClassVar[str] = "retryable"
+    word = "retryable"
 
 
 StartAnswer: TypeAlias = Succeeded | Started | Unsuccessful | Refused | TryAgain

@@ -162,7 +162,7 @@ class OperationsSurface:
         body = read_start(request.body)
         _names(body)
         timeouts = body.timeouts or TimeoutsBody()
-        absent = isinstance(body.input, msgspec.UnsetType)
+        content = None if isinstance(body.input, msgspec.UnsetType) else bytes(body.input)
         callback = body.callback
         if callback is not None and callback.format not in FORMATS:
             raise _breach("/callback/format", f"the format is one of {', '.join(FORMATS)}")
@@ -171,8 +171,8 @@ class OperationsSurface:
             body.endpoint,
             body.service,
             body.operation,
-            None if absent else "application/json",
-            b"" if absent else bytes(body.input),
+            None if content is None else "application/json",
+            content or b"",
             idempotency_key(headers) or "",
             [one for one in forwarded_headers(headers) if one[0] not in (b"content-type", b"accept")],
             "/input",

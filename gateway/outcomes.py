@@ -45,8 +45,9 @@ def failure_of(state: State, outcome: Outcome) -> dict[str, Any]:
 
 
 def nexus_answer(operation_id: str, state: State, outcome: Outcome, link: bytes, *, first: bool) -> Answer:
-    """200 with the result's own bytes and type, or 424; within the first wait a handler's refusal passes untouched
-    (decision 14), and so it does for repeats of that request.
+    """200 with the result's own bytes and type, or 424.
+
+    Within the wait of a start a handler's refusal passes untouched (decision 14), and so it does for repeats of it.
     """
     headers: Headers = [(b"mesh-operation-id", operation_id.encode())]
     if state is State.SUCCEEDED:

@@ -1,0 +1,134 @@
+"""What a caller asks for, and what an accepted operation looks like before the store is asked again. Pure.
+
+Owns the digests of decision 2. Knows no route and sends nothing.
+"""
+
+from __future__ import annotations
+
+from base64 import b64encode
+from collections.abc import Sequence
+from hashlib import blake2b
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from gateway.callbacks import NEXUS
+from mesh.ids import operation_id
+from mesh.machine import Delivery, State
+from mesh.store.layout import Head, Outcome, Request
+from mesh.store.verbs import Accepted, Start
+
+if TYPE_CHECKING:
+    from gateway.waiters import FirstRequest
+    from registry.catalog import Endpoint
+
+LEASE_GRACE_MS: Final = 5_000
+"""A start request's lease outlives its timeout by this much, so that the sender books its own timeout first."""
+
+
+class Order(NamedTuple):
+    """What a caller asks for, checked by its route. Timeouts in ms, 0 = the endpoint's policy decides."""
+
+    namespace: str
+    endpoint: str
+    service: str
+    operation: str
+    content_type: str | None
+    body: bytes
+    key: str
+    headers: list[tuple[bytes, bytes]]
+    input_at: str = ""
+    """JSON Pointer of the input in the caller's request, for errors."""
+    callback_url: str = ""
+    callback_format: str = NEXUS
+    callback_headers: list[tuple[bytes, bytes]] = []  # noqa: RUF012 - read only
+    close_ms: int = 0
+    start_ms: int = 0
+    run_ms: int = 0
+    request_ms: int = 0
+    labels: dict[str, str] = {}  # noqa: RUF012 - read only
+    links: list[str] = []  # noqa: RUF012 - read only
+
+
+class Placed(NamedTuple):
+    """An accepted (or replayed) operation. `first` is open when this request may still carry the outcome."""
+
+    id: str
+    replayed: bool
+    head: Head
+    request: Request
+    first: FirstRequest | None
+
+
+class Known(NamedTuple):
+    """What is known of an operation: `outcome` is None while it runs."""
+
+    id: str
+    head: Head
+    request: Request
+    outcome: Outcome | None
+
+    @property
+    def state(self) -> State:
+        return State(self.head.state)
+
+
+def _digest(parts: Sequence[bytes]) -> str:
+    """128 bits in 22 characters over length-prefixed parts, so that no two different lists look alike."""
+    joined = b"".join([b"%d:%b" % (len(part), part) for part in parts])
+    return b64encode(blake2b(joined, digest_size=16).digest())[:22].decode()
+
+
+def stored_request(order: Order, endpoint: Endpoint) -> Request:
+    """What is kept of an order beside its input."""
+    return Request(
+        endpoint.name,
+        order.service,
+        order.operation,
+        order.content_type,
+        order.headers,
+        order.callback_url,
+        order.callback_format,
+        order.callback_headers,
+        order.request_ms,
+        order.labels,
+        order.key,
+        order.links,
+    )
+
+
+def start_arguments(order: Order, endpoint: Endpoint, *, session: str, blocked: str, retention_ms: int) -> Start:
+    """The store call that accepts `order`; `blocked`: why this gateway cannot send it now, or ""."""
+    policy = endpoint.policy
+    names = [order.endpoint.encode(), order.service.encode(), order.operation.encode()]
+    content_type = b"" if order.content_type is None else b"=" + order.content_type.encode("latin-1")
+    return Start(
+        id=operation_id(),
+        ns=order.namespace,
+        endpoint=endpoint.id,
+        key=_digest([order.namespace.encode(), *names, order.key.encode()]) if order.key else "",
+        digest=_digest([*names, order.body, content_type, order.callback_url.encode()]),
+        session=session,
+        close_ms=order.close_ms or policy.schedule_to_close_ms or 0,
+        start_ms=order.start_ms or policy.schedule_to_start_ms or 0,
+        run_ms=order.run_ms or policy.start_to_close_ms or 0,
+        beat_ms=policy.heartbeat_ms or 0,
+        lease_ms=(order.request_ms or policy.request_timeout_ms) + LEASE_GRACE_MS,
+        attempts_max=policy.retry.max_attempts,
+        retention_ms=retention_ms,
+        callback=1 if order.callback_url else 0,
+        blocked=blocked,
+    )
+
+
+def fresh_head(start: Start, accepted: Accepted) -> Head:
+    """The head that `start.lua` wrote."""
+    at_ms = accepted.at_ms
+    return Head(
+        state=State.SCHEDULED, run=1, attempt=accepted.attempt, seq=2, stamp=0, created_at=at_ms, closed_at=0,
+        owner=start.session if accepted.attempt else "", start=Delivery.LEASED if accepted.attempt else Delivery.DUE,
+        start_at=at_ms + start.lease_ms, cancel=0, cancel_at=0, cancel_tries=0, wants_callback=start.callback,
+        callback=0, callback_at=0, callback_tries=0, close_by=at_ms + start.close_ms if start.close_ms else 0,
+        start_by=at_ms + start.start_ms if start.start_ms else 0, run_ms=start.run_ms, finish_by=0,
+        beat_ms=start.beat_ms, beat_by=0, lease_ms=start.lease_ms, attempts_max=start.attempts_max,
+        retention_ms=start.retention_ms, cancel_asked=0, slot=1, blocked=accepted.blocked, endpoint=start.endpoint,
+        namespace=start.ns, key=start.key, digest=start.digest,
+    )  # fmt: skip

@@ -1,0 +1,158 @@
+"""Reading operations and waiting for them: the first request's own wait, long-polls, the history.
+
+State never changes here, and no transition begins with a read from here. Knows no HTTP.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+
+from gateway.orders import Known, Placed
+from gateway.waiters import wait_for
+from mesh.clock import monotonic_s
+from mesh.errors import NotFound
+from mesh.ids import is_operation_id
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from gateway.waiters import Ending, FirstRequest, Waiters
+    from mesh.store.layout import Entry
+    from mesh.store.store import Store
+    from mesh.store.verbs import Record
+
+QUICK_S: Final = 0.1
+"""Most answers come within this; a longer wait is worth a subscription and an eye on the caller's connection."""
+BOOKING_S: Final = 6.0
+"""How long an answer may wait for the store call that already claimed it; above the link's own deadline."""
+
+
+class Reading:
+    """Operations as anybody may see them who knows their namespace."""
+
+    def __init__(self, store: Store, waiters: Waiters) -> None:
+        self._store = store
+        self._waiters = waiters
+
+    async def first_outcome(self, placed: Placed, wait_s: float, gone: Callable[[], Awaitable[None]]) -> Known | None:
+        """The outcome within `wait_s`, for the request that started the operation; None when it is not there yet.
+
+        Afterwards the request is no longer open: what ends later owes the callback. `gone` returns when the caller
+        hangs up.
+        """
+        first = placed.first
+        if first is None:
+            return await self.outcome(placed, wait_s)
+        deadline_s = monotonic_s() + wait_s
+        try:
+            ending = await _within(first.settled, min(wait_s, QUICK_S))
+            if ending is None and not first.settled.done() and wait_s > QUICK_S:
+                found = await self._watch_first(placed, first, deadline_s, gone)
+                if found is not None:
+                    return found
+            if first.claimed or first.settled.done():
+                # The outcome is on its way into the store and counts on this request to carry it.
+                ending = await _within(first.settled, BOOKING_S)
+                if ending is None:
+                    return await self.outcome(placed, 0)
+                head = msgspec.structs.replace(
+                    placed.head,
+                    state=ending.state,
+                    attempt=ending.attempt,
+                    seq=ending.seq,
+                    closed_at=ending.closed_at_ms,
+                    stamp=ending.closed_at_ms - placed.head.created_at,
+                    blocked="",
+                )
+                return Known(placed.id, head, placed.request, ending.outcome)
+            return None
+        finally:
+            self._waiters.close(placed.id, first)
+
+    async def _watch_first(
+        self, placed: Placed, first: FirstRequest, deadline_s: float, gone: Callable[[], Awaitable[None]]
+    ) -> Known | None:
+        """Wait on all ways an operation can end: here, at another gateway, by its timers. None: over, or claimed."""
+        hung_up = asyncio.ensure_future(gone())
+        try:
+            with self._waiters.watching(placed.id) as moved:
+                first.settled.add_done_callback(lambda _: moved.set())
+                hung_up.add_done_callback(lambda _: moved.set())
+                while not first.settled.done() and not hung_up.done():
+                    if not first.claimed:
+                        known = await self.read(placed.id)
+                        if known is not None and known.state.terminal and not first.claimed:
+                            return known
+                    left_s = deadline_s - monotonic_s()
+                    if left_s <= 0 or self._waiters.ended:
+                        break
+                    await wait_for(moved, left_s)
+        finally:
+            hung_up.cancel()
+        return None
+
+    async def outcome(self, placed: Placed, wait_s: float) -> Known | None:
+        """The outcome within `wait_s`, for anybody; None while it runs."""
+        known = await self.result(placed.id, placed.head.namespace, wait_s)
+        return known if known.state.terminal else None
+
+    async def read(self, operation: str) -> Known | None:
+        """The present record whatever its namespace; routes use `get`."""
+        record = await self._store.read(operation)
+        return None if record is None else Known(operation, record.head, record.request, record.outcome)
+
+    async def get(self, operation: str, namespace: str) -> Known:
+        """Raises NotFound, also for another namespace's operation."""
+        known = await self.read(operation) if is_operation_id(operation) else None
+        if known is None or known.head.namespace != namespace:
+            raise unknown_operation(operation)
+        return known
+
+    async def result(self, operation: str, namespace: str, wait_s: float) -> Known:
+        """The record once it is terminal, or after `wait_s` as it is. Raises NotFound."""
+        known = await self.get(operation, namespace)
+        if not known.state.terminal and wait_s > 0:
+            deadline_s = monotonic_s() + wait_s
+            with self._waiters.watching(operation) as moved:
+                while True:
+                    known = await self.get(operation, namespace)
+                    left_s = deadline_s - monotonic_s()
+                    if known.state.terminal or left_s <= 0 or self._waiters.ended:
+                        break
+                    await wait_for(moved, left_s)
+        return known
+
+    async def events(self, operation: str, namespace: str, after: int) -> tuple[Record, list[tuple[int, Entry]]]:
+        """The history after sequence number `after`. Raises NotFound."""
+        record = await self._store.read(operation, events=True) if is_operation_id(operation) else None
+        if record is None or record.head.namespace != namespace:
+            raise unknown_operation(operation)
+        return record, list(enumerate(record.events, start=1))[after:]
+
+
+def unknown_operation(operation: str) -> NotFound:
+    """The one wording for an operation that is not there, or not there for this namespace."""
+    return NotFound(f"there is no operation {operation[:64]!r}", code="unknown_operation")
+
+
+async def _within(future: asyncio.Future[Ending | None], seconds: float) -> Ending | None:
+    """The future's result within `seconds`, else None; the future goes on. Cheaper than asyncio.wait by half."""
+    if not future.done():
+        loop = asyncio.get_running_loop()
+        over: asyncio.Future[None] = loop.create_future()
+
+        def done(_: object = None) -> None:
+            if not over.done():
+                over.set_result(None)
+
+        alarm = loop.call_later(seconds, done)
+        future.add_done_callback(done)
+        try:
+            await over
+        finally:
+            alarm.cancel()
+            future.remove_done_callback(done)
+    return future.result() if future.done() else None

@@ -1,0 +1,232 @@
+"""Starts on the wire: one request to an agent, what its reply means for the operation, and how an outcome is recorded.
+
+Every path out of a try ends in exactly one store call, or in none when the store is away. Chooses no instance
+(registry/routing.py) and decides no policy (egress.py); cancels and callbacks are deliveries.py.
+"""
+
+from __future__ import annotations
+
+import logging
+from functools import lru_cache
+from typing import TYPE_CHECKING, Final
+
+from gateway.answers import Refused, Started, Succeeded, TryAgain, Unsuccessful, read_start_reply
+from gateway.waiters import Ending
+from mesh.clock import now_ms
+from mesh.errors import MeshError, NotSent, PeerFault, Refusal
+from mesh.ids import jittered
+from mesh.machine import Event, State
+from mesh.store.layout import Outcome
+from mesh.store.store import pack
+from mesh.store.verbs import Completion
+from mesh.wire import failure_json, format_duration, handler_failure, quote_segment
+from registry.routing import Outcome as Routed
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from gateway.courier import Session
+    from gateway.egress import Egress
+    from gateway.metrics import Metrics
+    from gateway.waiters import Waiters
+    from mesh.pool import Pool, Target
+    from mesh.store.store import Store
+    from mesh.store.verbs import Completed, Work
+    from mesh.tokens import CompletionTokens
+    from registry.catalog import Endpoint
+    from registry.routing import Admitted, Router
+
+RETRY_AFTER_MS_MAX: Final = 3_600_000
+TOKEN_LIFE_S: Final = 90 * 86_400
+"""A completion token outlives every operation and its retention."""
+DETAIL_CHARS_MAX: Final = 200
+
+_STATES: Final = {Event.SUCCEED: State.SUCCEEDED, Event.FAIL: State.FAILED, Event.CANCEL: State.CANCELED}
+_log = logging.getLogger(__name__)
+
+
+@lru_cache(maxsize=4096)
+def start_path(target: Target, service: str, operation: str, query: bytes) -> bytes:
+    """The request target of a start; the same few come again and again."""
+    return target.under(f"/{quote_segment(service)}/{quote_segment(operation)}".encode(), query)
+
+
+class Starts:
+    """Sends leased starts. `take` gets work that a store call leased on the way; `wake` a line that may move."""
+
+    def __init__(
+        self,
+        *,
+        store: Store,
+        pool: Pool,
+        egress: Egress,
+        router: Router,
+        tokens: CompletionTokens,
+        waiters: Waiters,
+        session: Session,
+        metrics: Metrics,
+        completion_url: str,
+        take: Callable[[Iterable[Work]], None],
+        wake: Callable[[str], None],
+    ) -> None:
+        self._store = store
+        self._pool = pool
+        self._egress = egress
+        self._router = router
+        self._tokens = tokens
+        self._waiters = waiters
+        self._session = session
+        self._metrics = metrics
+        self._query = b"callback=" + quote_segment(completion_url).encode()
+        self._take = take
+        self._wake = wake
+
+    async def send(self, work: Work, endpoint: Endpoint, admitted: Admitted) -> None:
+        """One try; its instance is settled with whatever happens."""
+        routed = Routed.NEUTRAL
+        try:
+            routed = await self._try_start(work, endpoint, admitted)
+        finally:
+            self._router.settle(endpoint, admitted, routed)
+            if routed is Routed.OK:
+                self._wake("")
+
+    async def _try_start(self, work: Work, endpoint: Endpoint, admitted: Admitted) -> Routed:
+        head = work.head
+        policy = endpoint.policy
+        sent_at_ms = head.start_at - head.lease_ms
+        timeout_ms = work.request.request_timeout_ms or policy.request_timeout_ms
+        if head.close_by:
+            timeout_ms = min(timeout_ms, head.close_by - sent_at_ms)
+        try:
+            target = self._egress.cached(admitted.url) or await self._egress.resolve(admitted.url)
+            reply = await self._pool.post(
+                target,
+                start_path(target, work.request.service, work.request.operation, self._query),
+                self._start_headers(work, timeout_ms),
+                work.extra,
+                timeout_s=timeout_ms / 1000,
+            )
+        except (NotSent, Refusal) as fault:
+            self._metrics.attempt(endpoint.name, "not_sent")
+            await self.release(work, "unreachable", fault)
+            return Routed.UNREACHABLE
+        except PeerFault as fault:
+            self._metrics.attempt(endpoint.name, fault.code)
+            if fault.code == "reply_too_large":
+                await self._complete(work, Event.FAIL, Outcome("mesh", "result_too_large"))
+            else:
+                await self._retry(work, endpoint, TryAgain("UPSTREAM_TIMEOUT", fault.detail, None, 0))
+            return Routed.FAILED
+        answer = read_start_reply(reply)
+        self._metrics.attempt(endpoint.name, answer.word)
+        if isinstance(answer, Succeeded):
+            await self._complete(work, Event.SUCCEED, answer.outcome)
+        elif isinstance(answer, Started):
+            await self._started(work, answer, policy.heartbeat_ms or 0)
+        elif isinstance(answer, Unsuccessful):
+            event = Event.CANCEL if answer.state == "canceled" else Event.FAIL
+            await self._complete(work, event, answer.outcome)
+        elif isinstance(answer, Refused):
+            await self._complete(work, Event.FAIL, answer.outcome)
+        else:
+            await self._retry(work, endpoint, answer)
+            return Routed.FAILED
+        return Routed.OK
+
+    def _start_headers(self, work: Work, timeout_ms: int) -> list[tuple[bytes, bytes]]:
+        head, request = work.head, work.request
+        expires_at_s = now_ms() // 1000 + TOKEN_LIFE_S
+        headers = [
+            (b"nexus-request-id", f"{work.id}.{head.run}".encode()),
+            (b"nexus-callback-token", self._tokens.mint(work.id, head.run, head.attempt, expires_at_s).encode()),
+            (b"request-timeout", b"%dms" % timeout_ms),
+            (b"mesh-operation-id", work.id.encode()),
+            (b"mesh-run", b"%d" % head.run),
+            (b"mesh-attempt", b"%d" % head.attempt),
+            (b"mesh-namespace", head.namespace.encode()),
+        ]
+        if head.close_by:
+            left_ms = head.close_by - (head.start_at - head.lease_ms)
+            headers.append((b"operation-timeout", format_duration(left_ms).encode()))
+        if request.content_type is not None:
+            headers.append((b"content-type", request.content_type.encode("latin-1")))
+        headers += [(b"nexus-link", link.encode("latin-1")) for link in request.links]
+        headers += request.headers
+        return headers
+
+    async def _started(self, work: Work, answer: Started, policy_beat_ms: int) -> None:
+        head = work.head
+        beat_ms = answer.lease_ms or policy_beat_ms
+        moved = await self._store.started(work.id, head.run, head.attempt, self._session.name, answer.token, beat_ms)
+        self._waiters.tell(work.id)
+        if moved.work is not None:
+            self._take([moved.work])
+
+    async def _complete(self, work: Work, event: Event, outcome: Outcome) -> None:
+        head = work.head
+        await self.complete(work.id, head.run, head.attempt, event, outcome, by_token=False)
+
+    async def complete(
+        self, operation_id: str, run: int, attempt: int, event: Event, outcome: Outcome, *, by_token: bool
+    ) -> Completed:
+        """Record an outcome, answer the first request if it waits here, send the callback that is owed.
+
+        Used for replies to starts and for completions by token alike: one way for an operation to end well.
+        """
+        first = self._waiters.first(operation_id)
+        claimed = first if first is not None and first.claim() else None
+        try:
+            completed = await self._store.complete(
+                operation_id,
+                run,
+                attempt,
+                event,
+                pack(outcome),
+                session=self._session.name,
+                answered=claimed is not None,
+                by_token=by_token,
+            )
+        except BaseException:
+            if claimed is not None:
+                claimed.release()
+            raise
+        if completed.verdict is Completion.DONE:
+            if claimed is not None:
+                claimed.settle(Ending(_STATES[event], outcome, attempt, completed.seq, completed.at_ms))
+            self._metrics.ended(_STATES[event])
+            if completed.callback is not None:
+                self._take([completed.callback])
+            if completed.line:
+                self._wake(completed.line)
+        elif claimed is not None:
+            claimed.release()
+        self._waiters.tell(operation_id)
+        return completed
+
+    async def _retry(self, work: Work, endpoint: Endpoint, answer: TryAgain) -> None:
+        retry = endpoint.policy.retry
+        head = work.head
+        delay_ms = min(retry.initial_ms * retry.factor ** min(head.attempt - 1, 64), retry.max_ms)
+        delay_ms = max(jittered(delay_ms, retry.jitter), min(answer.retry_after_ms, RETRY_AFTER_MS_MAX))
+        detail = f"{answer.type}: {answer.message}"[:DETAIL_CHARS_MAX]
+        failure = answer.failure or handler_failure(answer.type, answer.message)
+        last = Outcome("mesh", "attempts_exhausted", body=failure_json(failure))
+        moved = await self._store.retry(
+            work.id,
+            head.run,
+            head.attempt,
+            session=self._session.name,
+            delay_ms=delay_ms,
+            detail=detail,
+            outcome=pack(last),
+        )
+        self._waiters.tell(work.id)
+        self._wake(moved.line)
+
+    async def release(self, work: Work, reason: str, fault: MeshError | None = None) -> None:
+        """Nobody was reached: give the attempt back and wait."""
+        if fault is not None:
+            _log.info("operation %s: attempt %d reached nobody: %s", work.id, work.head.attempt, fault)
+        await self._store.release(work.id, work.head.run, work.head.attempt, reason)
+        self._waiters.tell(work.id)
