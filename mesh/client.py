@@ -116,7 +116,8 @@ class Client(Base):
     ) -> OperationHandle[Any]:
         """Start an operation; it is durable when this returns. `wait_s`: wait that long for its end, at most.
 
-        `what` is `Contract.operation, input` or `service, operation, input`; input None is Nexus null.
+        `what` is `Contract.operation, input` or `service, operation, input`; input None is Nexus null. With nexus-rpc
+        before 1.5 an operation does not know its service: `Contract, Contract.operation, input`.
         """
         order = self.order(endpoint, what, options)
         placed = await self._run(flows.start(order, wait_s, self.retry_for_s))

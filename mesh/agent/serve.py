@@ -66,7 +66,8 @@ class Agent:
     answer_within_ms  a handler still running then is answered 201 and completed later, at half of `Request-Timeout` at
                       the latest. The default, 500, keeps quick work at one round trip; for slow work the 201 costs
                       the mesh one more store write, nothing for the caller, who gets the answer as soon as it is
-                      there, and in return the work is leased: no request timeout repeats it. 0: always 201
+                      there, and in return the work is leased: no request timeout repeats it. 0: 201 for whatever
+                      has to wait for anything
     lease_ms          lease of such work: heartbeats go out every third of it, a dead agent's work moves on after it
     running_max       operations at once, those waiting for their completion to be taken included; above: 429
     threads           threads for plain `def` handlers
@@ -239,7 +240,7 @@ class Agent:
         await self._pool.close()
 
     def _open(self) -> None:
-        self._pool = Pool()
+        self._pool = Pool(max_waiting=self._running_max)  # every run may have a completion to send at once
         self._work = Work(self.endpoint, self._pool, self.gateways, key=self._key, lease_ms=self._lease_ms)
         self._host = Host(self._work, answer_within_ms=self._answer_within_ms, running_max=self._running_max)
 

@@ -6,6 +6,7 @@ uvicorn comes with the gateway extra and is looked for only here.
 from __future__ import annotations
 
 import importlib
+import logging
 import socket
 from typing import TYPE_CHECKING, Any, Final
 
@@ -14,6 +15,8 @@ from mesh.pool import Target
 
 if TYPE_CHECKING:
     from mesh.agent.serve import Agent
+
+logger: Final = logging.getLogger("mesh.agent")
 
 BACKLOG: Final = 2048
 KEEP_ALIVE_S: Final = 75
@@ -24,13 +27,19 @@ WILDCARDS: Final = ("", "0.0.0.0", "::")  # noqa: S104 - compared with, not boun
 def run(agent: Agent, host: str, port: int) -> None:
     """Serve until a signal ends it. Raises ConfigError, OSError when the port is taken."""
     uvicorn = _uvicorn()
+    if not logging.getLogger().handlers:
+        # Whoever starts an agent from a terminal wants to see where it is and whether the mesh knows it.
+        logging.basicConfig(format="%(asctime)s %(name)s %(message)s", datefmt="%H:%M:%S")
+        logger.setLevel(logging.INFO)
     listener = bind(host, port)
     if agent.url is None:
         agent.url = address(agent, host, listener)
+    logger.info("%s serves at %s", agent.endpoint, agent.url)
     config = uvicorn.Config(
         agent,
         log_level="warning",
         access_log=False,
+        http="httptools",
         server_header=False,
         proxy_headers=False,
         timeout_keep_alive=KEEP_ALIVE_S,
