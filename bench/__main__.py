@@ -3,10 +3,11 @@
     work.py       the unit of work: what is sent and what must come back
     agent.py      the handler's process          receiver.py  the callback receiver's process
     generator.py  the load: our own pool         wrk.py       the load: wrk, if installed and asked for
-    parts.py      all processes of one run       meters.py    /proc, the store's counters, strace
-    load.py       one load, metered              calls.py     scenarios of calls
-    standing.py   parked operations, cold start  figures.py   values, units, targets
-    machine.py    where it was measured          report.py    table and JSON
+    process.py    one process                    parts.py     all processes of one run
+    meters.py     /proc, the store's counters    load.py      one load, metered
+    calls.py      scenarios of calls             standing.py  parked operations, cold start
+    figures.py    values, units, targets         report.py    table and JSON
+    machine.py    where it was measured
     profiling.py  where the gateway's time goes  profiled.py  the gateway under cProfile
 
 A run fails (status 1) when any answer was wrong; a target missed is shown, not failed.
@@ -30,7 +31,7 @@ from bench import calls, report, standing, wrk
 from bench.figures import Figures
 from bench.load import Options
 from bench.machine import describe
-from bench.parts import BenchFailed
+from bench.process import BenchFailed
 from mesh.clock import monotonic_s, now_ms, to_rfc3339
 from mesh.errors import MeshError
 
@@ -54,7 +55,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--concurrency", type=int, default=64, help="callers at once (64)")
     parser.add_argument("--generator", choices=("pool", "wrk"), default="pool", help="wrk: synchronous scenarios only")
     parser.add_argument("--dir", metavar="DIR", default=tempfile.gettempdir(), help="where the data lies meanwhile")
-    parser.add_argument("--profile", metavar="DIR", default="", help="profile the gateway, write its top functions there")
+    parser.add_argument("--profile", metavar="DIR", default="", help="profile the gateway; its top functions go there")
     chosen = parser.parse_args(arguments)
     defaults = {"seconds": 10.0, "repeats": 3, "parked": 100_000, "warmup": 2.0, "idle": 10.0}
     for name, value in (QUICK if chosen.quick else defaults).items():
@@ -132,7 +133,7 @@ async def run(chosen: argparse.Namespace) -> int:
         if chosen.json == "-":
             sys.stdout.buffer.write(text + b"\n")
         else:
-            Path(chosen.json).write_bytes(text + b"\n")
+            await asyncio.to_thread(Path(chosen.json).write_bytes, text + b"\n")
     if document["misses"]:
         console.print(f"[bold red]Targets missed:[/] {', '.join(document['misses'])}")
     return 0 if document["ok"] else 1

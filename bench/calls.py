@@ -12,7 +12,8 @@ from typing import Any, Final
 from bench.figures import Figures
 from bench.load import Measured, Options, drive
 from bench.meters import Reading, fsyncs_between
-from bench.parts import BenchFailed, Stack, can_trace
+from bench.parts import Stack
+from bench.process import BenchFailed, can_trace
 from bench.profiling import Profile
 from bench.work import ASYNC_SERVICE
 
@@ -125,4 +126,5 @@ async def _count_fsyncs(kind: dict[str, Any], figures: Figures, options: Options
         return
     async with Stack(Path(options.parent)) as stack:
         what = await _open(stack, kind)
-        _bound_fsyncs(figures, await drive(stack, what, options, seconds=options.trace_s, warmup_s=options.warmup_s / 2))
+        bounded = await drive(stack, what, options, seconds=options.trace_s, warmup_s=options.warmup_s / 2)
+        _bound_fsyncs(figures, bounded)

@@ -127,7 +127,7 @@ class Figures:
 
 def rounded(value: float) -> float:
     """Four significant digits, more for large whole numbers."""
-    return round(value) if abs(value) >= 1000 else float(f"{value:.4g}")  # noqa: PLR2004
+    return round(value) if abs(value) >= 1000 else float(f"{value:.4g}")
 
 
 def misses(scenarios: Iterable[Figures]) -> list[str]:

@@ -80,7 +80,6 @@ class Callbacks(asyncio.Protocol):
             else:
                 future.set_result(operation)
 
-
     def _refused(self, reason: bytes) -> None:
         """A callback that is wrong may be anybody's: all who wait hear of it, so that the run ends now."""
         for future in self.waiting.values():

@@ -56,7 +56,8 @@ class Reading(NamedTuple):
 
     def cpu_since(self, earlier: Reading) -> dict[str, float]:
         """CPU seconds by part."""
-        return {name: now.cpu_s - earlier.usage[name].cpu_s for name, now in self.usage.items() if name in earlier.usage}
+        both = self.usage.keys() & earlier.usage.keys()
+        return {name: now.cpu_s - earlier.usage[name].cpu_s for name, now in self.usage.items() if name in both}
 
 
 def usage(pids: Iterable[int]) -> Usage:
@@ -136,8 +137,13 @@ class StoreMeter:
             writer.close()
 
     async def _info(self, section: str) -> dict[str, str]:
-        text: bytes = await self._link.call("INFO", section)
-        return dict(line.partition(":")[::2] for line in text.decode().splitlines() if ":" in line)
+        told: bytes = await self._link.call("INFO", section)
+        found: dict[str, str] = {}
+        for line in told.decode().splitlines():
+            name, colon, value = line.partition(":")
+            if colon:
+                found[name] = value
+        return found
 
 
 async def _count(reader: asyncio.StreamReader, counted: Counter[str]) -> None:
@@ -151,6 +157,6 @@ async def _count(reader: asyncio.StreamReader, counted: Counter[str]) -> None:
 
 
 def fsyncs_between(trace: Path, begin_ms: int, end_ms: int) -> int:
-    """fsync and fdatasync calls in a `strace -ttt` log, begun within the window (wall clock)."""
+    """Calls of fsync and fdatasync in a `strace -ttt` log, begun within the window (wall clock)."""
     stamps = (float(stamp) * 1000 for stamp in _FSYNC.findall(trace.read_text(errors="replace")))
     return sum(begin_ms <= stamp < end_ms for stamp in stamps)

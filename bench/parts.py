@@ -1,21 +1,15 @@
-"""The processes of one measurement: gateway with its embedded store, handler, receiver, generator, in a directory of
-their own.
+"""The processes of one measurement: gateway with its embedded store, handler, receiver, generator.
 
-Starts them, knows their pids, ends them whatever happens. Measures nothing. Every child dies with this process.
+They work in a directory of their own. Starts them, knows their pids, ends them whatever happens, and every child dies
+with this process. Measures nothing.
 """
 
 from __future__ import annotations
 
-import asyncio
-import ctypes
-import os
 import shutil
-import signal
-import socket
 import sys
 import tempfile
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
@@ -23,95 +17,14 @@ from typing import Any, Final, Self
 import msgspec
 
 from bench.meters import Reading, StoreMeter, is_store, tree, usage
-from bench.work import ENDPOINT, Wrong, key_of, new_tag, surface_of
+from bench.process import STRACE, BenchFailed, Part, free_port, is_strace, start, strace_filters
+from bench.work import Wrong, key_of, new_tag, surface_of
 from mesh.clock import monotonic_s, sleep
 from mesh.errors import MeshError
 from mesh.pool import Pool, Reply, Target
 
-ROOT: Final = Path(__file__).resolve().parent.parent
 READY_S: Final = 30.0
-STOP_S: Final = 15.0
-EVENT_BYTES_MAX: Final = 1 << 20
-LOG_CHARS_SHOWN: Final = 2000
 POLL_S: Final = 0.005
-STRACE: Final = ("strace", "-f", "-ttt", "-e", "trace=fdatasync,fsync")
-
-_PR_SET_PDEATHSIG: Final = 1
-_libc: Final = ctypes.CDLL(None)
-
-
-class BenchFailed(Exception):
-    """The measurement could not be made, or what it measured was wrong."""
-
-
-def die_with_parent() -> None:
-    """Between fork and exec of a child: SIGTERM when the bench is gone, however it went."""
-    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-class Part:
-    """One process. What it says on stdout is JSON, a line per event; stderr goes to a log."""
-
-    def __init__(self, name: str, process: asyncio.subprocess.Process, log: Path) -> None:
-        self.name = name
-        self.process = process
-        self._log = log
-
-    @property
-    def pid(self) -> int:
-        return self.process.pid
-
-    async def event(self, name: str, within_s: float) -> dict[str, Any]:
-        """The next thing it says, which must be `name`. Raises BenchFailed with the end of its log."""
-        assert self.process.stdout is not None
-        try:
-            line = await asyncio.wait_for(self.process.stdout.readline(), within_s)
-        except TimeoutError:
-            raise self.failed(f"did not say {name!r} within {within_s:g} s") from None
-        event = msgspec.json.decode(line) if line else {}
-        if event.get("event") != name:
-            raise self.failed(f"said {line!r} instead of {name!r}")
-        return event
-
-    def check(self) -> None:
-        """Raise BenchFailed when it is gone."""
-        if self.process.returncode is not None:
-            raise self.failed(f"ended with {self.process.returncode}")
-
-    def failed(self, what: str) -> BenchFailed:
-        return BenchFailed(f"{self.name} {what}\n{self.said()}")
-
-    def said(self) -> str:
-        """The end of its log."""
-        return self._log.read_text(errors="replace")[-LOG_CHARS_SHOWN:]
-
-    async def stop(self, *, gently: bool) -> None:
-        """End it and what it started: `gently` with time to close its files."""
-        if self.process.returncode is not None:
-            return
-        pids = tree(self.pid)
-        leader = self._leader(pids)
-        with suppress(ProcessLookupError):
-            os.kill(leader, signal.SIGTERM if gently else signal.SIGKILL)
-        try:
-            await asyncio.wait_for(self.process.wait(), STOP_S)
-        except TimeoutError:
-            for pid in pids:
-                with suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
-            await self.process.wait()
-
-    def _leader(self, pids: list[int]) -> int:
-        # strace passes no signal on to what it traces.
-        if len(pids) > 1 and Path(f"/proc/{self.pid}/exe").readlink().name == "strace":
-            return pids[1]
-        return self.pid
 
 
 class Stack:
@@ -165,7 +78,7 @@ class Stack:
         if self._profiled:
             command = [sys.executable, "-m", "bench.profiled"]
         if self._trace:
-            filtered = ["--seccomp-bpf"] if await _strace_filters() else []
+            filtered = ["--seccomp-bpf"] if await strace_filters() else []
             command = [*STRACE, *filtered, "-o", str(self.fsync_trace), *command]
         await self._spawn("gateway", [*command, "dev", "--data", str(self.data), "--port", str(self._port)])
 
@@ -197,23 +110,15 @@ class Stack:
         return await self._spawn(name, command)
 
     async def _spawn(self, name: str, command: Sequence[str]) -> Part:
-        log = self.directory / f"{name}.log"
-        with log.open("ab") as errors:
-            process = await asyncio.create_subprocess_exec(
-                *command,
-                stdin=asyncio.subprocess.PIPE,
-                stdout=errors if name == "gateway" else asyncio.subprocess.PIPE,
-                stderr=errors,
-                cwd=ROOT,
-                preexec_fn=die_with_parent,  # noqa: PLW1509 - one prctl call, and no thread of ours holds a lock
-                limit=EVENT_BYTES_MAX,
-            )
-        part = self.parts[name] = Part(name, process, log)
+        part = self.parts[name] = await start(name, command, self.directory)
         return part
 
     async def stop(self, name: str, *, gently: bool) -> None:
         """End a part, if it was started."""
         if part := self.parts.pop(name, None):
+            if name == "gateway":
+                await self.store.close()
+                self.store = StoreMeter(self.data)
             await part.stop(gently=gently)
 
     # Asking
@@ -271,7 +176,7 @@ class Stack:
             if name != "gateway":
                 named["handler" if name == "agent" else name] = [part.pid]
                 continue
-            pids = [pid for pid in tree(part.pid) if not _is_strace(pid)]
+            pids = [pid for pid in tree(part.pid) if not is_strace(pid)]
             named["store"] = [pid for pid in pids if is_store(pid)]
             named["gateway"] = [pid for pid in pids if pid not in named["store"]]
         return named
@@ -280,24 +185,3 @@ class Stack:
         """All meters, CPU first: it moves fastest."""
         used = {name: usage(pids) for name, pids in self.pids().items()}
         return Reading(used, await self.store.read())
-
-
-def can_trace() -> bool:
-    """Whether strace is installed; whether it may trace shows when it is tried."""
-    return shutil.which("strace") is not None
-
-
-async def _strace_filters() -> bool:
-    """`--seccomp-bpf` (strace 5.3): only the traced calls stop, all others run at full speed."""
-    process = await asyncio.create_subprocess_exec(
-        "strace", "-f", "--seccomp-bpf", "-e", "trace=fsync", "true",
-        stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.DEVNULL,
-    )  # fmt: skip
-    return await process.wait() == 0
-
-
-def _is_strace(pid: int) -> bool:
-    return Path(f"/proc/{pid}/exe").readlink().name == "strace"
-
-
-__all__ = ["ENDPOINT", "BenchFailed", "Part", "Stack", "can_trace", "free_port"]

@@ -48,9 +48,7 @@ def show(console: Console, figures: Figures) -> None:
         style = _STYLES.get(verdict, "")
         shown = f"[{style}]{verdict}[/]" if style else verdict
         note = figures.notes.get(name, "")
-        table.add_row(
-            name, _number(median(values)), spread, unit_of(name), str(target) if target else "", shown, note
-        )
+        table.add_row(name, _number(median(values)), spread, unit_of(name), str(target) if target else "", shown, note)
     console.print(table)
     for error in figures.errors:
         console.print(f"[bold red]WRONG[/] {figures.scenario}: {error}", highlight=False, markup=True)

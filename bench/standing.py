@@ -10,7 +10,8 @@ from typing import Any, Final
 from bench.calls import add_memory
 from bench.figures import Figures
 from bench.load import Options, drive
-from bench.parts import BenchFailed, Stack, free_port
+from bench.parts import Stack
+from bench.process import BenchFailed, free_port
 from bench.work import ASYNC_SERVICE, ENDPOINT, PARKED_ENDPOINT
 from mesh.clock import monotonic_s, sleep
 from mesh.errors import MeshError

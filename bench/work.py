@@ -66,7 +66,13 @@ class Surface:
     path: bytes
 
     def __init__(
-        self, operation: str, service: str = ENDPOINT, endpoint: str = ENDPOINT, *, callback: str = "", respond_async: bool = False
+        self,
+        operation: str,
+        service: str = ENDPOINT,
+        endpoint: str = ENDPOINT,
+        *,
+        callback: str = "",
+        respond_async: bool = False,
     ) -> None:
         self.operation = operation
         self.service = service

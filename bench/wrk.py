@@ -10,7 +10,7 @@ import asyncio
 import json
 import resource
 import shutil
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from bench.generator import Result
 from bench.meters import Reading, Usage
@@ -74,30 +74,41 @@ async def drive(stack: Stack, load: dict[str, Any]) -> tuple[Result, Reading, Re
     """A warm-up, then the window between two readings."""
     warm = 0
     if load.get("warmup_s"):
-        warm = (await _run(stack, load, load["warmup_s"], "w"))[0]
+        warm = (await _run(stack, load, load["warmup_s"], "w")).requests
     begin_ms = now_ms()
     before, spent_s = await stack.read(), _children_s()
-    requests, window_s, p50_ms, p99_ms, wrong, sample = await _run(stack, load, load["seconds"], "x")
+    told = await _run(stack, load, load["seconds"], "x")
     after, end_ms = await stack.read(), now_ms()
     # wrk is gone by now; what it used shows in what the kernel keeps of children that ended, and it is the only one.
     before.usage["generator"] = Usage(0, 0)
     after.usage["generator"] = Usage(_children_s() - spent_s, 0)
     result = Result(
-        ops=requests,
-        answered=requests + warm,
-        unique=requests + warm,
-        window_s=window_s,
+        ops=told.requests,
+        answered=told.requests + warm,
+        unique=told.requests + warm,
+        window_s=told.window_s,
         begin_ms=begin_ms,
         end_ms=end_ms,
-        p50_ms=p50_ms,
-        p99_ms=p99_ms,
-        errors=wrong,
-        samples=[sample] if sample else [],
+        p50_ms=told.p50_ms,
+        p99_ms=told.p99_ms,
+        errors=told.wrong,
+        samples=[told.sample] if told.sample else [],
     )
     return result, before, after
 
 
-async def _run(stack: Stack, load: dict[str, Any], seconds: float, mark: str) -> tuple[int, float, float, float, int, str]:
+class Told(NamedTuple):
+    """What wrk said at its end."""
+
+    requests: int
+    window_s: float
+    p50_ms: float
+    p99_ms: float
+    wrong: int
+    sample: str
+
+
+async def _run(stack: Stack, load: dict[str, Any], seconds: float, mark: str) -> Told:
     file = stack.directory / f"wrk-{mark}.lua"
     file.write_text(script(load, load["tag"][:-1] + mark))
     whole_s = max(1, round(seconds))
@@ -111,9 +122,9 @@ async def _run(stack: Stack, load: dict[str, Any], seconds: float, mark: str) ->
     if not line:
         raise part.failed(f"said {said[-500:]!r}")
     _, requests, duration_us, p50_us, p99_us, wrong, sample = line.split(" ", 6)
-    return (
+    return Told(
         int(requests), int(duration_us) / 1e6, float(p50_us) / 1000, float(p99_us) / 1000, int(wrong), sample.strip('"')
-    )  # fmt: skip
+    )
 
 
 def _quoted(text: bytes) -> str:
