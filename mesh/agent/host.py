@@ -61,8 +61,7 @@ class Host:
         elif run.fingerprint != fingerprint:
             return _conflict()
         elif head.callback is not None and head.number("mesh-attempt") >= run.attempt:
-            # A later attempt of the same run: its token supersedes the one we had.
-            run.callback, run.attempt = head.callback, head.number("mesh-attempt")
+            self._work.adopt(run, head.callback, head.number("mesh-attempt"))
         return run.outcome or await self._answer(run, head)
 
     def _full(self) -> Outcome | None:

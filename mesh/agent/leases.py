@@ -1,7 +1,8 @@
 """Heartbeats for long work: which runs are leased, and what the mesh answers about each (decision 6).
 
 One beat carries many runs; a third of the lease passes between beats; with nothing leased nothing runs. The answers
-come back through two functions, `cancel` and `lose`. Knows no handler.
+come back through three functions: `cancel` (the caller wants it), `lose` (another attempt has the lease) and `stop`
+(the operation is over). Knows no handler.
 """
 
 from __future__ import annotations
@@ -58,7 +59,8 @@ class Leases:
         lease_ms: int,
         key: str | None,
         cancel: Callable[[Run], None],
-        lose: Callable[[Run, str], None],
+        lose: Callable[[Run], None],
+        stop: Callable[[Run], None],
     ) -> None:
         self._pool = pool
         self._gateways = gateways
@@ -67,8 +69,10 @@ class Leases:
         self._lease_ms = lease_ms
         self._cancel = cancel
         self._lose = lose
+        self._stop = stop
         self._held: set[Run] = set()
         self._task: asyncio.Task[None] | None = None
+        self._trouble = ""
         self.header: RawHeader = (b"mesh-lease-ms", b"%d" % lease_ms)
         """On a 201: the caller may count on a heartbeat within that time."""
 
@@ -139,13 +143,18 @@ class Leases:
                 reply_bytes_max=REPLY_BYTES_MAX,
             )
             if reply.status == 200:  # noqa: PLR2004
-                return _read(reply.body).tasks
+                verdicts = _read(reply.body).tasks
+                self._trouble = ""
+                return verdicts
             trouble = f"{target.origin} answered {reply.status}"
         except PeerFault as fault:
             trouble = fault.detail
         except msgspec.MsgspecError:
             trouble = f"{target.origin} answered something else"
-        logger.warning("no heartbeat: %s", trouble)
+        if trouble != self._trouble:
+            # Said when it changes: a gateway that is down for an hour is one line.
+            self._trouble = trouble
+            logger.warning("no heartbeat: %s", trouble)
         return None
 
     def _apply(self, answers: Iterable[tuple[tuple[Run, Callback], _Verdict]]) -> None:
@@ -162,7 +171,7 @@ class Leases:
             elif status in ("lost", "ended"):
                 self._held.discard(run)
                 run.leased = False
-                self._lose(run, "another attempt has the work" if status == "lost" else "the operation is over")
+                (self._lose if status == "lost" else self._stop)(run)
             else:
                 # The token is not known there, or we do not know the answer: the work goes on, its completion decides.
                 logger.warning("a heartbeat was answered with %r; no more are sent for it", status[:40])

@@ -22,7 +22,7 @@ TTL_MS: Final = 5000
 BEATS_PER_TTL: Final = 3
 BEAT_SPREAD: Final = 0.1
 RETRY_FIRST_MS: Final = 200
-RETRY_MAX_MS: Final = 5000
+RETRY_MAX_MS: Final = 2000
 REFUSED_RETRY_MS: Final = 10_000
 """A refusal changes only when somebody mends it: an owner, a key, an egress rule."""
 TIMEOUT_S: Final = 5.0

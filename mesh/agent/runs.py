@@ -34,14 +34,15 @@ class Run:
     token      the host's operation token, empty until a 201 left
     outcome    None while the handler runs
     waiting    requests that hold their connection for the outcome
-    lost       another attempt owns the work: nothing is to be reported
+    doubt      set while the lease is lost and the attempt that has it may still come here; stops the work when it fires
+    lost       the work is nobody's or another's: nothing is to be reported
     leased     a mesh confirmed the lease: silence makes it send the work again
     inner      the handler's own token, when it answered 201 itself; else empty
     """
 
     __slots__ = (
-        "attempt", "callback", "cancellation", "ctx", "fingerprint", "inner", "key", "leased", "lost", "outcome",
-        "route", "started_at_ms", "task", "token", "waiting",
+        "attempt", "callback", "cancellation", "ctx", "doubt", "fingerprint", "inner", "key", "leased", "lost",
+        "outcome", "route", "started_at_ms", "task", "token", "waiting",
     )  # fmt: skip
 
     def __init__(
@@ -57,6 +58,7 @@ class Run:
         self.ctx: StartOperationContext | None = None
         self.task: asyncio.Task[None] | None = None
         self.outcome: Outcome | None = None
+        self.doubt: asyncio.TimerHandle | None = None
         self.token = self.inner = ""
         self.waiting: list[asyncio.Future[None]] = []
         self.lost = self.leased = False

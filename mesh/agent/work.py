@@ -28,6 +28,9 @@ from mesh.wire import OPERATION_TOKEN_BYTES_MAX
 
 CANCEL_GRACE_S: Final = 5.0
 """What a handler that watches its cancellation gets to end in its own way."""
+LOST_GRACE_S: Final = 5.0
+"""How long work whose lease is lost goes on. A gateway that was away for longer than the lease sends the next attempt,
+mostly to this very agent, where it finds the work still running instead of beginning it again."""
 LAST_COMPLETIONS_S: Final = 2.0
 CANCELED: Final = "canceled by the caller"
 STOPPING: Final = "the agent is stopping"
@@ -43,7 +46,13 @@ class Work:
     ) -> None:
         self.runs = Runs()
         self.leases = Leases(
-            pool, gateways, lease_ms=lease_ms, key=key, cancel=partial(self.cancel, reason=CANCELED), lose=self._lose
+            pool,
+            gateways,
+            lease_ms=lease_ms,
+            key=key,
+            cancel=partial(self.cancel, reason=CANCELED),
+            lose=self._doubt,
+            stop=partial(self._abandon, why="the operation is over"),
         )
         self.stopping = False
         self._endpoint = endpoint
@@ -84,6 +93,13 @@ class Work:
         self.runs.open(run)
         run.task = asyncio.get_running_loop().create_task(self._execute(run, ctx, context, value))
         run.task.add_done_callback(partial(self._ended, run))
+
+    def adopt(self, run: Run, callback: Callback, attempt: int) -> None:
+        """A later attempt of the same run has come: its token supersedes the one we had, its lease the one we lost."""
+        run.callback, run.attempt = callback, attempt
+        if run.doubt is not None:
+            run.doubt.cancel()
+            run.doubt = None
 
     def cancel(self, run: Run, reason: str) -> None:
         """Tell the handler to stop, and stop it: at once, or after a grace when it watches its cancellation."""
@@ -126,7 +142,8 @@ class Work:
         if run.lost:
             outcome = None
         run.end(outcome)
-        if run.token and outcome is not None and outcome.state != "running":
+        # In doubt nothing is reported: the token is superseded. The attempt that has the work may still ask here.
+        if run.token and run.doubt is None and outcome is not None and outcome.state != "running":
             await self._report(run, outcome)
 
     def _ended(self, run: Run, _task: asyncio.Task[None]) -> None:
@@ -134,6 +151,8 @@ class Work:
         if run.outcome is None:
             run.lost = True
             run.end(None)
+        if run.doubt is not None:
+            run.doubt.cancel()
         self.leases.discard(run)
         self.runs.close(run)
 
@@ -184,8 +203,14 @@ class Work:
             level = logging.INFO if run.cancellation.reason else logging.WARNING
             logger.log(level, "%s: its outcome was refused with status %d", where, status)
 
-    def _lose(self, run: Run, why: str) -> None:
-        """The work belongs to another attempt, or is over: stop, report nothing, forget."""
+    def _doubt(self, run: Run) -> None:
+        """The lease is lost. Unless the attempt that got it comes here, the work stops."""
+        if run.outcome is None and run.doubt is None:
+            stop = partial(self._abandon, run, why="another attempt has the work")
+            run.doubt = asyncio.get_running_loop().call_later(LOST_GRACE_S, stop)
+
+    def _abandon(self, run: Run, why: str) -> None:
+        """The work is nobody's, or another's: stop, report nothing, forget."""
         if run.outcome is None:
             run.lost = True
             self.runs.forget(run)

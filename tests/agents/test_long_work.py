@@ -223,17 +223,44 @@ class TestLeases:
         assert completion.json["details"] == {"state": "canceled"}
 
     @pytest.mark.parametrize("verdict", ["lost", "ended"])
-    def test_lost_work_is_stopped_and_not_reported(self, stage: Stage, verdict: str) -> None:
+    def test_lost_work_is_stopped_and_not_reported(
+        self, stage: Stage, verdict: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("mesh.agent.work.LOST_GRACE_S", 0.2)
         stage.gateway.verdicts["slow/1"] = verdict
         token_of(stage.start("slow", "30"))
         until(lambda: stage.did.canceled)
         pause(0.2)
         assert not stage.gateway.completions
-        # The operation came back to this agent: new work, not the old answer.
+        # The operation came back to this agent after all: new work, since the old was stopped.
         token_of(stage.start("slow", "30", attempt=2))
         assert len(stage.did.starts) == 2
 
-    def test_lost_work_that_will_not_stop_is_no_longer_ours(self, stage: Stage) -> None:
+    def test_lost_work_goes_on_for_the_next_attempt(self, stage: Stage) -> None:
+        """A gateway that was away for longer than the lease does not cost the work that is done."""
+        stage.gateway.verdicts["slow/1"] = "lost"
+        token = token_of(stage.start("slow", "1.5"))
+        until(stage.beats)
+        pause(0.1)
+        assert token_of(stage.start("slow", "1.5", attempt=2)) == token
+        (completion,) = stage.gateway.completed()
+        assert (completion.headers["token"], completion.body) == ("slow/2", b'"done"')
+        assert len(stage.did.starts) == 1
+        assert "slow/2" in stage.beats()
+
+    def test_what_lost_work_came_to_is_kept_for_the_next_attempt(self, stage: Stage) -> None:
+        stage.gateway.verdicts["slow/1"] = "lost"
+        token_of(stage.start("slow", "0.8"))
+        until(lambda: stage.did.ended)
+        pause(0.1)
+        assert not stage.gateway.completions
+        assert stage.start("slow", "0.8", attempt=2).text == '"done"'
+        assert len(stage.did.starts) == 1
+
+    def test_lost_work_that_will_not_stop_is_no_longer_ours(
+        self, stage: Stage, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("mesh.agent.work.LOST_GRACE_S", 0.0)
         stage.gateway.verdicts["stubborn/1"] = "lost"
         token_of(stage.start("stubborn"))
         until(stage.beats)
