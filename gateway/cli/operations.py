@@ -203,7 +203,7 @@ def watch(
 
 def _stream(gateway: Gateway, show: Show, path: str, after: int) -> Any:
     """Events as they happen, each once."""
-    from mesh.client_events import EventReader  # noqa: PLC0415 - only who watches reads streams
+    from mesh.client.events import EventReader  # noqa: PLC0415 - only who watches reads streams
 
     reader, give_up_s, told = EventReader(after), monotonic_s() + RETRY_FOR_S, False
     while not reader.ended:

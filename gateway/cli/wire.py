@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
 
 from gateway.cli.exits import Problem
 from gateway.cli.options import URL_DEFAULT
-from mesh.client_errors import GatewayUnreachable, refusal
+from mesh.client.errors import GatewayUnreachable, refusal
 from mesh.errors import ReplyInvalid
 
 if TYPE_CHECKING:
