@@ -11,7 +11,7 @@ import pytest
 
 import mesh
 from mesh import errors
-from mesh.client_events import EventReader
+from mesh.client.events import EventReader
 from mesh.clock import monotonic_s
 from tests.agents.serving import Request, Response, Scripted, answer, serving
 from tests.agents.workshop import Order, Receipt, Shop

@@ -1,6 +1,6 @@
 """What a caller means: an operation with the codecs of its types, an order to start it, a record of it. Pure.
 
-Reads the many ways to name an operation; says nothing to anybody (client_flow.py does).
+Reads the many ways to name an operation; says nothing to anybody (flow.py does).
 """
 
 from __future__ import annotations

@@ -1,13 +1,4 @@
-"""Callers: start, call, read, cancel and watch operations over HTTP.
-
-    import mesh
-    with mesh.SyncClient() as client:
-        print(client.call("greeter", "greeter", "greet", "Ada"))
-
-`Client` is the same for asyncio. Operations are named by strings or, typed, by their contract:
-`await client.call("reports", Reports.render, Order(...))` gives what `Reports.render` promises. Owns the connections of
-the asyncio client; what is said on them is client_flow.py. Must not know the store.
-"""
+"""The caller client for asyncio. Owns the connections; what is said on them is flow.py. Must not know the store."""
 
 from __future__ import annotations
 
@@ -17,39 +8,16 @@ from typing import Any, Generic, Self, Unpack, cast, overload
 import httpx
 from nexusrpc import Operation
 
-from mesh import client_flow as flows
-from mesh.client_base import LIMITS, Base, I, O, StartOptions
-from mesh.client_errors import (
+from mesh.client import flow as flows
+from mesh.client.errors import (
     GatewayUnreachable,
-    OperationCanceled,
-    OperationFailed,
-    OperationTimedOut,
-    OperationUnsuccessful,
-    StillRunning,
     refusal,
 )
-from mesh.client_events import Event, EventReader
-from mesh.client_flow import Answer, Pause, Unreached
-from mesh.client_order import Called, Page, Record, codec_of
-from mesh.client_sync import SyncClient, SyncOperationHandle
+from mesh.client.events import Event, EventReader
+from mesh.client.flow import Answer, Pause, Unreached
+from mesh.client.order import Called, Page, Record, codec_of
+from mesh.client.shared import LIMITS, Base, I, O, StartOptions
 from mesh.clock import monotonic_s, sleep
-
-__all__ = [
-    "Client",
-    "Event",
-    "GatewayUnreachable",
-    "OperationCanceled",
-    "OperationFailed",
-    "OperationHandle",
-    "OperationTimedOut",
-    "OperationUnsuccessful",
-    "Page",
-    "Record",
-    "StartOptions",
-    "StillRunning",
-    "SyncClient",
-    "SyncOperationHandle",
-]
 
 
 class Client(Base):

@@ -1,6 +1,6 @@
 """What both caller clients share: where the gateway is, the options of a start, how steps become requests.
 
-Knows no I/O: mesh/client.py (asyncio) and mesh/client_sync.py (blocking) do it.
+Knows no I/O: aio.py (asyncio) and sync.py (blocking) do it.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from typing import Any, Final, TypedDict, TypeVar
 
 import httpx
 
-from mesh import client_flow as flows
-from mesh.client_events import EventReader
-from mesh.client_flow import Ask, Unreached
-from mesh.client_order import Order, called, new_key
+from mesh.client import flow as flows
+from mesh.client.events import EventReader
+from mesh.client.flow import Ask, Unreached
+from mesh.client.order import Order, called, new_key
 from mesh.errors import ConfigError
 
 GATEWAY: Final = "http://127.0.0.1:7411"

@@ -1,6 +1,6 @@
-"""The caller client for scripts: the verbs of mesh/client.py, blocking.
+"""The caller client for scripts: the verbs of aio.py, blocking.
 
-Owns blocking I/O only; the words are client_flow.py's.
+Owns blocking I/O only; the words are flow.py's.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ from typing import Any, Generic, Self, Unpack, cast, overload
 import httpx
 from nexusrpc import Operation
 
-from mesh import client_flow as flows
-from mesh.client_base import LIMITS, Base, I, O, StartOptions
-from mesh.client_errors import GatewayUnreachable, refusal
-from mesh.client_events import Event, EventReader
-from mesh.client_flow import Answer, Pause, Unreached
-from mesh.client_order import Called, Page, Record, codec_of
+from mesh.client import flow as flows
+from mesh.client.errors import GatewayUnreachable, refusal
+from mesh.client.events import Event, EventReader
+from mesh.client.flow import Answer, Pause, Unreached
+from mesh.client.order import Called, Page, Record, codec_of
+from mesh.client.shared import LIMITS, Base, I, O, StartOptions
 from mesh.clock import monotonic_s, pause
 
 

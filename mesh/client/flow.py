@@ -1,7 +1,7 @@
 """What a client says to a gateway, without saying it: each verb is a generator of steps, the same for both clients.
 
 A step is an `Ask` (answered with an `Answer`, or with `Unreached` when no reply came) or a `Pause`. Owns paths, bodies,
-the repeats and their bounds. Does no I/O: mesh/client.py does.
+the repeats and their bounds. Does no I/O: aio.py does.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from urllib.parse import quote, urlencode
 import msgspec
 
 from mesh.agent.codec import BYTES, Codec, Undecodable
-from mesh.client_errors import UNSUCCESSFUL, GatewayUnreachable, OperationFailed, StillRunning, refusal
-from mesh.client_order import Order, Page, Record
+from mesh.client.errors import UNSUCCESSFUL, GatewayUnreachable, OperationFailed, StillRunning, refusal
+from mesh.client.order import Order, Page, Record
 from mesh.clock import monotonic_s
 from mesh.errors import ConfigError, MeshError, ReplyInvalid
 from mesh.ids import jittered
