@@ -235,8 +235,8 @@ def render() -> str:
         "# The two machines",
         "",
         (
-            "Generated from `mesh/machine.py`; do not edit. A cell is the next state, `=` is a duplicate (same reply, no"
-            " change), an empty cell is illegal."
+            "Generated from `mesh/machine.py`; do not edit. A cell is the next state, `=` is a duplicate (same reply,"
+            " no change), an empty cell is illegal."
         ),
     ]
     for title, table in (("Operation", OPERATION), ("Delivery", DELIVERY)):

@@ -77,12 +77,11 @@ class CatalogStore(Functions):
             gone, owner, version, paused, run, created_at, updated_at = await facts
             body, line = await document, await waiting
             if gone == b"0" and body is not None:
-                rows.append(
-                    EndpointRow(
-                        endpoint_id, name, owner.decode(), int(version), paused == b"1", int(run), line,
-                        int(created_at), int(updated_at), body,
-                    )  # fmt: skip
-                )
+                row = EndpointRow(
+                    endpoint_id, name, owner.decode(), int(version), paused == b"1", int(run), line,
+                    int(created_at), int(updated_at), body,
+                )  # fmt: skip
+                rows.append(row)
         return sorted(rows, key=lambda row: row.name)
 
     async def loads(self, endpoint_ids: Sequence[str]) -> list[tuple[int, int]]:
@@ -131,7 +130,8 @@ class CatalogStore(Functions):
 
 def unknown_endpoint(name: str) -> NotFound:
     """The one wording for an endpoint that is not there, or not there for this namespace."""
-    return NotFound(f"there is no endpoint {name!r}; `mesh endpoint list` shows those you may see", code="unknown_endpoint")
+    detail = f"there is no endpoint {name!r}; `mesh endpoint list` shows those you may see"
+    return NotFound(detail, code="unknown_endpoint")
 
 
 def _stale(name: str, version: str) -> PreconditionFailed:

@@ -105,10 +105,12 @@ class Request(msgspec.Struct, array_like=True, omit_defaults=True):
 
 
 class Outcome(msgspec.Struct, array_like=True, omit_defaults=True):
-    """Decoded `r`. `kind`: `result` (body and type as the handler sent them), `failure` (OperationError JSON of a failed
-    or canceled operation), `handler_error` (a refusal of the handler: HandlerError JSON in `body`, and `status`,
-    `headers`, `original` body to answer the first request with), or `mesh` (ended by the mesh: `reason` says why, `body`
-    is the last failure as JSON or empty).
+    """Decoded `r`.
+
+    `kind`: `result` (body and type as the handler sent them), `failure` (OperationError JSON of a failed or canceled
+    operation), `handler_error` (a refusal of the handler: HandlerError JSON in `body`, and `status`, `headers`,
+    `original` body to answer the first request with), or `mesh` (ended by the mesh: `reason` says why, `body` is the
+    last failure as JSON or empty).
     """
 
     kind: str

@@ -57,7 +57,7 @@ class NoEndpoint(Exception):
 
 
 class NoSession(Exception):
-    """This gateway session was taken for dead; join anew."""
+    """The session was taken for dead; join anew."""
 
 
 def _work(packed: list[Any]) -> Work:
@@ -70,8 +70,10 @@ def _optional_work(packed: Any) -> Work | None:
 
 
 class Store(Functions):
-    """The operations of one partition. All methods raise StoreUnavailable or OutcomeUnknown when the store cannot
-    answer; both may be repeated, for every verb is idempotent.
+    """The operations of one partition.
+
+    All methods raise StoreUnavailable or OutcomeUnknown when the store cannot answer; both may be repeated, for every
+    verb is idempotent.
     """
 
     def __init__(self, link: Link, partition: str = PARTITION) -> None:
@@ -216,7 +218,8 @@ class Store(Functions):
     ) -> Moved:
         """The attempt failed; back off `delay_ms`, or end with `outcome` when no attempt is left."""
         arguments = {
-            "id": operation_id, "run": run, "attempt": attempt, "session": session, "delay_ms": delay_ms, "detail": detail
+            "id": operation_id, "run": run, "attempt": attempt, "session": session, "delay_ms": delay_ms,
+            "detail": detail,
         }  # fmt: skip
         try:
             reply = await self.fcall("mesh1_retry", arguments, outcome)

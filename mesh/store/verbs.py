@@ -12,8 +12,10 @@ from mesh.store.layout import Entry, Head, Outcome, Request
 
 
 class Start(msgspec.Struct):
-    """An operation to accept. `key` and `digest` are digests as text (`key` empty: no idempotency
-    key; text, because the store's msgpack knows no bytes); `*_ms` 0 means none; `blocked` is a reason that the accepting gateway already knows, or ''.
+    """An operation to accept.
+
+    `key` and `digest` are digests as text, because the store's msgpack knows no bytes (`key` empty: no idempotency key).
+    `*_ms` 0 means none. `blocked` is a reason that the accepting gateway already knows, or ''.
     """
 
     id: str
@@ -55,8 +57,9 @@ class KeyReused(NamedTuple):
 
 
 class Work(NamedTuple):
-    """One delivery leased to this session. `extra`: the input of a start, the packed outcome of a callback, the
-    agent's own token of a cancel.
+    """One delivery leased to this session.
+
+    `extra`: the input of a start, the packed outcome of a callback, the agent's own token of a cancel.
     """
 
     id: str

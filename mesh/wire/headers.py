@@ -44,7 +44,7 @@ _CALLBACK: Final = b"nexus-callback-"
 # credential to its own receiver, at a URL the egress policy vetted, and gains nothing it could not send
 # itself; Temporal and plain webhooks rely on such tokens. What is refused would break the framing or forge
 # what the mesh itself says.
-_RESERVED: Final = _HOP_BY_HOP | {b"host", b"nexus-link"}
+_RESERVED: Final = _HOP_BY_HOP | {b"host", b"accept-encoding", b"nexus-link"}
 _RESERVED_PREFIX: Final = (b"content-", b"nexus-operation-", b"webhook-", b"ce-", b"mesh-", b"proxy-")
 
 

@@ -37,13 +37,17 @@ local function mesh1_beat(keys, argv)
   local a = cmsgpack.unpack(argv[1])
   local now = now_ms()
   local sessions = root .. KEY.sessions
-  local seen_at = redis.call('ZSCORE', sessions, a.session)
-  if a.join == 0 and not seen_at then return { 'lost', now, 0, 0 } end
+  if a.join == 0 and not listed(root, a.session) then return { 'lost', now, 0, 0 } end
+  -- Beats come three times as often as a session may be silent. When nobody beat for twice that, the store was stopped or
+  -- away, and all look dead to whoever comes back first: everybody gets the whole time anew.
+  local newest = redis.call('ZRANGE', sessions, 0, 0, 'REV', 'WITHSCORES')[2]
+  if newest and now - tonumber(newest) > a.dead_after_ms * 2 / 3 then
+    for _, other in ipairs(redis.call('ZRANGE', sessions, '(0', '+inf', 'BYSCORE')) do
+      redis.call('ZADD', sessions, now, other)
+    end
+  end
   redis.call('ZADD', sessions, now, a.session)
-  -- Only a session that beats steadily itself may call another one silent: after the store was stopped or away, all of
-  -- them look dead to whoever comes back first.
-  local steady = seen_at and now - tonumber(seen_at) <= a.dead_after_ms
-  local dead = steady and redis.call('ZRANGE', sessions, '-inf', now - a.dead_after_ms, 'BYSCORE') or {}
+  local dead = redis.call('ZRANGE', sessions, '-inf', now - a.dead_after_ms, 'BYSCORE')
   if a.replaces ~= '' then
     for _, other in ipairs(redis.call('ZRANGE', sessions, 0, -1)) do
       if other ~= a.session and string.sub(other, 1, #a.replaces) == a.replaces then dead[#dead + 1] = other end
