@@ -14,7 +14,7 @@ from mesh.store.layout import Entry, Head, Outcome, Request
 class Start(msgspec.Struct):
     """An operation to accept.
 
-    `key` and `digest` are digests as text, because the store's msgpack knows no bytes (`key` empty: no idempotency key).
+    `key` and `digest` are digests as text, for the store knows no msgpack bytes (`key` empty: no idempotency key).
     `*_ms` 0 means none. `blocked` is a reason that the accepting gateway already knows, or ''.
     """
 
