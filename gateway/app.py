@@ -5,6 +5,7 @@ Nothing here decides anything about operations; it builds, starts, stops and say
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from typing import TYPE_CHECKING, Any, Final
 
@@ -24,9 +25,10 @@ from gateway.operations import Operations
 from gateway.tasks import TasksSurface
 from gateway.ticker import Ticker
 from gateway.waiters import Waiters
-from mesh.errors import MeshError, StoreUnsafe, Unavailable
+from mesh.clock import monotonic_s
+from mesh.errors import ConfigError, MeshError, StoreUnsafe, Unavailable
 from mesh.ids import secret_bytes, short_id
-from mesh.pool import Pool
+from mesh.pool import Pool, Target
 from mesh.store.catalog import CatalogStore
 from mesh.store.functions import load_library
 from mesh.store.gate import Gate, durability_facts
@@ -45,6 +47,8 @@ if TYPE_CHECKING:
 
 POOL_PER_HOST: Final = 256
 LEAVE_TRIES: Final = 200
+LEAVE_S: Final = 2.0
+"""Longest that the hand-back may take: the whole process ends in 15 s (decision 38), the store's own end included."""
 VERSION: Final = "0.1.0"
 
 _log = logging.getLogger(__name__)
@@ -66,8 +70,14 @@ class Mesh:
         self.store = Store(self.link)
         self.catalog_store = CatalogStore(self.link)
         self.egress = Egress(allow_loopback=settings.egress.allow_loopback, allow=settings.egress.allow)
+        # A callback or an agent at this very address would be the gateway calling itself, round and round.
+        own = Target.parse(settings.gateway.public_url)
+        self.egress.forbid(settings.gateway.host, settings.gateway.port)
+        self.egress.forbid(own.host, own.port)
         self.webhook_secrets: dict[str, str] = {}
         self._exclusive = exclusive
+        self._started = False
+        self._drain_until_s = 0.0
         self.fast_path: FastPath
         """Set by `create_app`."""
 
@@ -140,25 +150,36 @@ class Mesh:
         await self.ticker.join()
         self.subscriber.subscribe(self.store.keys.registry_channel, self.catalog.hint)
         self.ticker.start()
+        self._started = True
 
     async def stop(self) -> None:
-        """Finish what is being sent, hand the rest back, leave."""
-        await self.courier.drain(self.settings.gateway.drain_s)
-        await self.ticker.stop()
-        try:
-            for _ in range(LEAVE_TRIES):
-                if await self.store.leave(self.session.name) == 0:
-                    break
-        except (Unavailable, StoreUnsafe) as error:
-            _log.warning("could not hand work back; it is taken over when the session is found dead: %s", error)
-        await self.pool.close()
+        """Finish what is being sent, hand the rest back, leave; also after a `start` that came to nothing."""
+        if self._started:
+            await self.courier.drain(max(0.0, self._drain_until_s - monotonic_s()))
+            await self.ticker.stop()
+            await self._leave()
+            await self.pool.close()
         await self.subscriber.close()
         await self.link.close()
+        self.egress.close()
+
+    async def _leave(self) -> None:
+        try:
+            async with asyncio.timeout(LEAVE_S):
+                for _ in range(LEAVE_TRIES):
+                    if await self.store.leave(self.session.name) == 0:
+                        break
+        except (TimeoutError, Unavailable, StoreUnsafe, ConfigError) as error:
+            reason = str(error) or "the store does not answer"
+            _log.warning("could not hand work back; it is taken over when the session is found dead: %s", reason)
 
     def drain(self) -> None:
-        """The process was asked to end: long waits answer now with what they have."""
+        """The process was asked to end: long waits answer now with what they have, tries get `drain_s` from here."""
+        if not self.draining:
+            self._drain_until_s = monotonic_s() + self.settings.gateway.drain_s
         self.draining = True
-        self.waiters.end()
+        if self._started:
+            self.waiters.end()
 
     def find(self, method: str, raw_path: bytes) -> HotRoute | None:
         """The hot route for a request, or None for FastAPI."""

@@ -105,23 +105,22 @@ def run(
         timeout_graceful_shutdown=max(1, int(settings.gateway.drain_s)),
     )
     server = _Server(config, mesh, ready)
+    asked: list[int] = []
 
     async def serve() -> None:
         try:
             await mesh.start()
-            await server.serve(sockets=[listener])
+            if not asked:
+                await server.serve(sockets=[listener])
         finally:
             await mesh.stop()
 
-    # uvicorn raises the signal that ended it once more when it is done; the mesh has still to leave in order.
+    # Until uvicorn takes signals over they are noted, for nothing has to be drained yet. When it is done, it raises the
+    # one that ended it once more; the mesh has still to leave in order.
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, _ignore)
+        signal.signal(number, lambda number, _frame: asked.append(number))
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(serve())
-
-
-def _ignore(_number: int, _frame: FrameType | None) -> None:
-    """A signal before or after the server runs; the process ends by itself."""
 
 
 def dev(settings: Settings, directory: Path, *, ready: Callable[[], None] = lambda: None) -> None:
