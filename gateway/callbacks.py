@@ -30,6 +30,9 @@ CLOUDEVENTS: Final = "cloudevents"
 CLOUDEVENTS_BINARY: Final = "cloudevents-binary"
 FORMATS: Final = (NEXUS, CLOUDEVENTS, CLOUDEVENTS_BINARY)
 
+TRACE_HEADERS: Final = frozenset({b"traceparent", b"tracestate", b"baggage"})
+"""W3C Trace Context and Baggage: kept with the operation, sent on every attempt and every callback."""
+
 _NEXUS_FINAL: Final = frozenset({400, 401, 403, 404, 409, 501})
 """Decision 20: the receiver will never take it, or has it already; dead and visible, never retried."""
 _CLOUD_FINAL: Final = frozenset({410})
@@ -77,6 +80,7 @@ def callback_request(operation_id: str, head: Head, request: Request, outcome: O
     else:
         headers, body = _cloud_event(operation_id, head, request, outcome)
         headers += request.callback_headers
+    headers += _trace(request)
     secret = plan.secrets.get(head.namespace)
     if secret is not None:
         headers += sign_webhook(secret, f"{operation_id}.{head.run}", now_ms() // 1000, body)
@@ -120,6 +124,12 @@ def _cloud_event(operation_id: str, head: Head, request: Request, outcome: Outco
     make = to_binary if request.callback_format == CLOUDEVENTS_BINARY else to_structured
     message = make(event, _format)
     return [(name.lower().encode(), value.encode()) for name, value in message.headers.items()], message.body
+
+
+def _trace(request: Request) -> Headers:
+    """The caller's trace context, as the agent got it, unless the callback headers bring their own."""
+    own = {name for name, _ in request.callback_headers}
+    return [one for one in request.headers if one[0] in TRACE_HEADERS and one[0] not in own]
 
 
 def judge_callback(callback_format: str, reply: Reply) -> Verdict:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from gateway.deliveries import Deliveries
 from gateway.starts import Starts
-from mesh.errors import StoreUnsafe, Unavailable
+from mesh.errors import ConfigError, StoreUnsafe, Unavailable
 from mesh.machine import Kind
 
 if TYPE_CHECKING:
@@ -62,7 +62,6 @@ class Courier:
     ) -> None:
         self._catalog = catalog
         self._router = router
-        self._waiters = waiters
         self._starts = Starts(
             store=store,
             pool=pool,
@@ -136,15 +135,11 @@ class Courier:
     async def _guarded(self, operation_id: str, work: Coroutine[Any, Any, None]) -> None:
         try:
             await work
-        except (Unavailable, StoreUnsafe) as error:
+        except (Unavailable, StoreUnsafe, ConfigError) as error:
             # The lease stays; when it ends, or when this gateway finds it among what it holds, the try is repeated.
             _log.warning("operation %s: not booked: %s", operation_id, error)
-            if (first := self._waiters.first(operation_id)) and first.claimed:
-                first.release()
         except Exception:  # noqa: BLE001 - one broken try must not take the others down; the lease repeats it
             _log.exception("operation %s: the courier failed", operation_id)
-            if (first := self._waiters.first(operation_id)) and first.claimed:
-                first.release()
         finally:
             self.in_flight[operation_id] -= 1
             if not self.in_flight[operation_id]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from gateway.callbacks import CallbackPlan, callback_request, judge_callback
-from gateway.starts import DETAIL_CHARS_MAX, RETRY_AFTER_MS_MAX
+from gateway.starts import DETAIL_CHARS_MAX, RETRY_AFTER_MS_MAX, UNSENDABLE
 from mesh.errors import PeerFault, Refusal
 from mesh.ids import jittered
 from mesh.machine import Kind
@@ -107,8 +107,8 @@ class Deliveries:
                 target, target.path, sending.headers, sending.body, timeout_s=CALLBACK_TIMEOUT_S
             )
         except Refusal as fault:
-            # The egress policy changed its mind since the start, or the name leads elsewhere now.
-            detail, final = fault.detail, False
+            # The egress policy changed its mind since the start, or the name leads elsewhere now: that may pass.
+            detail, final = fault.detail, fault.code == UNSENDABLE
         except PeerFault as fault:
             detail = fault.detail
         else:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import re
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from gateway.outcomes import record_fields
@@ -26,6 +27,7 @@ SCAN_MAX: Final = 2_000
 SCAN_PAGE: Final = 200
 LIMIT_DEFAULT: Final = 50
 LIMIT_MAX: Final = 500
+_run: Final = re.compile(r"[1-9][0-9]{0,8}").fullmatch
 
 
 class Filters(NamedTuple):
@@ -152,7 +154,7 @@ async def redeliver(store: Store, delivery_id: str, namespace: str) -> dict[str,
     """Make a dead or delivered callback (or a dead cancel) due again. Raises NotFound, Refusal `not_owed`."""
     operation_id, _, rest = delivery_id.partition(".")
     run, _, kind = rest.partition(".")
-    if is_operation_id(operation_id) and run.isdigit() and kind in (Kind.CALLBACK, Kind.CANCEL):
+    if is_operation_id(operation_id) and _run(run) and kind in (Kind.CALLBACK, Kind.CANCEL):
         word = await store.redeliver(operation_id, int(run), Kind(kind), namespace)
         if word == "not_owed":
             detail = f"delivery {delivery_id} was never owed; there is nothing to send again"

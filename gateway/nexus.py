@@ -12,7 +12,9 @@ from gateway.callbacks import operation_link
 from gateway.http import Answer, HotRoute, Request
 from gateway.operations import Order
 from gateway.outcomes import GATEWAY, encode_json, nexus_answer
+from gateway.problems import STORE_REFUSED, STORE_REFUSED_DETAIL
 from mesh.errors import (
+    ConfigError,
     Gone,
     Malformed,
     NotFound,
@@ -23,6 +25,8 @@ from mesh.errors import (
 )
 from mesh.wire import (
     callback_headers,
+    check_operation,
+    check_service,
     failure_json,
     forwarded_headers,
     handler_failure,
@@ -69,6 +73,9 @@ def render(error: Exception) -> Answer:
             headers.append((b"www-authenticate", b'Bearer realm="mesh"'))
         if isinstance(error, Gone):
             status = 410
+    elif isinstance(error, ConfigError):
+        status, message = 503, STORE_REFUSED_DETAIL
+        metadata["code"] = STORE_REFUSED
     elif isinstance(error, Unavailable | StoreUnsafe):
         status, message = 503, error.detail
         metadata["code"] = error.code
@@ -139,6 +146,8 @@ class NexusSurface:
         principal = self._auth.authenticate(request.headers)
         if not service or not operation:
             raise NotFound("service and operation names are not empty", code="unknown_operation")
+        check_service(service)
+        check_operation(operation)
         arguments = request.arguments()
         wait_ms = self._wait_ms(request)
         headers = request.headers
@@ -246,5 +255,6 @@ class NexusSurface:
         if token is None:
             raise Unauthenticated("the header Token is missing", code="token_missing")
         completion = parse_completion(request.headers, request.body)
-        await self._operations.complete(token.decode("latin-1"), completion)
+        about = header(request.headers, b"mesh-operation-id") or b""
+        await self._operations.complete(token.decode("latin-1"), completion, about=about.decode("latin-1"))
         return Answer(200, [])

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from gateway.callbacks import NEXUS
 from gateway.orders import Known, Order, Placed, fresh_head, start_arguments, stored_request
 from gateway.reading import Reading, unknown_operation
 from mesh.clock import now_ms
@@ -17,7 +18,7 @@ from mesh.machine import Event, Kind
 from mesh.store.layout import Outcome, Request
 from mesh.store.store import NoEndpoint, NoSession, Store
 from mesh.store.verbs import Accepted, Completion, KeyReused, Replayed, Start, Task, Work
-from mesh.wire import failure_json
+from mesh.wire import failure_json, format_links
 from registry.routing import Outcome as Routed
 
 if TYPE_CHECKING:
@@ -81,7 +82,8 @@ class Operations(Reading):
         start = start_arguments(
             order, endpoint, session=self._session.name, blocked=blocked, retention_ms=self._retention_ms
         )
-        first = self._waiters.open(start.id) if wait else None
+        # Answered with the outcome a Nexus caller is owed no callback; one of events is always told (decision 37).
+        first = self._waiters.open(start.id, spares=order.callback_format == NEXUS) if wait else None
         sent = False
         try:
             reply = await self._accept(start, request, order.body)
@@ -140,16 +142,19 @@ class Operations(Reading):
             self._courier.take([moved.work])
         return moved.verdict
 
-    async def complete(self, token: str, completion: WireCompletion) -> None:
-        """Record what an agent reports under its completion token (decision 31).
+    async def complete(self, token: str, completion: WireCompletion, *, about: str = "") -> None:
+        """Record what an agent reports under its completion token (31); `about`: the operation it names, or "".
 
-        Raises Unauthenticated (forged, expired, of an earlier run), NotFound or Gone (deleted), Conflict (another
-        outcome stands, or the lease is lost).
+        Raises Unauthenticated (forged, expired, of an earlier run or another operation), Gone (deleted), Conflict
+        (another outcome stands, or the lease is lost).
         """
         claim = self._tokens.check(token, now_ms() / 1000)
+        if about and about != claim.operation_id:
+            raise Unauthenticated("the completion token is of another operation", code="token_foreign")
         if completion.failure is None:
             event = Event.SUCCEED
-            outcome = Outcome("result", "", completion.content_type, completion.body)
+            links = [format_links(completion.links)] if completion.links else []
+            outcome = Outcome("result", "", completion.content_type, completion.body, links=links)
         else:
             event = Event.CANCEL if completion.state == "canceled" else Event.FAIL
             outcome = Outcome("failure", body=failure_json(completion.failure))

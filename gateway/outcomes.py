@@ -23,6 +23,7 @@ _REASONS: Final = {
     "attempts_exhausted": "no attempt was left after failures worth repeating",
     "canceled_before_start": "the caller canceled the operation before it ran",
     "result_too_large": "the handler's answer was larger than this gateway takes",
+    "request_invalid": "the request cannot be carried by HTTP: a header name or value is not legal",
     "token_too_long": "the handler's operation token is longer than 4096 bytes",
 }
 _JSON: Final = (b"content-type", b"application/json")
@@ -67,8 +68,11 @@ def nexus_answer(operation_id: str, state: State, outcome: Outcome, link: bytes,
 
 
 def _own_body(outcome: Outcome) -> bytes:
-    """A handler error as it came; `reason` holds the original when the failure in `body` was derived from it."""
-    return outcome.original or outcome.body
+    """A handler error as it came: `original`, unless the failure in `body` was all of it already."""
+    if outcome.original:
+        return outcome.original
+    kind = next((value for name, value in outcome.headers if name == b"content-type"), None)
+    return outcome.body if is_json_type(kind) else b""
 
 
 def callback_parts(head: Head, outcome: Outcome) -> tuple[bytes, bytes | None]:

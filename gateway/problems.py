@@ -17,11 +17,13 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
 from gateway.http import Answer, Headers
-from mesh.errors import MeshError, PeerFault, Refusal, StoreUnsafe, TooMany, Unauthenticated, Unavailable
+from mesh.errors import ConfigError, MeshError, PeerFault, Refusal, StoreUnsafe, TooMany, Unauthenticated, Unavailable
 from registry.spec import sentence, unprocessable
 
 TYPE_PREFIX: Final = "urn:mesh:problem:"
 UNSAFE_RETRY_S: Final = 5
+STORE_REFUSED: Final = "store_refused"
+STORE_REFUSED_DETAIL: Final = "this gateway cannot use its store; its log says why"
 KEY_MISSING: Final = "key_missing"
 """Code of a 401 to a request without credentials, which RFC 6750 section 3.1 answers without an error word."""
 
@@ -78,6 +80,9 @@ def problem(error: Exception) -> Answer:
         return render(
             error.status, error.code, error.detail, retryable=error.retryable, retry_after_s=error.retry_after_s
         )
+    if isinstance(error, ConfigError):
+        # The link's: the store came back and no longer lets this gateway in. What it said is for the log.
+        return render(503, STORE_REFUSED, STORE_REFUSED_DETAIL, retryable=True, retry_after_s=UNSAFE_RETRY_S)
     if isinstance(error, StoreUnsafe):
         return render(503, error.code, error.detail, retryable=True, retry_after_s=UNSAFE_RETRY_S)
     if isinstance(error, PeerFault):

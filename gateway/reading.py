@@ -13,7 +13,7 @@ import msgspec
 from gateway.orders import Known, Placed
 from gateway.waiters import wait_for
 from mesh.clock import monotonic_s
-from mesh.errors import NotFound
+from mesh.errors import ConfigError, NotFound, StoreUnsafe, Unavailable
 from mesh.ids import is_operation_id
 
 if TYPE_CHECKING:
@@ -45,32 +45,34 @@ class Reading:
         """
         first = placed.first
         if first is None:
-            return await self.outcome(placed, wait_s)
+            return await self._repeat_outcome(placed, wait_s) if placed.replayed else None
         deadline_s = monotonic_s() + wait_s
         try:
             ending = await _within(first.settled, min(wait_s, QUICK_S))
-            if ending is None and not first.settled.done() and wait_s > QUICK_S:
+            if ending is None and wait_s > QUICK_S:
                 found = await self._watch_first(placed, first, deadline_s, gone)
                 if found is not None:
                     return found
-            if first.claimed or first.settled.done():
-                # The outcome is on its way into the store and counts on this request to carry it.
-                ending = await _within(first.settled, BOOKING_S)
-                if ending is None:
-                    return await self.outcome(placed, 0)
-                head = msgspec.structs.replace(
-                    placed.head,
-                    state=ending.state,
-                    attempt=ending.attempt,
-                    seq=ending.seq,
-                    closed_at=ending.closed_at_ms,
-                    stamp=ending.closed_at_ms - placed.head.created_at,
-                    blocked="",
-                )
-                return Known(placed.id, head, placed.request, ending.outcome)
-            return None
+            # An outcome on its way into the store counts on this request to carry it: no 201 before that is over.
+            first.close()
+            ending = await _within(first.settled, BOOKING_S)
+            if ending is not None:
+                return _ended(placed, ending)
+            return await self.outcome(placed, 0) if first.unsure or not first.settled.done() else None
         finally:
             self._waiters.close(placed.id, first)
+
+    async def _repeat_outcome(self, placed: Placed, wait_s: float) -> Known | None:
+        """The outcome for a repeat of the first request, which may itself still be open here."""
+        known = await self.outcome(placed, wait_s) if wait_s > 0 else None
+        if known is None:
+            # A 201 is about to leave, so the callback is owed whatever the first request is answered. An outcome that
+            # still counted on it left for the store before this read, and is seen by it: the link keeps the order.
+            first = self._waiters.first(placed.id)
+            if first is not None:
+                first.spares = False
+            known = await self.outcome(placed, 0)
+        return known
 
     async def _watch_first(
         self, placed: Placed, first: FirstRequest, deadline_s: float, gone: Callable[[], Awaitable[None]]
@@ -83,7 +85,7 @@ class Reading:
                 hung_up.add_done_callback(lambda _: moved.set())
                 while not first.settled.done() and not hung_up.done():
                     if not first.claimed:
-                        known = await self.read(placed.id)
+                        known = await self._try_read(placed.id)
                         if known is not None and known.state.terminal and not first.claimed:
                             return known
                     left_s = deadline_s - monotonic_s()
@@ -93,6 +95,13 @@ class Reading:
         finally:
             hung_up.cancel()
         return None
+
+    async def _try_read(self, operation: str) -> Known | None:
+        # The operation is durable: a store that went away since does not turn its acceptance into an error.
+        try:
+            return await self.read(operation)
+        except (Unavailable, StoreUnsafe, ConfigError):
+            return None
 
     async def outcome(self, placed: Placed, wait_s: float) -> Known | None:
         """The outcome within `wait_s`, for anybody; None while it runs."""
@@ -136,6 +145,20 @@ class Reading:
 def unknown_operation(operation: str) -> NotFound:
     """The one wording for an operation that is not there, or not there for this namespace."""
     return NotFound(f"there is no operation {operation[:64]!r}", code="unknown_operation")
+
+
+def _ended(placed: Placed, ending: Ending) -> Known:
+    """What is known of an operation whose outcome was recorded here, without asking the store."""
+    head = msgspec.structs.replace(
+        placed.head,
+        state=ending.state,
+        attempt=ending.attempt,
+        seq=ending.seq,
+        closed_at=ending.closed_at_ms,
+        stamp=ending.closed_at_ms - placed.head.created_at,
+        blocked="",
+    )
+    return Known(placed.id, head, placed.request, ending.outcome)
 
 
 async def _within(future: asyncio.Future[Ending | None], seconds: float) -> Ending | None:

@@ -6,6 +6,7 @@ A hot route is declared here for openapi.json and calls the very function that F
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
@@ -33,6 +34,7 @@ _NO_STORE: Final = {"cache-control": "no-store"}
 _STATES: Final = {state.word: state for state in State}
 _DELIVERY_STATES: Final = {state.word: state for state in Delivery if state is not Delivery.NONE}
 _START: Final = openapi_start()
+_sequence: Final = re.compile(r"[0-9]{1,9}").fullmatch
 
 
 def mesh_of(request: Request) -> Mesh:
@@ -215,7 +217,7 @@ async def operation_events(
     namespace = _namespace(request)
     stream = "text/event-stream" in request.headers.get("accept", "")
     given = (request.headers.get("last-event-id") or cursor) if stream else cursor
-    if given and not given.isdigit():
+    if given and not _sequence(given):
         raise Malformed("the cursor (or Last-Event-ID) is a sequence number", code="cursor_invalid")
     after = int(given or 0)
     record, entries = await mesh.operations.events(operation_id, namespace, after)

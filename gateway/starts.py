@@ -11,6 +11,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
 from gateway.answers import Refused, Started, Succeeded, TryAgain, Unsuccessful, read_start_reply
+from gateway.orders import LEASE_GRACE_MS
 from gateway.waiters import Ending
 from mesh.clock import now_ms
 from mesh.errors import MeshError, NotSent, PeerFault, Refusal
@@ -40,6 +41,8 @@ RETRY_AFTER_MS_MAX: Final = 3_600_000
 TOKEN_LIFE_S: Final = 90 * 86_400
 """A completion token outlives every operation and its retention."""
 DETAIL_CHARS_MAX: Final = 200
+UNSENDABLE: Final = "request_invalid"
+"""The pool's code for a request that HTTP cannot carry."""
 
 _STATES: Final = {Event.SUCCEED: State.SUCCEEDED, Event.FAIL: State.FAILED, Event.CANCEL: State.CANCELED}
 _log = logging.getLogger(__name__)
@@ -95,7 +98,9 @@ class Starts:
         head = work.head
         policy = endpoint.policy
         sent_at_ms = head.start_at - head.lease_ms
-        timeout_ms = work.request.request_timeout_ms or policy.request_timeout_ms
+        # The lease was measured at acceptance: a policy that has become more patient since must not outlast it, for
+        # then the attempt would be given to somebody else while it is still out.
+        timeout_ms = min(work.request.request_timeout_ms or policy.request_timeout_ms, head.lease_ms - LEASE_GRACE_MS)
         if head.close_by:
             timeout_ms = min(timeout_ms, head.close_by - sent_at_ms)
         try:
@@ -109,6 +114,10 @@ class Starts:
             )
         except (NotSent, Refusal) as fault:
             self._metrics.attempt(endpoint.name, "not_sent")
+            if fault.code == UNSENDABLE:
+                # No instance could ever be sent this; waiting would also make them look unreachable to others.
+                await self._complete(work, Event.FAIL, Outcome("mesh", "request_invalid"))
+                return Routed.NEUTRAL
             await self.release(work, "unreachable", fault)
             return Routed.UNREACHABLE
         except PeerFault as fault:
@@ -184,12 +193,12 @@ class Starts:
                 event,
                 pack(outcome),
                 session=self._session.name,
-                answered=claimed is not None,
+                answered=claimed is not None and claimed.spares,
                 by_token=by_token,
             )
         except BaseException:
             if claimed is not None:
-                claimed.release()
+                claimed.release(unsure=True)
             raise
         if completed.verdict is Completion.DONE:
             if claimed is not None:

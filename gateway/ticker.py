@@ -11,7 +11,7 @@ import logging
 from typing import TYPE_CHECKING, Final
 
 from mesh.clock import monotonic_s, sleep
-from mesh.errors import StoreUnsafe, Unavailable
+from mesh.errors import ConfigError, StoreUnsafe, Unavailable
 from mesh.ids import short_id
 from mesh.store.store import NoSession
 
@@ -173,7 +173,7 @@ class Ticker:
         while True:
             try:
                 await step()
-            except (Unavailable, StoreUnsafe) as error:
+            except (Unavailable, StoreUnsafe, ConfigError) as error:
                 _log.warning("%s: %s", duty, error)
                 await sleep(CLAIM_S)
             except Exception:  # noqa: BLE001 - time must go on whatever one step ran into

@@ -34,34 +34,52 @@ class Ending(NamedTuple):
 class FirstRequest:
     """The request that started an operation, as long as it may still be answered with the outcome itself.
 
-    Whoever records the outcome asks `claim` first: from then on the request will carry the outcome, and no callback is
-    owed (decision 37). A request that was withdrawn before (201 sent, caller gone) cannot be claimed.
+    Whoever records an outcome asks `claim` first: the request then waits for that outcome beyond its own time, and
+    where it `spares` the callback none is owed (decision 37). A closed one (201 sent, caller gone) is not claimed.
     """
 
-    __slots__ = ("claimed", "closed", "settled")
+    __slots__ = ("_claims", "_closed", "settled", "spares", "unsure")
 
-    def __init__(self) -> None:
+    def __init__(self, *, spares: bool) -> None:
         self.settled: asyncio.Future[Ending | None] = asyncio.get_running_loop().create_future()
-        """The ending, or None when it has to be looked up in the store."""
-        self.claimed = False
-        self.closed = False
+        """The ending; None once it is closed and nothing is on its way to it."""
+        self.spares = spares
+        """Answering it with the outcome is all that the caller is owed. Ends when a repeat of it was answered 201."""
+        self.unsure = False
+        """The store did not say whether it recorded a claimed outcome, so the callback may have been spared already."""
+        self._claims = 0
+        self._closed = False
+
+    @property
+    def claimed(self) -> bool:
+        """An outcome is on its way into the store and counts on this request."""
+        return self._claims > 0
 
     def claim(self) -> bool:
-        """Promise the outcome to this request; False when it no longer waits."""
-        if self.closed:
+        """Promise an outcome to this request; False when it no longer waits."""
+        if self._closed:
             return False
-        self.claimed = True
+        self._claims += 1
         return True
 
     def settle(self, ending: Ending) -> None:
-        """The outcome is durable."""
+        """The claimed outcome is durable."""
         if not self.settled.done():
             self.settled.set_result(ending)
 
-    def release(self) -> None:
-        """The claim came to nothing: somebody else recorded another outcome, or the store did not answer."""
-        self.claimed = False
-        if not self.settled.done():
+    def release(self, *, unsure: bool = False) -> None:
+        """The claim came to nothing; `unsure`: the store did not answer."""
+        self._claims -= 1
+        self.unsure = self.unsure or unsure
+        self._close_if_over()
+
+    def close(self) -> None:
+        """No further claims; `settled` follows when the last one ended."""
+        self._closed = True
+        self._close_if_over()
+
+    def _close_if_over(self) -> None:
+        if self._closed and not self._claims and not self.settled.done():
             self.settled.set_result(None)
 
 
@@ -76,9 +94,9 @@ class Waiters:
         self._firsts: dict[str, FirstRequest] = {}
         self._waits: dict[str, set[asyncio.Event]] = {}
 
-    def open(self, operation_id: str) -> FirstRequest:
-        """Register the first request of an operation that this gateway just accepted."""
-        first = self._firsts[operation_id] = FirstRequest()
+    def open(self, operation_id: str, *, spares: bool) -> FirstRequest:
+        """Register the first request of an operation; `spares`: answered with the outcome it is owed no callback."""
+        first = self._firsts[operation_id] = FirstRequest(spares=spares)
         return first
 
     def first(self, operation_id: str) -> FirstRequest | None:
@@ -87,7 +105,7 @@ class Waiters:
 
     def close(self, operation_id: str, first: FirstRequest) -> None:
         """The request is answered or withdrawn."""
-        first.closed = True
+        first.close()
         if self._firsts.get(operation_id) is first:
             del self._firsts[operation_id]
 

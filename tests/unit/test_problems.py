@@ -70,10 +70,15 @@ class TestRendering:
     def test_a_peers_fault_is_502(self) -> None:
         assert rendered(ReplyLost("gone"))[0] == 502
 
-    @pytest.mark.parametrize("error", [ValueError("SECRET"), ConfigError("SECRET"), KeyError("SECRET")])
+    @pytest.mark.parametrize("error", [ValueError("SECRET"), KeyError("SECRET")])
     def test_what_nobody_expected_says_nothing(self, error: Exception) -> None:
         status, _, body = rendered(error)
         assert (status, "SECRET" in json.dumps(body)) == (500, False)
+
+    def test_a_store_that_lets_nobody_in_is_503_and_says_nothing(self) -> None:
+        """While it runs, a gateway gets a ConfigError from the store's link alone: the log-in was refused."""
+        status, headers, body = rendered(ConfigError("SECRET"))
+        assert (status, "retry-after" in headers, "SECRET" in json.dumps(body)) == (503, True, False)
 
 
 class Body(BaseModel):
