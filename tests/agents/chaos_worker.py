@@ -30,6 +30,8 @@ from mesh.ids import short_id
 from tests.chaos.history import Kind, Recorder, What, digest
 
 LEASE_MS = 2_000
+LATE_MS = 3_400
+"""Longer than the endpoint's heartbeat_ms: the mesh gives such an attempt up."""
 TTL_MS = 2_000
 
 
@@ -102,6 +104,7 @@ class NativeHandler(OperationHandler[Job, Made]):
     early       the completion goes out before the 201 does
     twice       the same completion again
     conflict    then another one
+    late        the first attempt is silent for longer than its lease, the others take half of it
     """
 
     async def start(self, ctx: StartOperationContext, input: Job) -> StartOperationResultAsync:  # noqa: A002
@@ -118,7 +121,8 @@ class NativeHandler(OperationHandler[Job, Made]):
         """Heard, and left to the completion."""
 
     async def _later(self, ctx: StartOperationContext, job: Job, about: dict[str, Any]) -> None:
-        await sleep(job.ms / 1000)
+        late_ms = 0 if job.twist != "late" else LATE_MS if about["attempt"] == 1 else LATE_MS // 2
+        await sleep((late_ms or job.ms) / 1000)
         await self._complete(ctx, job, about)
 
     async def _complete(self, ctx: StartOperationContext, job: Job, about: dict[str, Any]) -> None:

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from tests.chaos import rules_admission, rules_callbacks, rules_runs, rules_store, rules_validity
 from tests.chaos.history import Line, What
-from tests.chaos.rules_validity import takeovers
+from tests.chaos.rules_validity import in_flight, takeovers
 from tests.chaos.snapshot import Snapshot
 from tests.chaos.view import RULES, Promise, View
 
@@ -76,6 +76,8 @@ def _counts(view: View) -> dict[str, int]:
     delays_ms = [delay for _, _, delay in takeovers(view) if delay is not None]
     counts["takeovers"] = len(delays_ms)
     counts["takeover_ms_max"] = max(delays_ms, default=0)
+    going_on = [count for line in view.infos[What.FAULT] if (count := in_flight(view, line)) is not None]
+    counts["in_flight_min"], counts["in_flight_max"] = min(going_on, default=0), max(going_on, default=0)
     counts["callbacks.twice"] = sum(len(lines) > 1 for lines in view.of_operation(What.RECEIVED).values())
     attempts = [one.head.attempt for one in view.stored.values()]
     counts["operations.tried_again"] = sum(attempt > 1 for attempt in attempts)

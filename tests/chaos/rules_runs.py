@@ -67,6 +67,21 @@ def attempts(one: Stored) -> str:
     return ""
 
 
+@rule("I10")
+def i10_superseded_attempts_change_nothing(view: View) -> Iterator[Finding]:
+    """Once a later attempt is leased, a completion with an earlier one's token is refused."""
+    for op, calls in completions(view).items():
+        one = view.stored.get(op)
+        if one is None or one.outcome is None or not one.head.beat_ms:
+            continue
+        end = next((at for at, event in enumerate(one.events) if EventKind(event.code).terminal), len(one.events))
+        leased = [event.attempt for event in one.events[:end] if event.code == EventKind.STARTED]
+        for call in calls:
+            won = call.ok and mark_of(one.outcome.body) == call.invoke.mark
+            if won and leased and call.invoke.attempt < leased[-1] == one.head.attempt:
+                yield Finding(f"attempt {call.invoke.attempt} of {op} won, though {leased[-1]} was leased", (one,))
+
+
 @rule("I11")
 def i11_every_dispatch_carries_the_same_request(view: View) -> Iterator[Finding]:
     """Operation id, input and idempotency key (`{operation id}.{run}`, decision 1)."""

@@ -1,4 +1,4 @@
-"""I39 and the promise of takeover: did the run really break things, and did work go on in time. Pure."""
+"""I39 and the promises of issue 2: did the run break things, did everybody get an answer, did work go on. Pure."""
 
 from __future__ import annotations
 
@@ -10,12 +10,35 @@ from tests.chaos.history import Line, What
 from tests.chaos.snapshot import Stored
 from tests.chaos.view import Finding, View, rule
 
+BUSY = 503
+REPEATED_MIN = 10
+"""Starts of one key without an answer that only a gateway which is gone for good explains."""
 MOVES = frozenset(
-    {EventKind.DISPATCHED, EventKind.STARTED, EventKind.SUCCEEDED, EventKind.FAILED, EventKind.CANCELED}
+    {
+        EventKind.DISPATCHED,
+        EventKind.BLOCKED,
+        EventKind.STARTED,
+        EventKind.SUCCEEDED,
+        EventKind.FAILED,
+        EventKind.CANCELED,
+    }
     | {EventKind.TIMED_OUT, EventKind.CANCEL_DELIVERED, EventKind.CANCEL_FAILED}
     | {EventKind.CALLBACK_DELIVERED, EventKind.CALLBACK_FAILED, EventKind.CALLBACK_DEAD, EventKind.ATTEMPT_FAILED}
 )
-"""What shows that somebody works on the operation. Losing the attempt alone does not."""
+"""What shows that a gateway looks after the operation. Losing the attempt alone does not."""
+
+
+@rule("ANSWER")
+def every_caller_is_answered(view: View) -> Iterator[Finding]:
+    """Issue 2: faults of the gateway are 503 or silence, and whoever repeats a start gets through in the end."""
+    for what in (What.START, What.READ, What.RESULT, What.CANCEL):
+        for call in view.calls[what]:
+            if call.outcome is not None and call.outcome.status >= 500 and call.outcome.status != BUSY:
+                yield Finding(f"{call.outcome.gateway} answered {call.outcome.status}", call.lines)
+    for key, calls in view.starts.items():
+        known = [call for call in calls if call.ok or (call.outcome is not None and 400 <= call.outcome.status < 500)]
+        if not known and len(calls) > REPEATED_MIN:
+            yield Finding(f"key {key} was asked for {len(calls)} times and never answered", calls[-1].lines)
 
 
 @rule("I39")
@@ -39,6 +62,22 @@ def i39_the_run_was_worth_something(view: View) -> Iterator[Finding]:
         ok = sum(call.ok for call in calls)
         if len(calls) < view.promise.calls_min or ok < view.promise.ok_share_min * len(calls):
             yield Finding(f"{ok} of {len(calls)} calls went well in phase {phase.detail.get('name')}", (phase,))
+
+    for fault in view.infos[What.FAULT]:
+        going_on = in_flight(view, fault)
+        if going_on is not None and going_on < view.promise.in_flight_min:
+            yield Finding(f"only {going_on} operations were in flight at a fault", (fault,))
+
+
+def in_flight(view: View, fault: Line) -> int | None:
+    """Operations that were accepted and had not ended when the fault fired; None where nobody took the store's time."""
+    at_ms = fault.detail.get("at_ms")
+    if at_ms is None:
+        return None
+    return sum(
+        one.head.created_at <= at_ms and (not one.head.closed_at or one.head.closed_at > at_ms)
+        for one in view.stored.values()
+    )
 
 
 @rule("TAKEOVER")

@@ -158,6 +158,14 @@ def agent_sees_an_attempt_that_was_never_given(world: World) -> None:
     world.info(What.INVOKED, "worker-b.1", op=OP, run=1, attempt=2, input=INPUT, request_id=f"{OP}.1")
 
 
+@case("I10")
+def superseded_attempt_wins(world: World) -> None:
+    again = [Entry(EventKind.ATTEMPT_LOST, 22, 1, "heartbeat"), Entry(EventKind.DISPATCHED, 23, 2)]
+    world.operation.events[3:3] = [*again, Entry(EventKind.STARTED, 24, 2)]
+    head = world.operation.head
+    head.seq, head.attempt, head.beat_ms = head.seq + 3, 2, 2_000
+
+
 @case("I11")
 def dispatch_carries_another_input(world: World) -> None:
     world.line(What.INVOKED, Kind.INFO).input = "other"
@@ -407,6 +415,19 @@ def counter_of_an_endpoint_leaks(world: World) -> None:
 
 
 # Validity
+
+
+@case("ANSWER")
+def gateway_breaks(world: World) -> None:
+    world.call(What.READ, "unknown", op=OP, status=500)
+
+
+@case("ANSWER")
+def caller_is_never_answered(world: World) -> None:
+    for _ in range(11):
+        world.call(What.START, "fail", key="key-2", content="c", input="i", code="not_sent")
+    for _ in range(20):
+        world.call(What.RESULT, "ok", op=OP, state="succeeded", status=200)
 
 
 @case("I39")

@@ -27,12 +27,14 @@ class Promise:
 
     takeover_ms_max    from the kill of a gateway to the next step of an operation that it held
     deadline_slack_ms  how much later than its deadline an operation may end, store outages included
+    in_flight_min      operations in flight at every fault
     ok_share_min       share of calls in every fault phase that must be ok, and `calls_min` of them
     callback_age_s_max how old the signed timestamp of a callback may be on arrival
     """
 
     takeover_ms_max: int = 5_000
     deadline_slack_ms: int = 8_000
+    in_flight_min: int = 0
     ok_share_min: float = 0.3
     calls_min: int = 20
     callback_age_s_max: int = 10
