@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 
@@ -260,9 +260,3 @@ def _callback_headers(callback: CallbackBody) -> list[tuple[bytes, bytes]]:
         return check_callback_headers(raw)
     except Malformed as error:
         raise _breach("/callback/headers", error.detail) from None
-
-
-def openapi_start() -> dict[str, Any]:
-    """Request body of the start route for openapi.json, from the same types that read it."""
-    (schema,), components = msgspec.json.schema_components([StartBody], ref_template="#/components/schemas/{name}")
-    return {"schema": schema, "components": components}

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from fastapi import FastAPI
 
-from gateway import endpoints, problems, routes
+from gateway import declared, endpoints, openapi, problems, routes
 from gateway.api import OperationsSurface
 from gateway.auth import Auth
 from gateway.callbacks import CallbackPlan
@@ -225,15 +225,22 @@ class Mesh:
         gauge("mesh_gateways", "Gateways alive at the last beat", lambda: self.ticker.sessions)
 
 
-def create_app(mesh: Mesh) -> FastPath:
-    """The ASGI application around a Mesh; whoever serves it starts and stops the Mesh."""
+def bare_app() -> FastAPI:
+    """Routes and errors without a Mesh behind them: enough to say what there is."""
     app = FastAPI(
         title="Mesh", version=VERSION, summary="Durable RPC between agents: Nexus over HTTP, kept in Redis or Valkey."
     )
-    app.state.mesh = mesh
     problems.install(app)
-    app.include_router(routes.router)
-    app.include_router(endpoints.router)
+    for room in (routes, declared, endpoints):
+        app.include_router(room.router)
+    app.openapi = lambda: openapi.document(app)
+    return app
+
+
+def create_app(mesh: Mesh) -> FastPath:
+    """The ASGI application around a Mesh; whoever serves it starts and stops the Mesh."""
+    app = bare_app()
+    app.state.mesh = mesh
     gateway = mesh.settings.gateway
     mesh.fast_path = FastPath(
         app, mesh.find, body_bytes_max=gateway.body_bytes_max, header_bytes_max=gateway.header_bytes_max

@@ -1,8 +1,4 @@
-"""The FastAPI routes about operations, deliveries and the gateway itself, and the declarations of the hot ones.
-
-A hot route is declared here for openapi.json and calls the very function that FastPath calls from the socket
-(decision 29). HTTP in, thin.
-"""
+"""The FastAPI routes about operations, deliveries and the gateway itself, but for the hot ones (declared.py)."""
 
 from __future__ import annotations
 
@@ -13,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import StreamingResponse
 
-from gateway.api import openapi_start
 from gateway.listing import LIMIT_DEFAULT, LIMIT_MAX, Filters, redeliver
 from gateway.outcomes import encode_json, last_failure, record_fields
 from gateway.waiters import wait_for
@@ -33,7 +28,6 @@ _JSON: Final = "application/json"
 _NO_STORE: Final = {"cache-control": "no-store"}
 _STATES: Final = {state.word: state for state in State}
 _DELIVERY_STATES: Final = {state.word: state for state in Delivery if state is not Delivery.NONE}
-_START: Final = openapi_start()
 _sequence: Final = re.compile(r"[0-9]{1,9}").fullmatch
 
 
@@ -48,87 +42,6 @@ def _namespace(request: Request) -> str:
 
 def _reply(body: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
     return Response(encode_json(body), status, headers, _JSON)
-
-
-async def _hot(request: Request) -> Response:
-    """Run the hot route of this request the slow way."""
-    mesh = mesh_of(request)
-    route = mesh.find(request.method, request.scope["raw_path"])
-    if route is None:
-        raise Malformed("there is no such route", code="unknown_route")
-    answer = await mesh.fast_path.serve(route, request.scope, request.receive)
-    response = Response(answer.body, answer.status)
-    response.raw_headers = [*answer.headers, (b"content-length", b"%d" % len(answer.body))]
-    return response
-
-
-# Hot routes, declared ---------------------------------------------------------------------------------------------
-
-
-@router.post(
-    "/v1/operations",
-    tags=["operations"],
-    summary="Start an operation",
-    openapi_extra={"requestBody": {"required": True, "content": {_JSON: {"schema": _START["schema"]}}}},
-    responses={
-        200: {"description": "Ended within the wait: the record with result or failure"},
-        202: {"description": "Accepted and durable: the record, Location, Retry-After"},
-        404: {"description": "Unknown endpoint, service or operation"},
-        422: {"description": "Wrong fields, or the idempotency key was used with other content"},
-    },
-)
-async def start(request: Request) -> Response:
-    """`Idempotency-Key` makes a repeat safe; `Prefer: wait=N` or `respond-async` says how long to wait."""
-    return await _hot(request)
-
-
-@router.get(
-    "/v1/operations/{operation_id}/result",
-    tags=["operations"],
-    summary="The result, with long-poll",
-    responses={
-        200: {"description": "The result's own bytes and type"},
-        202: {"description": "Still running"},
-        424: {"description": "Nexus Failure"},
-    },
-)
-async def result(request: Request, operation_id: str, wait: str = "") -> Response:
-    """200 the result as the handler sent it, 424 the failure, 202 the record while it runs."""
-    return await _hot(request)
-
-
-@router.post("/v1/tasks/heartbeat", tags=["agents"], summary="Renew the leases of running attempts")
-async def heartbeat(request: Request) -> Response:
-    """`{"tasks": [{"token", "lease_ms"?}]}` -> `{"tasks": [{"status"}]}`."""
-    return await _hot(request)
-
-
-@router.post(
-    "/nexus/endpoints/{endpoint}/services/{service}/{operation}",
-    tags=["nexus"],
-    summary="Nexus: start an operation",
-    responses={201: {"description": "Started: token and state"}, 424: {"description": "Failed or canceled"}},
-)
-async def nexus_start(request: Request, endpoint: str, service: str, operation: str, callback: str = "") -> Response:
-    """The body is the input, any media type; names are percent-encoded."""
-    return await _hot(request)
-
-
-@router.post(
-    "/nexus/endpoints/{endpoint}/services/{service}/{operation}/cancel",
-    tags=["nexus"],
-    summary="Nexus: cancel",
-    status_code=202,
-)
-async def nexus_cancel(request: Request, endpoint: str, service: str, operation: str, token: str = "") -> Response:
-    """The token in `Nexus-Operation-Token` or `?token=`."""
-    return await _hot(request)
-
-
-@router.post("/nexus/callback", tags=["nexus"], summary="Nexus: an agent reports the outcome")
-async def nexus_callback(request: Request) -> Response:
-    """State in `Nexus-Operation-State`, the completion token in `Token`."""
-    return await _hot(request)
 
 
 # Operations -------------------------------------------------------------------------------------------------------

@@ -1,0 +1,150 @@
+"""openapi.json: what FastAPI derives from the routes, with the errors, shapes and keys that all of them share.
+
+`python -m gateway.openapi > specs/openapi.json` writes the file that a test compares. Pure; knows no operation.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any, Final
+
+import msgspec
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+
+from gateway.api import StartBody
+from gateway.declared import FAILURE, schema
+from gateway.tasks import HeartbeatBody
+from mesh.machine import BLOCKED_REASONS, State
+
+_REF: Final = "#/components/schemas/{name}"
+_OPEN: Final = ("/healthz", "/readyz", "/metrics", "/nexus/callback", "/v1/tasks/heartbeat")
+"""Routes that ask for no key: the token is the proof, or there is nothing to protect."""
+_PROBLEM: Final = schema("Problem", "application/problem+json")
+_TIME: Final = {"type": "string", "format": "date-time"}
+_TEXT: Final = {"type": "string"}
+_COUNT: Final = {"type": "integer", "minimum": 0}
+
+
+def _object(required: str, **properties: Any) -> dict[str, Any]:
+    return {"type": "object", "required": required.split(), "properties": properties}
+
+
+def _or_null(one: dict[str, Any]) -> dict[str, Any]:
+    return {"anyOf": [one, {"type": "null"}]}
+
+
+_SHAPES: Final[dict[str, Any]] = {
+    "Problem": _object(
+        "type title status detail code retryable",
+        type=_TEXT,
+        title=_TEXT,
+        status={"type": "integer"},
+        detail=_TEXT,
+        code={"type": "string", "description": "a stable word"},
+        retryable={"type": "boolean"},
+        operation_id=_TEXT,
+        errors={
+            "type": "array",
+            "items": _object("detail", pointer=_TEXT, parameter=_TEXT, detail=_TEXT),
+        },
+    )
+    | {"description": "RFC 9457; `pointer` is RFC 6901, into the body"},
+    "Failure": _object(
+        "message",
+        message=_TEXT,
+        stackTrace=_TEXT,
+        metadata={"type": "object", "additionalProperties": _TEXT},
+        details={},
+        cause={"$ref": _REF.format(name="Failure")},
+    )
+    | {"description": "Nexus Failure: an OperationError, or with other statuses a HandlerError"},
+    "Started": _object("token state", token=_TEXT, state=_TEXT),
+    "Record": _object(
+        "id state run attempt endpoint service operation namespace labels created_at updated_at closed_at deadline"
+        " events",
+        id=_TEXT,
+        state={"type": "string", "enum": [state.word for state in State]},
+        run=_COUNT,
+        attempt=_COUNT,
+        endpoint=_TEXT,
+        service=_TEXT,
+        operation=_TEXT,
+        namespace=_TEXT,
+        labels={"type": "object", "additionalProperties": _TEXT},
+        created_at=_TIME,
+        updated_at=_TIME,
+        closed_at=_or_null(_TIME),
+        deadline=_or_null(_TIME),
+        events={**_COUNT, "description": "how many, which is the last one's sequence number"},
+        blocked={"type": "string", "enum": list(BLOCKED_REASONS)},
+        cancel_requested={"type": "boolean"},
+        next_attempt_at=_TIME,
+        last_failure=_or_null(_TEXT),
+        idempotency_key=_TEXT,
+        result={"description": "the result, where it is JSON"},
+        result_base64={"type": "string", "format": "byte"},
+        result_type=_or_null(_TEXT),
+        failure={"$ref": _REF.format(name="Failure")},
+    ),
+    "Heartbeats": _object(
+        "tasks",
+        tasks={
+            "type": "array",
+            "items": _object(
+                "status", status={"type": "string", "enum": ["ok", "cancel", "lost", "ended", "unknown", "invalid"]}
+            ),
+        },
+    ),
+}
+
+
+def document(app: FastAPI) -> dict[str, Any]:
+    """The whole document. Made once per application."""
+    if app.openapi_schema is None:
+        app.openapi_schema = _make(app)
+    return app.openapi_schema
+
+
+def _make(app: FastAPI) -> dict[str, Any]:
+    found = get_openapi(title=app.title, version=app.version, summary=app.summary, routes=app.routes)
+    _, bodies = msgspec.json.schema_components([StartBody, HeartbeatBody], ref_template=_REF)
+    components = found["components"]
+    components["schemas"] |= bodies | _SHAPES
+    for unused in ("HTTPValidationError", "ValidationError"):
+        del components["schemas"][unused]
+    components["securitySchemes"] = {
+        "key": {"type": "http", "scheme": "bearer", "description": "A namespace's key; none in keyless development"}
+    }
+    for path, methods in found["paths"].items():
+        for operation in methods.values():
+            _complete(path, operation)
+    return found
+
+
+def _complete(path: str, operation: dict[str, Any]) -> None:
+    responses = operation["responses"]
+    responses.pop("422", None)
+    nexus = path.startswith("/nexus/")
+    responses["default"] = {
+        "description": "A Nexus HandlerError" if nexus else "A problem",
+        "content": FAILURE if nexus else _PROBLEM,
+    }
+    for status, response in responses.items():
+        if status.startswith("4") and "content" not in response:
+            response["content"] = _PROBLEM
+    if path not in _OPEN:
+        operation["security"] = [{}, {"key": []}]
+
+
+def main() -> None:
+    """Print the document of this version."""
+    from gateway.app import bare_app  # noqa: PLC0415 - app.py needs `document`
+
+    json.dump(document(bare_app()), sys.stdout, indent=1, sort_keys=True)
+    sys.stdout.write("\n")
+
+
+if __name__ == "__main__":
+    main()
