@@ -22,6 +22,9 @@ PATIENCE_S = 3.0
 """How long a caller waits beyond what it asked the gateway to wait."""
 GIVE_UP_S = 30.0
 PAUSE_S = (0.05, 0.3)
+THINK_S = (0.0, 0.05)
+ALIKE_PAUSE_S = (0.1, 0.4)
+"""Between two operations of a caller; longer where nobody waits for an answer."""
 SLOW_MS = (600, 3_000)
 BRIEF_MS = (50, 250)
 TOO_MANY = 429
@@ -82,7 +85,7 @@ class Crowd:
         chance = Random(f"{self._seed} {number}")
         while not self.ending.is_set():
             await Program(self, caller, chance, self.plan(chance)).run()
-            await sleep(chance.uniform(0, 0.05))
+            await sleep(chance.uniform(*(ALIKE_PAUSE_S if self._only else THINK_S)))
 
     def plan(self, chance: Random) -> Plan:
         """The next operation."""

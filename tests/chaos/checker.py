@@ -20,9 +20,9 @@ from tests.chaos.snapshot import Snapshot
 from tests.chaos.view import RULES, Promise, View
 
 ROOMS = (rules_admission, rules_callbacks, rules_runs, rules_store, rules_validity)
-SHOWN_MAX = 12
+SHOWN_MAX = 8
 """Violations that a report spells out."""
-EVIDENCE_CHARS_MAX = 1_500
+EVIDENCE_CHARS_MAX = 900
 
 
 class Violation(NamedTuple):

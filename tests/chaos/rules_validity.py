@@ -86,7 +86,9 @@ def takeover_is_in_time(view: View) -> Iterator[Finding]:
     for fault, one, delay_ms in takeovers(view):
         if delay_ms is None or delay_ms > view.promise.takeover_ms_max:
             how = "never" if delay_ms is None else f"after {delay_ms} ms"
-            yield Finding(f"{one.id}, held by a killed gateway, moved again {how}", (fault, one))
+            yield Finding(
+                f"{one.id}, held by a killed gateway, moved again {how}", (str(fault.detail.get("name")), one)
+            )
 
 
 def takeovers(view: View) -> Iterator[tuple[Line, Stored, int | None]]:

@@ -8,6 +8,7 @@ seed; the judge is checker.py. `CHAOS_SEED=n` repeats a schedule, `CHAOS_SECONDS
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -43,10 +44,10 @@ def directory() -> Iterator[Path]:
 
 
 def judge(run: Run, promise: Promise) -> Verdict:
-    """Print what the run was, and fail with the evidence of every violation."""
+    """Say what the run was, and fail with the evidence of every violation."""
     verdict = check(run.lines, run.snapshot, promise)
     report = f"CHAOS_SEED={SEED}\n{verdict.report()}"
-    print(report)
+    sys.stdout.write(f"{report}\n")
     assert run.quiet, f"operations or callbacks never came to rest\n{report}"
     assert not verdict.violations, report
     assert not run.ended, f"{report}\n" + "\n".join(run.ended)

@@ -1,6 +1,6 @@
 """The chaos run as a whole bites (I40): gateways with a planted bug are caught by the checker.
 
-A few bugs on every run, all of them with `CHAOS_PLANTED=1`; each run is short and has just the fault that its bug needs.
+A few bugs on every run, all of them with `CHAOS_PLANTED=1`; each run is short and has only the fault that it needs.
 """
 
 from __future__ import annotations
