@@ -20,10 +20,11 @@ from typing import Final
 from bench.profiled import FILE
 from mesh.clock import sleep
 
-RATE_PER_S: Final = 250
+RATE_PER_S: Final = 200
 SHOWN: Final = 40
 WRITTEN_S: Final = 20.0
 POLL_S: Final = 0.02
+MAIN_THREAD: Final = "MainThread"
 ROOT_PARTS: Final = 3
 """Parts of a path that tell a function's file."""
 
@@ -54,7 +55,7 @@ class Profile:
             os.kill(pid, signal.SIGUSR1)
             return
         command = [self._spy, "record", "--pid", str(pid), "--duration", str(max(1, round(seconds)))]
-        command += ["--rate", str(RATE_PER_S), "--format", "raw", "--output", str(self._raw)]
+        command += ["--rate", str(RATE_PER_S), "--threads", "--format", "raw", "--output", str(self._raw)]
         self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
     async def end(self) -> None:
@@ -74,10 +75,12 @@ class Profile:
 
 
 def _folded(raw: Path) -> list[tuple[float, str, str]]:
-    """`a (file:line);b (file:line) samples`: the last one is where the time went."""
+    """`thread;a (file:line);b (file:line) samples`: the last one is where the time went."""
     own: Counter[str] = Counter()
     for line in raw.read_text().splitlines():
         stack, _, samples = line.rpartition(" ")
+        if MAIN_THREAD not in stack.partition(";")[0]:
+            continue  # the thread that waits for the store server's end looks busy to py-spy
         leaf = stack.rpartition(";")[2]
         name, _, place = leaf.partition(" (")
         own[f"{_short(place.rstrip(')').rpartition(':')[0])}:{name}"] += int(samples)
