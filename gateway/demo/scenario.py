@@ -91,7 +91,7 @@ def _print_verdict(
 ) -> None:
     if claims:
         story.say()
-        for line in draw(demo.rows(), story.begun_ms, ended_ms, unicode=story.unicode):
+        for line in draw(demo.rows(), story.begun_ms, ended_ms, columns=story.console.width, unicode=story.unicode):
             story.say(line)
         story.say()
         for claim in claims:

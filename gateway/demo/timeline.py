@@ -11,8 +11,10 @@ from typing import Any, Final
 
 from mesh.clock import from_rfc3339
 
-CELLS: Final = 60
-NAME_CHARS: Final = 32
+CELLS_MIN: Final = 20
+CELLS_MAX: Final = 66
+NAME_CHARS: Final = 28
+NOTE_CHARS: Final = 12
 
 WORKING, WAITING, DOWN, NOTHING = "working", "waiting", "down", "nothing"
 _STYLES: Final = {WORKING: "green", WAITING: "yellow", DOWN: "red", NOTHING: "dim"}
@@ -66,16 +68,17 @@ def row_of(name: str, events: Sequence[dict[str, Any]], killed_ms: int | None = 
     return row
 
 
-def draw(rows: Sequence[Row], begun_ms: int, ended_ms: int, *, unicode: bool) -> list[str]:
-    """The lines, a scale first."""
+def draw(rows: Sequence[Row], begun_ms: int, ended_ms: int, *, columns: int, unicode: bool) -> list[str]:
+    """The lines, a scale first, each at most `columns` wide."""
     signs = _UNICODE if unicode else _ASCII
-    cell_ms = max(1.0, (ended_ms - begun_ms) / CELLS)
-    lines = [f"{'':<{NAME_CHARS}}{_scale(cell_ms)}"]
+    cells_count = max(CELLS_MIN, min(CELLS_MAX, columns - NAME_CHARS - NOTE_CHARS))
+    cell_ms = max(1.0, (ended_ms - begun_ms) / cells_count)
+    lines = [f"{'':<{NAME_CHARS}}{_scale(cell_ms, cells_count)}"]
     for row in rows:
-        cells = [row.at(begun_ms + (number + 0.5) * cell_ms) for number in range(CELLS)]
+        cells = [row.at(begun_ms + (number + 0.5) * cell_ms) for number in range(cells_count)]
         # What is shorter than a cell is shown all the same.
         for at_ms, what in row.spans:
-            number = min(CELLS - 1, max(0, int((at_ms - begun_ms) / cell_ms)))
+            number = min(cells_count - 1, max(0, int((at_ms - begun_ms) / cell_ms)))
             if what == DOWN or (what == WORKING and WORKING not in cells):
                 cells[number] = what
         drawn = "".join(f"[{_STYLES[cell]}]{signs[cell]}[/]" for cell in cells)
@@ -87,12 +90,12 @@ def draw(rows: Sequence[Row], begun_ms: int, ended_ms: int, *, unicode: bool) ->
     return lines
 
 
-def _scale(cell_ms: float) -> str:
+def _scale(cell_ms: float, cells_count: int) -> str:
     """`0s    5s    10s`, each mark above the cell of its second."""
-    step_s = 5 if cell_ms * CELLS > 10_000 else 1  # noqa: PLR2004
-    scale = [" "] * (CELLS + 4)
+    step_s = 5 if cell_ms * cells_count > 10_000 else 1  # noqa: PLR2004
+    scale = [" "] * (cells_count + 4)
     second = 0
-    while (number := int(second * 1000 / cell_ms)) < CELLS:
+    while (number := int(second * 1000 / cell_ms)) < cells_count:
         scale[number : number + len(f"{second}s")] = f"{second}s"
         second += step_s
     return "".join(scale).rstrip()

@@ -277,7 +277,7 @@ class TestTimeline:
 
     def test_it_is_drawn_to_scale_and_what_is_short_is_seen(self) -> None:
         row = Row("gateway", [(0, WORKING), (5000, DOWN), (5001, WORKING)])
-        scale, line, legend = draw([row], 0, 20_000, unicode=False)
+        scale, line, legend = draw([row], 0, 20_000, columns=80, unicode=False)
         assert scale.split() == ["0s", "5s", "10s", "15s"]
         assert line.count("x") == 1
         assert scale.index("5s") == len("".join(line.partition("[red]")[0].replace("[green]", "").replace("[/]", "")))
