@@ -34,7 +34,7 @@ def contract(service: type) -> tuple[str, dict[str, Any]]:
         raise TypeError(message)
     models: set[type[BaseModel]] = set()
     operations: dict[str, Any] = {}
-    for name, operation in definition.operation_definitions.items():
+    for name, operation in sorted(definition.operation_definitions.items()):
         method = getattr(HANDLERS[service], operation.method_name or name)
         operations[name] = {"description": inspect.getdoc(method)}
         for field, kind in (("input", operation.input_type), ("output", operation.output_type)):

@@ -19,6 +19,7 @@ import tomllib
 from collections.abc import Callable, Iterator, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from queue import Queue
 from typing import Any, ClassVar, NamedTuple
 
 import httpx
@@ -165,17 +166,37 @@ class Background:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
         )
+        self._lines: Queue[str] = Queue()
+        self._err: list[str] = []
+        self._readers = [
+            threading.Thread(target=self._read, args=(self.process.stdout, self._lines.put), daemon=True),
+            threading.Thread(target=self._read, args=(self.process.stderr, self._err.append), daemon=True),
+        ]
+        for reader in self._readers:
+            reader.start()
         self.started.append(self)
 
-    def line(self) -> str:
-        assert self.process.stdout is not None
-        return self.process.stdout.readline()
+    def _read(self, stream: Any, keep: Callable[[str], None]) -> None:
+        with stream:
+            for line in stream:
+                keep(line)
+        keep("")
+
+    def line(self, within_s: float = 20.0) -> str:
+        """The next line, "" after the last one."""
+        return self._lines.get(timeout=within_s)
+
+    def wait(self, within_s: float = 40.0) -> Done:
+        """Until it ends by itself; the lines that nobody has asked for."""
+        self.process.wait(within_s)
+        for reader in self._readers:
+            reader.join(within_s)
+        return Done(self.process.returncode, "".join(self._lines.queue), "".join(self._err))
 
     def end(self, number: signal.Signals = signal.SIGTERM, within_s: float = 15.0) -> Done:
         if self.process.poll() is None:
             self.process.send_signal(number)
-        out, err = self.process.communicate(timeout=within_s)
-        return Done(self.process.returncode, out, err)
+        return self.wait(within_s)
 
 
 @pytest.fixture(autouse=True)
@@ -184,8 +205,7 @@ def nothing_goes_on() -> Iterator[None]:
     before = len(Background.started)
     yield
     for one in Background.started[before:]:
-        one.process.kill()
-        one.process.communicate()
+        one.end(signal.SIGKILL)
 
 
 class Place(NamedTuple):
@@ -434,10 +454,10 @@ class TestCall:
         watch = Background("operation", "watch", operation, MESH_URL=place.url)
         assert "accepted" in watch.line()
         (tmp_path / "go").touch()
-        out, err = watch.process.communicate(timeout=20)
-        assert watch.process.returncode == 0, err
-        assert "succeeded" in out
-        assert json.loads(out.splitlines()[-1]) == "released"
+        done = watch.wait()
+        assert done.code == 0, done.err
+        assert "succeeded" in done.out
+        assert json.loads(done.out.splitlines()[-1]) == "released"
 
     def test_a_wait_that_is_over_leaves_the_operation_going(self, place: Place, tmp_path: Path) -> None:
         done = place("call", "greeter", "greeter", "hold", "-i", json.dumps(str(tmp_path / "go")), "--wait", "1")
@@ -511,11 +531,11 @@ class TestCall:
         first.gateway.end()
         again = start_gateway(tmp_path / "data", "--port", port)
         (tmp_path / "go").touch()
-        out, err = call.process.communicate(timeout=40)
-        assert (call.process.returncode, json.loads(out)) == (0, "released"), err
-        out, err = watch.process.communicate(timeout=40)
-        assert watch.process.returncode == 0, err
-        events = [json.loads(line) for line in out.splitlines()]
+        done = call.wait()
+        assert (done.code, json.loads(done.out)) == (0, "released"), done.err
+        done = watch.wait()
+        assert done.code == 0, done.err
+        events = [json.loads(line) for line in done.out.splitlines()]
         assert [event["seq"] for event in events] == list(range(2, len(events) + 2))
         assert "succeeded" in {event["type"] for event in events}
         agent.end()
@@ -701,15 +721,15 @@ class TestExamples:
         agent = Background(command=[sys.executable, "examples/agent.py"], MESH_URL=here.url)
         until(lambda: httpx.get(f"{here.url}/v1/endpoints/greeter").status_code == 200, "the agent is registered")
         call = Background(command=[sys.executable, "examples/call.py"], MESH_URL=here.url)
-        out, err = call.process.communicate(timeout=60)
-        assert (call.process.returncode, out) == (0, "Hello, Ada!\n"), err
+        done = call.wait()
+        assert (done.code, done.out) == (0, "Hello, Ada!\n"), done.err
         if shutil.which("curl"):
             walk = Background(command=["sh", "examples/walk.sh"], MESH_URL=here.url)
-            out, err = walk.process.communicate(timeout=60)
-            assert (walk.process.returncode, err) == (0, "")
+            done = walk.wait()
+            assert (done.code, done.err) == (0, "")
             for words in ("idempotency-replayed: true", "422", '"key_reused"', "event: end", '"Hello, Ada!"'):
-                assert words in out
-            assert out.count("HTTP/1.1 200") == 6
+                assert words in done.out
+            assert done.out.count("HTTP/1.1 200") == 6
         agent.end()
         assert here.gateway.end().code == 0
 

