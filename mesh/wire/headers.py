@@ -23,7 +23,8 @@ KEY_CHARS_MAX: Final = 255
 
 _LEGAL: Final = b"\t" + bytes(range(0x20, 0x7F))
 """What a header value may hold; `bytes.translate` deletes it, so anything left over is illegal."""
-_token = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+").fullmatch
+_token = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,256}").fullmatch
+"""A header name that the connection pool can send (mesh/pool/head.py)."""
 _key = re.compile(r"[!-~]{1,255}").fullmatch
 _quoted_key = re.compile(r'"((?:[^"\\]|\\["\\])*+)"').fullmatch
 _unescape = re.compile(r"\\(.)").sub
