@@ -44,7 +44,11 @@ PACED_MAX = 24
 
 
 class Ground:
-    """The processes. `bug` starts gateways with a planted bug (planted.py); `answer_within_ms` holds for all agents."""
+    """The processes.
+
+    `bug` starts gateways with a planted bug (planted.py). With `answer_within_ms` all agents have that patience before
+    they answer 201, and gateways hold what runs for so long.
+    """
 
     def __init__(
         self, directory: Path, seed: int, *, dev: bool = False, bug: str = "", answer_within_ms: int = 0
@@ -162,6 +166,7 @@ class Ground:
         self._secret = msgspec.json.decode(await self._until(self.gateways[0], b"GET", b"/v1/webhook-secret"))["secret"]
         for endpoint in ("work", "paced"):
             policy = POLICY | ({"max_concurrency": PACED_MAX} if endpoint == "paced" else {})
+            policy["request_timeout_ms"] = max(POLICY["request_timeout_ms"], self._answer_within_ms * 3)
             body = msgspec.json.encode({"target": {"kind": "http"}, "policy": policy, "services": []})
             await self._until(self.gateways[0], b"PUT", b"/v1/endpoints/" + endpoint.encode(), body)
         for name in AGENTS:

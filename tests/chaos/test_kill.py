@@ -76,11 +76,11 @@ async def test_nothing_acknowledged_is_lost_whatever_is_killed(directory: Path) 
 async def test_hundreds_of_leases_of_one_killed_gateway_move_in_time(directory: Path) -> None:
     """The bound of 5 s holds for everything that it held, not only for the first of it."""
     fault = Fault("kill gateway-a #1", Deed.KILL, "gateway-a", after_s=1.0, down_s=1.0, alone=True)
-    async with Ground(directory, SEED, answer_within_ms=1_500) as ground:
+    async with Ground(directory, SEED, answer_within_ms=4_000) as ground:
         phases = [Phase("kill a loaded gateway", (fault,), 6.0)]
-        run = await carry_out(ground, phases, callers=60, jobs="slow")
+        run = await carry_out(ground, phases, callers=100, jobs="slow")
     counts = judge(run, HUNDREDS).counts
-    assert counts["takeovers"] >= 100
+    assert counts["takeovers"] >= 150
 
 
 async def test_a_killed_mesh_dev_goes_on_where_it_stopped(directory: Path) -> None:
