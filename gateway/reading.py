@@ -48,17 +48,19 @@ class Reading:
             return await self._repeat_outcome(placed, wait_s) if placed.replayed else None
         deadline_s = monotonic_s() + wait_s
         try:
-            ending = await _within(first.settled, min(wait_s, QUICK_S))
-            if ending is None and wait_s > QUICK_S:
+            ending = await first.wait(min(wait_s, QUICK_S))
+            if ending is not None:
+                return _ended(placed, ending)
+            if wait_s > QUICK_S:
                 found = await self._watch_first(placed, first, deadline_s, gone)
                 if found is not None:
                     return found
             # An outcome on its way into the store counts on this request to carry it: no 201 before that is over.
             first.close()
-            ending = await _within(first.settled, BOOKING_S)
+            ending = await first.wait(BOOKING_S)
             if ending is not None:
                 return _ended(placed, ending)
-            return await self.outcome(placed, 0) if first.unsure or not first.settled.done() else None
+            return await self.outcome(placed, 0) if first.unsure or not first.settled else None
         finally:
             self._waiters.close(placed.id, first)
 
@@ -81,9 +83,9 @@ class Reading:
         hung_up = asyncio.ensure_future(gone())
         try:
             with self._waiters.watching(placed.id) as moved:
-                first.settled.add_done_callback(lambda _: moved.set())
+                first.moved = moved
                 hung_up.add_done_callback(lambda _: moved.set())
-                while not first.settled.done() and not hung_up.done():
+                while not first.settled and not hung_up.done():
                     if not first.claimed:
                         known = await self._try_read(placed.id)
                         if known is not None and known.state.terminal and not first.claimed:
@@ -159,23 +161,3 @@ def _ended(placed: Placed, ending: Ending) -> Known:
         blocked="",
     )
     return Known(placed.id, head, placed.request, ending.outcome)
-
-
-async def _within(future: asyncio.Future[Ending | None], seconds: float) -> Ending | None:
-    """The future's result within `seconds`, else None; the future goes on. Cheaper than asyncio.wait by half."""
-    if not future.done():
-        loop = asyncio.get_running_loop()
-        over: asyncio.Future[None] = loop.create_future()
-
-        def done(_: object = None) -> None:
-            if not over.done():
-                over.set_result(None)
-
-        alarm = loop.call_later(seconds, done)
-        future.add_done_callback(done)
-        try:
-            await over
-        finally:
-            alarm.cancel()
-            future.remove_done_callback(done)
-    return future.result() if future.done() else None

@@ -38,11 +38,16 @@ class FirstRequest:
     where it `spares` the callback none is owed (decision 37). A closed one (201 sent, caller gone) is not claimed.
     """
 
-    __slots__ = ("_claims", "_closed", "settled", "spares", "unsure")
+    __slots__ = ("_claims", "_closed", "_waiter", "ending", "moved", "settled", "spares", "unsure")
 
     def __init__(self, *, spares: bool) -> None:
-        self.settled: asyncio.Future[Ending | None] = asyncio.get_running_loop().create_future()
-        """The ending; None once it is closed and nothing is on its way to it."""
+        self.settled = False
+        """`ending` will not change any more."""
+        self.ending: Ending | None = None
+        """None while it is open, and when it was closed and nothing was on its way to it."""
+        self.moved: asyncio.Event | None = None
+        """Set with `settled`, for a wait on several things."""
+        self._waiter: asyncio.Future[None] | None = None
         self.spares = spares
         """Answering it with the outcome is all that the caller is owed. Ends when a repeat of it was answered 201."""
         self.unsure = False
@@ -64,8 +69,7 @@ class FirstRequest:
 
     def settle(self, ending: Ending) -> None:
         """The claimed outcome is durable."""
-        if not self.settled.done():
-            self.settled.set_result(ending)
+        self._settle(ending)
 
     def release(self, *, unsure: bool = False) -> None:
         """The claim came to nothing; `unsure`: the store did not answer."""
@@ -79,8 +83,35 @@ class FirstRequest:
         self._close_if_over()
 
     def _close_if_over(self) -> None:
-        if self._closed and not self._claims and not self.settled.done():
-            self.settled.set_result(None)
+        if self._closed and not self._claims:
+            self._settle(None)
+
+    def _settle(self, ending: Ending | None) -> None:
+        if not self.settled:
+            self.settled = True
+            self.ending = ending
+            if self._waiter is not None:
+                _wake(self._waiter)
+            if self.moved is not None:
+                self.moved.set()
+
+    async def wait(self, seconds: float) -> Ending | None:
+        """Until it is settled or `seconds` are over; one waiter at a time. On the hot path: one future, one timer."""
+        if not self.settled:
+            loop = asyncio.get_running_loop()
+            self._waiter = loop.create_future()
+            alarm = loop.call_later(seconds, _wake, self._waiter)
+            try:
+                await self._waiter
+            finally:
+                alarm.cancel()
+                self._waiter = None
+        return self.ending
+
+
+def _wake(waiter: asyncio.Future[None]) -> None:
+    if not waiter.done():
+        waiter.set_result(None)
 
 
 class Waiters:
