@@ -228,7 +228,10 @@ class Mesh:
 def bare_app() -> FastAPI:
     """Routes and errors without a Mesh behind them: enough to say what there is."""
     app = FastAPI(
-        title="Mesh", version=VERSION, summary="Durable RPC between agents: Nexus over HTTP, kept in Redis or Valkey."
+        title="Mesh",
+        version=VERSION,
+        summary="Durable RPC between agents: Nexus over HTTP, kept in Redis or Valkey.",
+        redirect_slashes=False,  # it would redirect to whatever the request's Host names
     )
     problems.install(app)
     for room in (routes, declared, endpoints):

@@ -103,7 +103,10 @@ class Connection:
 
     async def answer(self) -> Answer:
         start, headers = await read_head(self.reader)
-        return Answer(start, headers, await read_body(self.reader, headers, to_end=True))
+        answer = Answer(start, headers, b"")
+        if answer.status not in (204, 304):
+            answer.body = await read_body(self.reader, headers, to_end=True)
+        return answer
 
     async def close(self) -> None:
         self.writer.close()
