@@ -92,10 +92,13 @@ class Routes:
         return found
 
     def describe(self) -> list[dict[str, Any]]:
-        """`services` of the registry (api.md section 4), JSON Schemas included."""
+        """`services` of the registry (api.md section 4), JSON Schemas included; by name, the same in every process.
+
+        nexusrpc's own order hangs on the hash seed, and a restart must not look like a new version of the endpoint.
+        """
         return [
-            {"name": service, "operations": [_description(route) for route in operations.values()]}
-            for service, operations in self._table.items()
+            {"name": service, "operations": [_description(operations[name]) for name in sorted(operations)]}
+            for service, operations in sorted(self._table.items())
         ]
 
     def _resolve(self, raw_path: bytes) -> tuple[Route, bool]:
