@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import binascii
 import re
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 
 from gateway.outcomes import record_fields
 from mesh.clock import to_rfc3339
@@ -19,6 +19,8 @@ from mesh.machine import Delivery, Kind, State
 from mesh.store.store import deliveries
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
     from mesh.store.store import Store
     from mesh.store.verbs import Record
 
@@ -27,6 +29,10 @@ SCAN_MAX: Final = 2_000
 SCAN_PAGE: Final = 200
 LIMIT_DEFAULT: Final = 50
 LIMIT_MAX: Final = 500
+BEHIND_ALL: Final = "~"
+"""Sorts behind every character of an id."""
+Place: TypeAlias = tuple[int, str]
+"""Where something stands in an index: its time, and the id of an operation or a delivery."""
 _run: Final = re.compile(r"[1-9][0-9]{0,8}").fullmatch
 
 
@@ -53,12 +59,12 @@ class Filters(NamedTuple):
         )
 
 
-def encode_cursor(at_ms: int, operation_id: str) -> str:
-    """Opaque to callers: where the last page ended."""
-    return base64.urlsafe_b64encode(f"{at_ms}.{operation_id}".encode()).decode().rstrip("=")
+def encode_cursor(at_ms: int, one_id: str) -> str:
+    """Opaque to callers: where the last page ended, by time and id of an operation or a delivery."""
+    return base64.urlsafe_b64encode(f"{at_ms}.{one_id}".encode()).decode().rstrip("=")
 
 
-def decode_cursor(text: str) -> tuple[int, str]:
+def decode_cursor(text: str) -> Place:
     """Raises Malformed."""
     try:
         raw = base64.urlsafe_b64decode(text + "=" * (-len(text) % 4)).decode("ascii")
@@ -66,7 +72,7 @@ def decode_cursor(text: str) -> tuple[int, str]:
         cursor = int(at_ms), operation_id
     except (binascii.Error, ValueError):
         raise Malformed("the cursor is not one that this gateway gave out", code="cursor_invalid") from None
-    if not is_operation_id(cursor[1]):
+    if not is_operation_id(cursor[1].partition(".")[0]):
         raise Malformed("the cursor is not one that this gateway gave out", code="cursor_invalid")
     return cursor
 
@@ -77,53 +83,81 @@ class Listing:
     def __init__(self, store: Store) -> None:
         self._store = store
 
-    async def _scan(
-        self, namespace: str, filters: Filters, cursor: str, limit: int, *, events: bool = False
-    ) -> tuple[list[Record], str | None]:
-        before = decode_cursor(cursor) if cursor else None
-        found: list[Record] = []
-        looked = 0
+    async def _walk(
+        self, namespace: str, filters: Filters, before: Place | None
+    ) -> AsyncIterator[tuple[Place, Record | None]]:
+        """Places of the index, newest first, strictly behind `before`, with the record where it passes the filters."""
         while True:
             rows = await self._store.page(
                 namespace, before=before, since_ms=filters.since_ms, until_ms=filters.until_ms, limit=SCAN_PAGE
             )
-            records = await self._store.read_many([one for one, _ in rows], events=events)
+            records = await self._store.read_many([one for one, _ in rows])
             for (operation_id, at_ms), record in zip(rows, records, strict=True):
-                looked += 1
                 before = (at_ms, operation_id)
-                if record is not None and filters.match(record):
-                    found.append(record)
-                    if len(found) == limit:
-                        return found, encode_cursor(*before)
+                yield before, record if record is not None and filters.match(record) else None
             if len(rows) < SCAN_PAGE:
-                return found, None
-            if looked >= SCAN_MAX and before is not None:
-                return found, encode_cursor(*before)
+                return
 
     async def operations(self, namespace: str, filters: Filters, cursor: str, limit: int) -> dict[str, Any]:
         """`{items, next_cursor}` of records without results, newest first."""
-        found, following = await self._scan(namespace, filters, cursor, limit)
-        items = [record_fields(one.id, one.head, one.request, None) for one in found]
-        return {"items": items, "next_cursor": following}
+        items: list[dict[str, Any]] = []
+        looked, last = 0, None
+        async for place, record in self._walk(namespace, filters, decode_cursor(cursor) if cursor else None):
+            if last is not None and (len(items) == limit or looked == SCAN_MAX):
+                return {"items": items, "next_cursor": encode_cursor(*last)}
+            looked, last = looked + 1, place
+            if record is not None:
+                items.append(record_fields(record.id, record.head, record.request, None))
+        return {"items": items, "next_cursor": None}
 
     async def deliveries(
         self, namespace: str, state: Delivery | None, kind: Kind | None, cursor: str, limit: int
     ) -> dict[str, Any]:
         """`{items, next_cursor}` of deliveries. Dead ones have an index; the others are read off the operations."""
+        before = decode_cursor(cursor) if cursor else None
         if state is Delivery.DEAD:
-            rows = await self._store.dead(namespace, limit)
-            ids = [delivery_id.partition(".")[0] for delivery_id, _ in rows]
-            records = [one for one in await self._store.read_many(ids) if one is not None]
-            following = None
-        else:
-            records, following = await self._scan(namespace, Filters(), cursor, limit)
-        items = [
-            item
-            for record in records
-            for item in delivery_rows(record)
-            if (state is None or item["state"] == state.word) and kind in (None, item["kind"])
-        ]
-        return {"items": items, "next_cursor": following}
+            return await self._dead(namespace, kind, before, limit)
+        items: list[dict[str, Any]] = []
+        after = ""
+        if before is not None and "." in before[1]:
+            # In the middle of an operation: its place is looked at once more, and what was given is passed over.
+            after = before[1]
+            before = (before[0], after.partition(".")[0] + BEHIND_ALL)
+        looked, last = 0, None
+        async for place, record in self._walk(namespace, Filters(), before):
+            if last is not None and looked >= SCAN_MAX:
+                return {"items": items, "next_cursor": encode_cursor(*last)}
+            rows = delivery_rows(record) if record is not None else []
+            ids = [row["id"] for row in rows]
+            for row in rows[ids.index(after) + 1 if after in ids else 0 :]:
+                if (state is None or row["state"] == state.word) and kind in (None, row["kind"]):
+                    if len(items) == limit and last is not None:
+                        return {"items": items, "next_cursor": encode_cursor(*last)}
+                    items.append(row)
+                last = (place[0], row["id"])
+            looked, last = looked + 1, place
+        return {"items": items, "next_cursor": None}
+
+    async def _dead(self, namespace: str, kind: Kind | None, before: Place | None, limit: int) -> dict[str, Any]:
+        count = SCAN_MAX
+        while True:
+            # Newest first. The store hands out the head of its list only, so a page further back costs the ones before.
+            rows = await self._store.dead(namespace, count)
+            wanted = [
+                (at_ms, delivery_id)
+                for delivery_id, at_ms in rows
+                if (before is None or (at_ms, delivery_id) < before)
+                and (kind is None or delivery_id.endswith(f".{kind}"))
+            ]
+            if len(wanted) > limit or len(rows) < count:
+                break
+            count *= 4
+        page = wanted[:limit]
+        ids = dict.fromkeys(delivery_id.partition(".")[0] for _, delivery_id in page)
+        records = [one for one in await self._store.read_many(list(ids)) if one is not None]
+        known = {row["id"]: row for record in records for row in delivery_rows(record)}
+        items = [known[one] for _, one in page if one in known and known[one]["state"] == Delivery.DEAD.word]
+        return {"items": items, "next_cursor": encode_cursor(*page[-1]) if len(wanted) > limit else None}
 
 
 def delivery_rows(record: Record) -> list[dict[str, Any]]:
