@@ -9,15 +9,8 @@ from mesh.events import EventKind
 from mesh.ids import PARTITION
 from mesh.machine import Delivery, Event, Kind, State
 from mesh.store.functions import Functions, Refused
-from mesh.store.layout import (
-    Outcome,
-    Request,
-    decode_events,
-    decode_head,
-    decode_outcome,
-    decode_request,
-    encode,
-)
+from mesh.store.layout import Outcome, Request, decode_events, decode_head, decode_outcome, decode_request, encode
+from mesh.store.library import LIMITS
 from mesh.store.link import Link
 from mesh.store.verbs import (
     Accepted,
@@ -230,8 +223,8 @@ class Store(Functions):
     async def release(self, operation_id: str, run: int, attempt: int, reason: str, *, session: str = "") -> Moved:
         """The attempt surely reached nobody: give it back and wait, shown as blocked by `reason`.
 
-        With `session` only that session's attempt is given back. Without it a call that is sent again may give back the
-        next holder's, for the number of a released attempt is used again.
+        Name the `session`: the number of a released attempt is used again, and a call that is sent again would give back
+        the next holder's.
         """
         arguments = {"id": operation_id, "run": run, "attempt": attempt, "session": session, "reason": reason}
         try:
@@ -330,8 +323,10 @@ class Store(Functions):
         return [one.decode() for one in await self.link.call(b"ZRANGE", self.keys.held(session), 0, limit - 1)]
 
     async def hand_back(self, session: str, operation_ids: Sequence[str]) -> None:
-        """Return leases that this session knows nothing of."""
-        await self.fcall("mesh1_hand_back", {"session": session, "ids": list(operation_ids)})
+        """Return leases that this session knows nothing of; in several calls when they are many."""
+        for at in range(0, len(operation_ids), LIMITS["takeover"]):
+            batch = [*operation_ids[at : at + LIMITS["takeover"]]]
+            await self.fcall("mesh1_hand_back", {"session": session, "ids": batch})
 
 
 def deliveries(record: Record) -> list[tuple[Kind, Delivery, int, int]]:
