@@ -1,4 +1,4 @@
-"""Callbacks: owed from the end of the operation until delivered or visibly dead; leased like everything that is sent."""
+"""Callbacks: owed from the end of the operation until delivered or visibly dead; leased like all that is sent."""
 
 from __future__ import annotations
 
@@ -60,7 +60,8 @@ async def test_a_gateway_taken_for_dead_may_complete_but_leases_nothing(room: Ro
 
 async def test_the_same_holds_for_its_cancels(room: Room) -> None:
     """Cancel of a started one and of a waiting one, and the 201 that brings the token."""
-    started, waiting, late = await room.accepted(), await room.accepted(callback=1, blocked="rate"), await room.accepted()
+    started, late = await room.accepted(), await room.accepted()
+    waiting = await room.accepted(callback=1, blocked="rate")
     await room.started(started)
     await room.cancel(late)
     await room.store.beat("g3.s-1", join=True)
@@ -170,7 +171,9 @@ async def test_redelivery_is_the_owners_right(room: Room) -> None:
     assert await room.store.redeliver("00-nobody", 1, Kind.CALLBACK, NS) == "unknown"
 
 
-@pytest.mark.parametrize("end", [Event.SUCCEED, Event.FAIL, Event.CANCEL, Event.TIME_OUT, Event.EXHAUST, Event.WITHDRAW])
+@pytest.mark.parametrize(
+    "end", [Event.SUCCEED, Event.FAIL, Event.CANCEL, Event.TIME_OUT, Event.EXHAUST, Event.WITHDRAW]
+)
 async def test_every_end_owes_the_callback(room: Room, end: Event) -> None:
     """Whatever ended it, and whoever: the caller hears of it."""
     one = await room.accepted(

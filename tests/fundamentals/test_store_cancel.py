@@ -1,4 +1,4 @@
-"""Cancel, in every state (decision 16): done at once when nothing is out there, else remembered and sent when it can be."""
+"""Cancel, in every state (decision 16): done at once when nothing is out there, else remembered and sent later."""
 
 from __future__ import annotations
 

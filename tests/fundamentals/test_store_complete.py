@@ -111,8 +111,10 @@ async def test_a_superseded_attempt_that_was_asked_to_stop_may_report_it(room: R
 
 
 async def test_leased_attempts_are_fenced_once_superseded(room: Room) -> None:
-    """Attempt 1 ran under a heartbeat lease and lost it; attempt 2 is out. Whatever attempt 1 says now is `lease_lost`,
-    also before attempt 2 has shown whether it heartbeats (decision 6, I10)."""
+    """Attempt 1 ran under a heartbeat lease and lost it: whatever it says now is `lease_lost` (decision 6, I10).
+
+    Also while attempt 2, which is out, has not shown yet whether it heartbeats.
+    """
     one = await room.accepted()
     await room.started(one, beat_ms=1)
 

@@ -41,7 +41,7 @@ async def test_a_retry_counts_once(room: Room) -> None:
     before = await room.kept(one)
     assert (await room.retry(one, attempt=1)).verdict == "same"
     assert await room.kept(one) == before
-    assert (await room.store.retry("00-nobody", 1, 1, session=G1, delay_ms=1, detail="", outcome=b"")).verdict == "unknown"
+    assert (await room.retry("00-nobody")).verdict == "unknown"
 
 
 async def test_without_an_attempt_left_it_fails(room: Room) -> None:
@@ -89,8 +89,10 @@ async def test_a_release_counts_once(room: Room) -> None:
 
 
 async def test_a_release_sent_again_spares_the_attempt_of_another_gateway(room: Room) -> None:
-    """A released attempt's number is used again, so the number alone does not tell whose attempt it is: the repeat must
-    not give back what the other gateway has just sent."""
+    """The repeat must not give back what the other gateway has just sent.
+
+    A released attempt's number is used again, so the number alone does not tell whose attempt it is.
+    """
     one = await room.accepted()
     await room.store.release(one, 1, 1, "unreachable", session=G1)
     works, _ = await room.store.unblock(ENDPOINT, G2, 10)
@@ -111,8 +113,10 @@ async def test_a_lost_attempt_is_spent(room: Room) -> None:
 
 @pytest.mark.parametrize("blocked", [False, True])
 async def test_a_201_of_a_lost_attempt_still_counts_while_no_other_was_sent(room: Room, blocked: bool) -> None:
-    """The gateway stalled, its attempt was taken away, and then its 201 arrives: the agent does work on it. It leaves
-    the waiting line, if it got there, and is never dispatched beside itself."""
+    """The gateway stalled, its attempt was taken away, and then its 201 arrives: the agent does work on it.
+
+    It leaves the waiting line, if it got there, and is never dispatched beside itself.
+    """
     one = await room.accepted()
     await room.died(G1)
     await room.store.beat(G2)

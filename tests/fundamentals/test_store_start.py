@@ -85,8 +85,10 @@ async def test_a_start_sent_again_after_a_lost_reply_is_answered_like_the_first(
 
 
 async def test_a_start_sent_again_does_not_take_an_attempt_that_somebody_else_holds(room: Room) -> None:
-    """Between the lost reply and the repeat the session was taken for dead and attempt 2 went to another gateway. The
-    repeat is still accepted, but with no attempt to send: otherwise attempt 2 would go out twice (I9)."""
+    """Between the lost reply and the repeat the session was taken for dead, and attempt 2 went to another gateway.
+
+    The repeat is still accepted, but with no attempt to send: otherwise attempt 2 would go out twice (I9).
+    """
     order = room.order("key-1")
     await room.start(order)
     await room.died(G1)

@@ -40,6 +40,7 @@ async def test_schedule_to_start_is_met_by_the_201(room: Room) -> None:
     kept = await room.kept(one)
     assert [(work.id, work.head.attempt) for work in works] == [(one, 2)]
     assert kept.words == ["accepted", "dispatched", "started", "attempt_lost", "dispatched"]
+    assert (await room.claim()).ended == []
 
 
 async def test_start_to_close_begins_with_the_201(room: Room) -> None:
@@ -163,8 +164,10 @@ async def test_a_claim_is_bounded(room: Room) -> None:
 
 
 async def test_the_token_of_an_earlier_attempt_is_not_used_to_stop_the_next(room: Room) -> None:
-    """Attempt 1 was lost after its 201, attempt 2 is in flight when the deadline passes: the cancel waits for attempt
-    2's own token instead of spending itself on attempt 1's."""
+    """Attempt 1 was lost after its 201, and attempt 2 is in flight when the deadline passes.
+
+    The cancel waits for attempt 2's own token instead of spending itself on attempt 1's.
+    """
     one = await room.accepted(close_ms=60)
     await room.started(one, beat_ms=1)
     await room.claimed()

@@ -1,0 +1,198 @@
+"""The oracle's ground: an operation, what can be seen by looking at all of them, and the steps that several verbs take.
+
+One endpoint, some operations, and time as a number. There are no indexes here: who waits, who runs, what is due and
+who holds what is found by looking at every operation.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from math import inf
+from typing import Final
+
+from mesh.machine import Delivery, Kind, State
+from mesh.store.verbs import Start
+
+DEAD_AFTER_MS: Final = 3_000
+DELIVERY_LEASE_MS: Final = 35_000
+OWED: Final = (Delivery.DUE, Delivery.LEASED)
+
+Sent = tuple[str, Kind, int]
+"""Leased work: operation, kind, number of the attempt or try."""
+
+
+@dataclass
+class Owe:
+    """A cancel or callback."""
+
+    is_: Delivery = Delivery.NONE
+    at: int = 0
+    tries: int = 0
+
+
+@dataclass
+class Op:
+    """An operation. Times in ms, 0 = none."""
+
+    order: Start
+    created: int
+    state: State = State.SCHEDULED
+    attempt: int = 0
+    owner: str = ""
+    blocked: str = ""
+    slot: bool = False
+    start: Delivery = Delivery.DUE
+    start_at: int = 0
+    cancel: Owe = field(default_factory=Owe)
+    callback: Owe = field(default_factory=Owe)
+    close_by: int = 0
+    start_by: int = 0
+    finish_by: int = 0
+    beat_by: int = 0
+    beat_ms: int = 0
+    """The length of the last lease named by any attempt; above 0 the work counts as leased."""
+    leased: bool = False
+    """Whether the present attempt has begun a lease."""
+    cancel_asked: bool = False
+    closed: int = 0
+    outcome: bytes | tuple[str, str] | None = None
+    token: str = ""
+    history: list[tuple[str, int]] = field(default_factory=list)
+    """(event, attempt)."""
+
+    @property
+    def id(self) -> str:
+        return self.order.id
+
+    @property
+    def owed(self) -> list[Owe]:
+        return [one for one in (self.cancel, self.callback) if one.is_ in OWED]
+
+    @property
+    def look_at(self) -> float:
+        """When somebody must look at it next."""
+        if self.state.terminal:
+            return min((one.at for one in self.owed), default=self.closed + self.order.retention_ms)
+        times = [self.close_by, *[one.at for one in self.owed]]
+        times += [self.finish_by, self.beat_by] if self.state is State.STARTED else [self.start_by]
+        if self.start is Delivery.LEASED or (self.start is Delivery.DUE and not self.blocked):
+            times.append(self.start_at)
+        return min((at for at in times if at), default=inf)
+
+    def note(self, event: str) -> None:
+        self.history.append((event, self.attempt))
+
+    def let_go(self) -> None:
+        """Nobody holds an operation of which nothing is leased."""
+        if Delivery.LEASED not in (self.start, self.cancel.is_, self.callback.is_):
+            self.owner = ""
+
+
+class Ground:
+    """All operations, the sessions and the endpoint's settings."""
+
+    def __init__(self, now: int) -> None:
+        self.now = now
+        self.ops: dict[str, Op] = {}
+        self.sessions: dict[str, int] = {}
+        self.limit = 0
+        self.paused = False
+        self.gone = False
+
+    # What can be seen by looking
+
+    @property
+    def running(self) -> int:
+        return sum(op.slot for op in self.ops.values())
+
+    @property
+    def line(self) -> list[Op]:
+        return sorted((op for op in self.ops.values() if op.blocked), key=lambda op: (op.created, op.id))
+
+    def held(self, session: str) -> set[str]:
+        return {op.id for op in self.ops.values() if op.owner == session}
+
+    def hindrance(self, *, in_line: bool) -> str:
+        """Why nothing more can be sent now."""
+        if self.gone:
+            return "endpoint_deleted"
+        if self.paused:
+            return "paused"
+        if self.limit and (self.running >= self.limit or (self.line and not in_line)):
+            return "concurrency"
+        return ""
+
+    # Steps that several verbs take
+
+    def dispatch(self, op: Op, session: str) -> None:
+        op.state, op.start, op.owner, op.blocked = State.SCHEDULED, Delivery.LEASED, session, ""
+        op.attempt += 1
+        op.start_at = self.now + op.order.lease_ms
+        op.leased, op.beat_by = False, 0
+        op.slot = op.slot or self.limit > 0
+        op.note("dispatched")
+
+    def block(self, op: Op, reason: str) -> None:
+        op.state, op.blocked = State.SCHEDULED, reason
+        op.note("blocked")
+
+    def lose(self, op: Op) -> None:
+        """Whoever had the attempt is silent: it is spent, the next one is due."""
+        op.state, op.start, op.start_at, op.slot = State.SCHEDULED, Delivery.DUE, self.now, False
+        op.beat_by = op.finish_by = 0
+        op.note("attempt_lost")
+
+    def settle(self, op: Op, state: State, outcome: bytes | tuple[str, str]) -> None:
+        op.state, op.outcome, op.closed, op.blocked, op.slot = state, outcome, self.now, "", False
+        if op.start in OWED:
+            op.start = Delivery.DROPPED
+        if op.cancel.is_ in OWED and state is not State.TIMED_OUT:
+            op.cancel.is_ = Delivery.DROPPED
+        op.note(state.word)
+        if op.order.callback:
+            op.callback.is_, op.callback.at = Delivery.DUE, self.now
+        op.let_go()
+
+    def lease(self, op: Op, owe: Owe, session: str) -> bool:
+        """Leased to a session that lives; else it stays due."""
+        if session not in self.sessions:
+            return False
+        owe.is_, owe.at = Delivery.LEASED, self.now + DELIVERY_LEASE_MS
+        owe.tries += 1
+        op.owner = session
+        return True
+
+    def owe_cancel(self, op: Op, session: str) -> Sent | None:
+        op.cancel.is_, op.cancel.at = Delivery.DUE, self.now
+        return (op.id, Kind.CANCEL, op.cancel.tries) if self.lease(op, op.cancel, session) else None
+
+    # Sessions
+
+    def beat(self, session: str, *, join: bool, replaces: str) -> tuple[bool, int]:
+        """Whether it is alive, and how many are listed."""
+        if session not in self.sessions and not join:
+            return False, 0
+        if self.sessions and self.now - max(self.sessions.values()) > DEAD_AFTER_MS * 2 / 3:
+            self.sessions = dict.fromkeys(self.sessions, self.now)
+        self.sessions[session] = self.now
+        dead = {other for other, at in self.sessions.items() if at <= self.now - DEAD_AFTER_MS}
+        if replaces:
+            dead |= {other for other in self.sessions if other != session and other.startswith(replaces)}
+        for other in dead:
+            self.hand_back(other, self.held(other))
+            del self.sessions[other]
+        return True, len(self.sessions)
+
+    def leave(self, session: str) -> None:
+        self.hand_back(session, self.held(session))
+        self.sessions.pop(session, None)
+
+    def hand_back(self, session: str, ids: set[str]) -> None:
+        for one in ids & self.held(session):
+            op = self.ops[one]
+            if op.start is Delivery.LEASED:
+                self.lose(op)
+            for owe in (op.cancel, op.callback):
+                if owe.is_ is Delivery.LEASED:
+                    owe.is_, owe.at = Delivery.DUE, self.now
+            op.let_go()

@@ -1,0 +1,286 @@
+"""What the store is to do, said as plainly as possible: the oracle for the model test.
+
+Knows nothing of Lua, keys or packing; shares with the product only the words of its replies. Rates and byte limits are
+left out.
+"""
+
+from __future__ import annotations
+
+from math import inf
+from typing import Final
+
+from mesh.machine import Delivery, Event, Kind, State
+from mesh.store.verbs import Accepted, Completion, KeyReused, Replayed, Start, Task
+from tests.model.ground import OWED, Ground, Op, Owe, Sent
+
+BEAT_MS: Final = 30_000
+NOT_STARTED: Final = ("mesh", "canceled_before_start")
+
+
+class Reference(Ground):
+    """The store as its callers may imagine it: the verbs."""
+
+    # Callers
+
+    def begin(self, order: Start) -> Accepted | Replayed | KeyReused | str:
+        known = self.ops.get(order.id)
+        if known is None and order.key:
+            known = next((op for op in self.ops.values() if op.order.key == order.key), None)
+        if known is not None:
+            if known.id == order.id:
+                mine = known.start is Delivery.LEASED and known.owner == order.session and known.attempt == 1
+                return Accepted(known.created, int(mine), known.blocked)
+            same = known.order.digest == order.digest
+            return Replayed(known.id, known.state) if same else KeyReused(known.id)
+        if self.gone:
+            return "no endpoint"
+        if order.session not in self.sessions:
+            return "no session"
+        op = Op(order, self.now, start_at=self.now)
+        op.close_by = self.now + order.close_ms if order.close_ms else 0
+        op.start_by = self.now + order.start_ms if order.start_ms else 0
+        op.note("accepted")
+        reason = self.hindrance(in_line=False) or order.blocked
+        self.ops[op.id] = op
+        if reason:
+            self.block(op, reason)
+        else:
+            self.dispatch(op, order.session)
+        return Accepted(self.now, op.attempt, op.blocked)
+
+    def cancel(self, one: str, session: str) -> tuple[str, Sent | None]:
+        op = self.ops.get(one)
+        if op is None:
+            return "unknown", None
+        if op.state.terminal or op.cancel_asked:
+            return "same", None
+        op.cancel_asked = True
+        op.note("cancel_requested")
+        if op.start is Delivery.DUE:
+            self.settle(op, State.CANCELED, NOT_STARTED)
+            sent = op.order.callback and self.lease(op, op.callback, session)
+            return "canceled", (one, Kind.CALLBACK, op.callback.tries) if sent else None
+        return "requested", self.owe_cancel(op, session) if op.state is State.STARTED else None
+
+    # Agents
+
+    def started(self, one: str, attempt: int, session: str, token: str, beat_ms: int) -> tuple[str, Sent | None]:
+        op = self.ops.get(one)
+        if op is None:
+            return "unknown", None
+        current = attempt == op.attempt
+        if current and op.state is State.SCHEDULED:
+            op.slot = op.slot or (op.start is Delivery.DUE and self.limit > 0)
+            op.state, op.start, op.start_at, op.start_by, op.blocked = State.STARTED, Delivery.DELIVERED, 0, 0, ""
+            op.finish_by = self.now + op.order.run_ms if op.order.run_ms else 0
+            if beat_ms:
+                op.beat_ms, op.leased = beat_ms, True
+            op.beat_by = self.now + op.beat_ms if op.leased else 0
+            op.token = token
+            op.note("started")
+            work = self.owe_cancel(op, session) if op.cancel_asked else None
+            op.let_go()
+            return "started", work
+        unaware = op.state is State.TIMED_OUT or (op.state is State.CANCELED and op.cancel_asked)
+        if current and unaware and op.cancel.is_ is Delivery.NONE:
+            op.token = token
+            return "same", self.owe_cancel(op, session)
+        return "same", None
+
+    def complete(
+        self, one: str, attempt: int, event: Event, outcome: bytes, session: str, *, answered: bool
+    ) -> tuple[Completion, Sent | None]:
+        op = self.ops.get(one)
+        if op is None:
+            return Completion.UNKNOWN, None
+        state = {Event.SUCCEED: State.SUCCEEDED, Event.FAIL: State.FAILED, Event.CANCEL: State.CANCELED}[event]
+        if op.state.terminal:
+            return Completion.SAME if (op.state, op.outcome) == (state, outcome) else Completion.OTHER, None
+        if attempt != op.attempt:
+            if op.beat_ms:
+                return Completion.LEASE_LOST, None
+            if state is State.FAILED or (state is State.CANCELED and not op.cancel_asked):
+                return Completion.DROPPED, None
+        if op.start in OWED:
+            op.start = Delivery.DELIVERED
+        self.settle(op, state, outcome)
+        sent = False
+        if op.order.callback:
+            if answered:
+                op.callback.is_ = Delivery.DROPPED
+            else:
+                sent = self.lease(op, op.callback, session)
+        return Completion.DONE, (one, Kind.CALLBACK, op.callback.tries) if sent else None
+
+    def retry(self, one: str, attempt: int, delay_ms: int, outcome: bytes) -> str:
+        op = self.ops.get(one)
+        if op is None:
+            return "unknown"
+        if attempt != op.attempt or op.state is not State.SCHEDULED or op.start is not Delivery.LEASED:
+            return "same"
+        op.note("attempt_failed")
+        if op.cancel_asked:
+            self.settle(op, State.CANCELED, NOT_STARTED)
+            return "canceled"
+        if op.order.attempts_max and op.attempt >= op.order.attempts_max:
+            self.settle(op, State.FAILED, outcome)
+            return "exhausted"
+        op.state, op.start, op.start_at, op.slot = State.BACKING_OFF, Delivery.DUE, self.now + delay_ms, False
+        op.let_go()
+        return "backing_off"
+
+    def release(self, one: str, attempt: int, reason: str, session: str) -> str:
+        op = self.ops.get(one)
+        if op is None:
+            return "unknown"
+        holds = op.state is State.SCHEDULED and op.start is Delivery.LEASED and op.owner == session
+        if attempt != op.attempt or not holds:
+            return "same"
+        if op.cancel_asked:
+            self.settle(op, State.CANCELED, NOT_STARTED)
+            return "canceled"
+        op.start, op.start_at, op.slot = Delivery.DUE, self.now, False
+        op.attempt -= 1
+        self.block(op, reason)
+        op.let_go()
+        return "waiting"
+
+    def heartbeat(self, task: Task) -> str:
+        op = self.ops.get(task.id)
+        if op is None:
+            return "unknown"
+        if task.attempt != op.attempt:
+            return "lost"
+        if op.state.terminal:
+            return "ended"
+        if op.start is Delivery.DUE:
+            return "lost"
+        op.beat_ms = task.lease_ms or op.beat_ms or BEAT_MS
+        op.leased, op.beat_by = True, self.now + op.beat_ms
+        return "cancel" if op.cancel_asked else "ok"
+
+    # Couriers
+
+    def claim(self, session: str, count: int) -> tuple[list[Sent], list[str], float] | str:
+        """Works, ended operations and the next time to look."""
+        if session not in self.sessions:
+            return "no session"
+        works: list[Sent] = []
+        ended: list[str] = []
+        for owner in (session, ""):
+            mine = [op for op in self.ops.values() if op.owner == owner and op.look_at <= self.now]
+            for op in sorted(mine, key=lambda op: (op.look_at, op.id))[: max(count, 0)]:
+                count -= 1
+                if op.state.terminal and not op.owed:
+                    del self.ops[op.id]
+                    continue
+                if self._fire(op, session, works):
+                    ended.append(op.id)
+        left = [op.look_at for op in self.ops.values() if op.owner in (session, "")]
+        return works, ended, min(left, default=inf)
+
+    def _fire(self, op: Op, session: str, works: list[Sent]) -> bool:
+        """Everything of `op` that is due. Returns whether it ended."""
+        was_over = op.state.terminal
+        if not was_over:
+            self._fire_deadlines(op)
+        if not op.state.terminal:
+            self._fire_start(op, session, works)
+        for kind, owe in ((Kind.CANCEL, op.cancel), (Kind.CALLBACK, op.callback)):
+            if owe.is_ in OWED and owe.at <= self.now:
+                self.lease(op, owe, session)
+                works.append((op.id, kind, owe.tries))
+        op.let_go()
+        return op.state.terminal and not was_over
+
+    def _fire_deadlines(self, op: Op) -> None:
+        begun = op.state is State.STARTED
+        for at, reason in (
+            (op.close_by, "schedule_to_close"),
+            (0 if begun else op.start_by, "schedule_to_start"),
+            (op.finish_by if begun else 0, "start_to_close"),
+        ):
+            if at and at <= self.now:
+                self.settle(op, State.TIMED_OUT, ("mesh", reason))
+                if begun and op.cancel.is_ is Delivery.NONE:
+                    op.cancel.is_, op.cancel.at = Delivery.DUE, self.now
+                return
+
+    def _fire_start(self, op: Op, session: str, works: list[Sent]) -> None:
+        silent = op.state is State.STARTED and op.beat_by and op.beat_by <= self.now
+        if silent or (op.start is Delivery.LEASED and op.start_at <= self.now):
+            self.lose(op)
+        if op.start is not Delivery.DUE or op.blocked or op.start_at > self.now:
+            return
+        if op.cancel_asked:
+            self.settle(op, State.CANCELED, NOT_STARTED)
+        elif op.order.attempts_max and op.attempt >= op.order.attempts_max:
+            self.settle(op, State.FAILED, ("mesh", "attempts_exhausted"))
+        elif reason := self.hindrance(in_line=False):
+            self.block(op, reason)
+        else:
+            self.dispatch(op, session)
+            works.append((op.id, Kind.START, op.attempt))
+
+    def unblock(self, session: str, count: int, reason: str) -> tuple[list[Sent], str] | str:
+        if session not in self.sessions:
+            return "no session"
+        works: list[Sent] = []
+        for op in self.line[:count]:
+            why = self.hindrance(in_line=True) or reason
+            if not why and op.order.attempts_max and op.attempt >= op.order.attempts_max:
+                op.blocked, op.start_at = "", self.now
+            elif not why:
+                self.dispatch(op, session)
+                works.append((op.id, Kind.START, op.attempt))
+            elif op.blocked != why:
+                self.block(op, why)
+            if why and not reason:
+                return works, why
+        return works, ""
+
+    # Deliveries
+
+    def delivered(self, one: str, kind: Kind) -> None:
+        op = self.ops.get(one)
+        owe = self._owe(op, kind)
+        if op is not None and owe is not None and owe.is_ in (*OWED, Delivery.DEAD):
+            owe.is_ = Delivery.DELIVERED
+            op.note(f"{kind}_delivered")
+            op.let_go()
+
+    def defer(self, one: str, kind: Kind, tries: int, delay_ms: int, *, dead: bool) -> str:
+        op = self.ops.get(one)
+        owe = self._owe(op, kind)
+        if op is None or owe is None:
+            return "unknown"
+        if tries != owe.tries or owe.is_ is not Delivery.LEASED:
+            return "same"
+        owe.is_ = Delivery.DEAD if dead else Delivery.DUE
+        if dead:
+            op.note("callback_dead" if kind is Kind.CALLBACK else "cancel_failed")
+        else:
+            owe.at = self.now + delay_ms
+            if kind is Kind.CALLBACK:
+                op.note("callback_failed")
+        op.let_go()
+        return "dead" if dead else "deferred"
+
+    def redeliver(self, one: str, kind: Kind) -> str:
+        op = self.ops.get(one)
+        owe = self._owe(op, kind)
+        if op is None or owe is None:
+            return "unknown"
+        if owe.is_ in (Delivery.NONE, Delivery.DROPPED):
+            return "not_owed"
+        if owe.is_ is Delivery.LEASED:
+            return "same"
+        if owe.is_ is Delivery.DUE:
+            owe.at = min(owe.at, self.now)
+            return "due"
+        owe.is_, owe.at = Delivery.DUE, self.now
+        op.note("redelivered")
+        return "due"
+
+    def _owe(self, op: Op | None, kind: Kind) -> Owe | None:
+        return None if op is None else op.cancel if kind is Kind.CANCEL else op.callback
