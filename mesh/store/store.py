@@ -223,8 +223,8 @@ class Store(Functions):
     async def release(self, operation_id: str, run: int, attempt: int, reason: str, *, session: str = "") -> Moved:
         """The attempt surely reached nobody: give it back and wait, shown as blocked by `reason`.
 
-        Name the `session`: the number of a released attempt is used again, and a call that is sent again would give back
-        the next holder's.
+        Name the `session`: the number of a released attempt is used again, and a call that is sent again would give
+        back the next holder's.
         """
         arguments = {"id": operation_id, "run": run, "attempt": attempt, "session": session, "reason": reason}
         try:
