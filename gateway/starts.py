@@ -209,7 +209,9 @@ class Starts:
             if completed.line:
                 self._wake(completed.line)
         elif claimed is not None:
-            claimed.release()
+            # SAME may be this very call: applied, its reply lost, sent again by the link. Then the callback was spared
+            # for this request, which must not leave with a 201.
+            claimed.release(unsure=completed.verdict is Completion.SAME)
         self._waiters.tell(operation_id)
         return completed
 
