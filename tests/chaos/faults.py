@@ -2,7 +2,7 @@
 
 A round has six phases, all but the last in random order. A gateway is killed or frozen with everything else whole, so
 that the time of takeover can be measured; agents and receiver, and the store, are broken alone; at last store and
-gateway together.
+gateway together. Runs of several rounds have a storm after each: everything is killed or frozen at any time.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from typing import NamedTuple
 class Deed(StrEnum):
     KILL = "kill"
     FREEZE = "freeze"
+    CUT = "cut"
+    """The store hears the gateway, and its replies are lost: held back for `down_s`, then the line is cut."""
 
 
 class Fault(NamedTuple):
@@ -44,6 +46,10 @@ TAKEOVER_S = 5.0
 PHASES = 6
 ROUND_S = 28.0
 """Phases of a round, and how long it takes."""
+STORM_S = 20.0
+STORM_DOWN_S = 4.5
+FROZEN_SHARE = 0.3
+CUTTING_S = 12.0
 
 
 def schedule(seed: int, seconds: float) -> list[Phase]:
@@ -51,8 +57,37 @@ def schedule(seed: int, seconds: float) -> list[Phase]:
     chance = Random(seed)
     phases: list[Phase] = []
     while not phases or sum(phase.length_s for phase in phases) + ROUND_S <= seconds:
-        phases += _round(chance, 1 + len(phases) // PHASES)
+        number = 1 + len(phases) // (PHASES + 1)
+        phases += _round(chance, number)
+        if seconds >= ROUND_S + STORM_S:
+            phases.append(_storm(chance, number))
     return phases
+
+
+def lost_replies(seed: int) -> list[Phase]:
+    """Every call that a gateway has out is applied and sent again, many times in a row (for proxied grounds)."""
+    chance = Random(seed)
+    faults: list[Fault] = []
+    for victim in GATEWAYS:
+        at_s = chance.uniform(0.1, 0.6)
+        while at_s < CUTTING_S - 2:
+            down_s = chance.uniform(0.02, 0.6)
+            faults.append(Fault(f"cut {victim} at {at_s:.1f} s", Deed.CUT, victim, at_s, down_s))
+            at_s += down_s + chance.uniform(0.2, 1.2)
+    return [Phase("lose replies of the store", tuple(faults), CUTTING_S)]
+
+
+def _storm(chance: Random, number: int) -> Phase:
+    """Every victim again and again; never one that is down already."""
+    faults: list[Fault] = []
+    for victim in (*GATEWAYS, *WORKERS, "store", "receiver"):
+        at_s = chance.uniform(0.1, 3.0)
+        while at_s < STORM_S - STORM_DOWN_S:
+            deed = Deed.FREEZE if chance.random() < FROZEN_SHARE else Deed.KILL
+            down_s = chance.uniform(0.05, STORM_DOWN_S)
+            faults.append(Fault(f"{deed} {victim} #{number} at {at_s:.1f} s", deed, victim, at_s, down_s))
+            at_s += down_s + chance.uniform(1.0, 5.0)
+    return Phase("storm", tuple(faults), STORM_S)
 
 
 def _round(chance: Random, number: int) -> list[Phase]:

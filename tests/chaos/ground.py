@@ -28,6 +28,7 @@ from mesh.store.link import Link
 from tests.chaos.asking import Gateway
 from tests.chaos.history import Recorder
 from tests.chaos.processes import Process, free_ports
+from tests.servers import Proxy
 
 READY_S = 30.0
 WATCH_S = 0.1
@@ -47,11 +48,19 @@ class Ground:
     """The processes.
 
     `bug` starts gateways with a planted bug (planted.py). With `answer_within_ms` all agents have that patience before
-    they answer 201, and gateways hold what runs for so long.
+    they answer 201, and gateways hold what runs for so long. `proxied`: a proxy stands between each gateway and the
+    store, in `proxies`.
     """
 
     def __init__(
-        self, directory: Path, seed: int, *, dev: bool = False, bug: str = "", answer_within_ms: int = 0
+        self,
+        directory: Path,
+        seed: int,
+        *,
+        dev: bool = False,
+        bug: str = "",
+        answer_within_ms: int = 0,
+        proxied: bool = False,
     ) -> None:
         self.directory = directory
         self.seed = seed
@@ -69,6 +78,7 @@ class Ground:
         self._data = directory / "data"
         self._data.mkdir(exist_ok=True)
         self._address = Address(path=str(self._data / "s.sock"))
+        self.proxies = {name: Proxy(self._address, directory / f"{name}.sock") for name in names if proxied}
         self.processes: dict[str, Process] = {}
         if not dev:
             self._add("store", self._store())
@@ -128,8 +138,9 @@ class Ground:
         if self.dev:
             return [*mesh, "dev", "--data", str(self._data), "--port", str(port)]
         file = self.directory / f"{name}.toml"
+        store = self.proxies[name].address if name in self.proxies else self._address
         file.write_text(
-            f'[store]\nurl = "unix://{self._address.path}"\n[gateway]\nname = "{name}"\nport = {port}\n'
+            f'[store]\nurl = "unix://{store.path}"\n[gateway]\nname = "{name}"\nport = {port}\n'
             f'[egress]\nallow_loopback = true\n[tokens]\ncurrent = "t"\nkeys = {{ t = "{self._token_key}" }}\n'
         )
         return [*mesh, "serve", "--config", str(file)]
@@ -154,6 +165,9 @@ class Ground:
     async def _start(self) -> None:
         self.pool = Pool(max_per_host=512)
         self._stack.push_async_callback(self.pool.close)
+        for proxy in self.proxies.values():
+            await proxy.start()
+            self._stack.push_async_callback(proxy.stop)
         for process in self.processes.values():
             process.start()
         self.link = Link(self._address)

@@ -13,6 +13,7 @@ import asyncio
 import os
 import signal
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 from mesh.clock import sleep
@@ -27,10 +28,12 @@ from tests.chaos.ground import Ground, cancel
 from tests.chaos.history import Kind, Line, Recorder, What, monotonic_ns, read
 from tests.chaos.processes import child_of, ended
 from tests.chaos.snapshot import Snapshot, take
+from tests.servers import Proxy
 
 CALLERS = 200
 READERS = 32
 WARM_UP_S = 1.5
+STORE_ANSWERS_S = 0.2
 PATIENCE_S = 45.0
 """How long callers may take to finish what they began, and then the work to end."""
 OWED = {Delivery.DUE, Delivery.LEASED}
@@ -78,10 +81,15 @@ async def carry_out(
 async def _break(ground: Ground, record: Recorder, fault: Fault) -> None:
     await sleep(fault.after_s)
     detail: dict[str, Any] = {"name": fault.name}
-    if ground.link.up:
-        detail["at_ms"] = await _now_ms(ground)
+    with suppress(MeshError, TimeoutError):  # the store may be away, or frozen
+        async with asyncio.timeout(STORE_ANSWERS_S):
+            detail["at_ms"] = await _now_ms(ground)
     if ground.dev and fault.victim == "store":
         detail["fired"] = await _kill_child(ground)
+        record(Kind.INFO, What.FAULT, detail=detail)
+        return
+    if fault.deed is Deed.CUT:
+        detail["fired"] = await _cut(ground.proxies[fault.victim], fault.down_s)
         record(Kind.INFO, What.FAULT, detail=detail)
         return
     process = ground.processes[fault.victim]
@@ -96,6 +104,17 @@ async def _break(ground: Ground, record: Recorder, fault: Fault) -> None:
     else:
         process.thaw()
     ground.down.discard(fault.victim)
+
+
+async def _cut(proxy: Proxy, held_s: float) -> bool:
+    """Let the store work and nobody hear of it; whether a line was there to cut."""
+    proxy.replies_flow.clear()
+    await sleep(held_s)
+    lines = len(proxy._writers)
+    proxy.cut()
+    proxy.chunks.clear()
+    proxy.replies_flow.set()
+    return lines > 0
 
 
 async def _kill_child(ground: Ground) -> bool:

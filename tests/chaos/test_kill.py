@@ -17,7 +17,7 @@ import pytest
 
 from mesh.ids import pick_index
 from tests.chaos.checker import Verdict, check
-from tests.chaos.faults import Deed, Fault, Phase, schedule
+from tests.chaos.faults import Deed, Fault, Phase, lost_replies, schedule
 from tests.chaos.ground import Ground
 from tests.chaos.harness import Run, carry_out
 from tests.chaos.view import Promise
@@ -81,6 +81,13 @@ async def test_hundreds_of_leases_of_one_killed_gateway_move_in_time(directory: 
         run = await carry_out(ground, phases, callers=100, jobs="slow")
     counts = judge(run, HUNDREDS).counts
     assert counts["takeovers"] >= 150
+
+
+async def test_lost_replies_of_the_store_do_nothing_twice(directory: Path) -> None:
+    """What a gateway asked was applied, the answer is lost, and the link asks again: once is once (F17)."""
+    async with Ground(directory, SEED, proxied=True) as ground:
+        run = await carry_out(ground, lost_replies(SEED), callers=80)
+    judge(run, FEWER)
 
 
 async def test_a_killed_mesh_dev_goes_on_where_it_stopped(directory: Path) -> None:
