@@ -6,7 +6,7 @@
 -- Refuses: UNKNOWN (also for another namespace). Flag allow-oom.
 local function mesh1_cancel(keys, argv)
   local root = keys[1]
-  local a = cmsgpack.unpack(argv[1])
+  local a = given(argv[1], 'id', 'ns', 'session', 'cancel_lease_ms', 'callback_lease_ms')
   local op = load(root, a.id)
   if not op or op.namespace ~= a.ns then return refuse('UNKNOWN', a.id) end
   local now = now_ms()

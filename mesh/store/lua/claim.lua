@@ -90,7 +90,7 @@ end
 
 local function mesh1_claim(keys, argv)
   local root = keys[1]
-  local a = cmsgpack.unpack(argv[1])
+  local a = given(argv[1], 'session', 'count', 'bytes', 'cancel_lease_ms', 'callback_lease_ms')
   if not redis.call('ZSCORE', root .. KEY.sessions, a.session) then return refuse('NO_SESSION', a.session) end
   local now = now_ms()
   local works, ended, endpoints, bytes, left = {}, {}, {}, 0, a.count

@@ -10,6 +10,8 @@
 local function mesh1_complete(keys, argv)
   local root = keys[1]
   local a = cmsgpack.unpack(argv[1])
+  -- A missing argument fails here, before the first write (see `given`).
+  local _ = #argv[2] + #a.id + #a.event + #a.session + a.run + a.attempt + a.code + a.answered + a.callback_lease_ms + a.alone
   local op = load(root, a.id)
   if not op then return refuse('UNKNOWN', a.id) end
   if a.run ~= op.run then return refuse('STALE_RUN', a.id) end

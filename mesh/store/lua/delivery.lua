@@ -9,7 +9,7 @@ end
 -- Refuses: UNKNOWN, NOT_OWED.
 local function mesh1_delivered(keys, argv)
   local root = keys[1]
-  local a = cmsgpack.unpack(argv[1])
+  local a = given(argv[1], 'id', 'run', 'kind')
   local op = load(root, a.id)
   if not op then return refuse('UNKNOWN', a.id) end
   if not repeatable(a.kind) then return refuse('NOT_OWED', a.id) end
@@ -30,7 +30,7 @@ end
 -- Refuses: UNKNOWN, NOT_OWED.
 local function mesh1_defer(keys, argv)
   local root = keys[1]
-  local a = cmsgpack.unpack(argv[1])
+  local a = given(argv[1], 'id', 'run', 'kind', 'tries', 'delay_ms', 'dead')
   local op = load(root, a.id)
   if not op then return refuse('UNKNOWN', a.id) end
   if not repeatable(a.kind) then return refuse('NOT_OWED', a.id) end
@@ -55,7 +55,7 @@ end
 -- Refuses: UNKNOWN (also for another namespace or run), NOT_OWED.
 local function mesh1_redeliver(keys, argv)
   local root = keys[1]
-  local a = cmsgpack.unpack(argv[1])
+  local a = given(argv[1], 'id', 'run', 'kind', 'ns')
   local op = load(root, a.id)
   if not op or op.namespace ~= a.ns or op.run ~= a.run then return refuse('UNKNOWN', a.id) end
   if not repeatable(a.kind) then return refuse('NOT_OWED', a.id) end

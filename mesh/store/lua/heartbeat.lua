@@ -4,9 +4,12 @@
 -- The first heartbeat makes an attempt leased: from then on its token is fenced by attempt (decision 6). Flag allow-oom.
 local function mesh1_heartbeat(keys, argv)
   local root = keys[1]
-  local a = cmsgpack.unpack(argv[1])
+  local a = given(argv[1], 'tasks')
   local now = now_ms()
   local replies = {}
+  for _, task in ipairs(a.tasks) do
+    local _ = #task.id + task.run + task.attempt + task.lease_ms -- all of them, before the first write
+  end
   for position, task in ipairs(a.tasks) do
     local op = load(root, task.id)
     local reply

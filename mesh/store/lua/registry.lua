@@ -20,14 +20,14 @@ end
 -- Refuses: NAME_TAKEN, STALE_VERSION. A deleted endpoint comes back to its owner under its old id, with its waiting work.
 local function mesh1_endpoint_put(keys, argv)
   local root = keys[1]
-  local a = cmsgpack.unpack(argv[1])
+  local a = given(argv[1], 'name', 'ns', 'id', 'if_match', 'max', 'rate')
   local id, facts = named(root, a.name)
   local alive = id and not facts.gone
-  local max, rate = a.max + 0, a.rate + 0 -- missing arguments fail here, before the first write
+  local document = assert(argv[2])
   if alive and facts.owner ~= a.ns then return refuse('NAME_TAKEN', a.name) end
   local now = now_ms()
   -- Before the version is compared: a call that is sent again must not be refused for what it did itself (RFC 9110 13.1.1).
-  if alive and redis.call('HGET', root .. KEY.catalog, id) == argv[2] then return { 'same', now, id, facts.version } end
+  if alive and redis.call('HGET', root .. KEY.catalog, id) == document then return { 'same', now, id, facts.version } end
   if a.if_match ~= '' then
     if not alive then return refuse('STALE_VERSION', '0') end
     if a.if_match ~= '*' and tonumber(a.if_match) ~= facts.version then
@@ -43,9 +43,9 @@ local function mesh1_endpoint_put(keys, argv)
   if not alive then redis.call('HSET', root .. KEY.endpoint .. id, 'paused', '0') end
   local version = facts.version + 1
   redis.call('HSET', root .. KEY.names, a.name, id)
-  redis.call('HSET', root .. KEY.catalog, id, argv[2])
+  redis.call('HSET', root .. KEY.catalog, id, document)
   redis.call('HSET', root .. KEY.endpoint .. id, 'gone', '0', 'owner', a.ns, 'name', a.name, 'version', version,
-    'max', max, 'rate', rate, 'updated_at', now)
+    'max', a.max, 'rate', a.rate, 'updated_at', now)
   registry_moved(root)
   return { alive and 'replaced' or 'created', now, id, version }
 end
@@ -54,7 +54,7 @@ end
 -- Arguments: msgpack {name, ns, if_match}. Reply: {'deleted', now, id}. Refuses: NO_ENDPOINT, STALE_VERSION.
 local function mesh1_endpoint_delete(keys, argv)
   local root = keys[1]
-  local a = cmsgpack.unpack(argv[1])
+  local a = given(argv[1], 'name', 'ns', 'if_match')
   local id, facts = named(root, a.name)
   if not id or facts.gone or facts.owner ~= a.ns then return refuse('NO_ENDPOINT', a.name) end
   if a.if_match ~= '' and a.if_match ~= '*' and tonumber(a.if_match) ~= facts.version then
@@ -70,7 +70,7 @@ end
 -- endpoint_pause: pause (1) or resume (0). Arguments: msgpack {name, ns, paused}. Reply: {'paused' | 'resumed', now, id}.
 local function mesh1_endpoint_pause(keys, argv)
   local root = keys[1]
-  local a = cmsgpack.unpack(argv[1])
+  local a = given(argv[1], 'name', 'ns', 'paused')
   local id, facts = named(root, a.name)
   if not id or facts.gone or facts.owner ~= a.ns then return refuse('NO_ENDPOINT', a.name) end
   redis.call('HSET', root .. KEY.endpoint .. id, 'paused', tostring(a.paused))
@@ -83,10 +83,10 @@ end
 -- Refuses: NO_ENDPOINT, TOO_MANY_INSTANCES. Only a change that routing must see moves the registry version.
 local function mesh1_instance_put(keys, argv)
   local root = keys[1]
-  local a = cmsgpack.unpack(argv[1])
+  local a = given(argv[1], 'name', 'ns', 'instance', 'ttl_ms')
   local id, facts = named(root, a.name)
   if not id or facts.gone or facts.owner ~= a.ns then return refuse('NO_ENDPOINT', a.name) end
-  local key = root .. KEY.instances .. id
+  local key, document = root .. KEY.instances .. id, assert(argv[2])
   local now = now_ms()
   local packed = redis.call('HGET', key, a.instance)
   local old = packed and cmsgpack.unpack(packed)
@@ -97,9 +97,9 @@ local function mesh1_instance_put(keys, argv)
     end
     if redis.call('HLEN', key) >= LIMIT.instances then return refuse('TOO_MANY_INSTANCES', tostring(LIMIT.instances)) end
   end
-  local same = old and old[1] == argv[2] and old[2] >= now and old[4] == 0
+  local same = old and old[1] == document and old[2] >= now and old[4] == 0
   local since = same and old[3] or now
-  redis.call('HSET', key, a.instance, cmsgpack.pack({ argv[2], now + a.ttl_ms, since, 0 }))
+  redis.call('HSET', key, a.instance, cmsgpack.pack({ document, now + a.ttl_ms, since, 0 }))
   if not same then registry_moved(root) end
   return { old and 'renewed' or 'created', now, now + a.ttl_ms }
 end
@@ -108,7 +108,7 @@ end
 -- Arguments: msgpack {name, ns, instance}. Reply: {'draining', now}. Refuses: NO_ENDPOINT, NO_INSTANCE.
 local function mesh1_instance_delete(keys, argv)
   local root = keys[1]
-  local a = cmsgpack.unpack(argv[1])
+  local a = given(argv[1], 'name', 'ns', 'instance')
   local id, facts = named(root, a.name)
   if not id or facts.gone or facts.owner ~= a.ns then return refuse('NO_ENDPOINT', a.name) end
   local key = root .. KEY.instances .. id

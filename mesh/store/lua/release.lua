@@ -4,7 +4,7 @@
 -- Refuses: UNKNOWN. Flag allow-oom. Effects: event blocked, once per reason in a row.
 local function mesh1_release(keys, argv)
   local root = keys[1]
-  local a = cmsgpack.unpack(argv[1])
+  local a = given(argv[1], 'id', 'run', 'attempt', 'reason')
   local op = load(root, a.id)
   if not op then return refuse('UNKNOWN', a.id) end
   local now = now_ms()

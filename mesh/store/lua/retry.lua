@@ -6,7 +6,8 @@
 -- Refuses: UNKNOWN. Flag allow-oom.
 local function mesh1_retry(keys, argv)
   local root = keys[1]
-  local a = cmsgpack.unpack(argv[1])
+  local a = given(argv[1], 'id', 'run', 'attempt', 'delay_ms')
+  local outcome = assert(argv[2])
   local op = load(root, a.id)
   if not op then return refuse('UNKNOWN', a.id) end
   local now = now_ms()
@@ -24,7 +25,7 @@ local function mesh1_retry(keys, argv)
   if op.attempts_max > 0 and op.attempt >= op.attempts_max then
     apply(op, 'exhaust')
     settle(op, now, E.failed, 'attempts_exhausted')
-    save(op, 'r', argv[2])
+    save(op, 'r', outcome)
     tell(op)
     return { 'exhausted', now, op.seq, waiting_line(op) }
   end

@@ -34,7 +34,7 @@ end
 -- Reply: {'alive' | 'lost', now, live sessions, registry version}. 'lost': it was taken for dead; join anew.
 local function mesh1_beat(keys, argv)
   local root = keys[1]
-  local a = cmsgpack.unpack(argv[1])
+  local a = given(argv[1], 'session', 'join', 'dead_after_ms', 'replaces')
   local now = now_ms()
   local sessions = root .. KEY.sessions
   if a.join == 0 and not listed(root, a.session) then return { 'lost', now, 0, 0 } end
@@ -68,7 +68,7 @@ end
 -- leave: a gateway that drains hands everything back. Reply: {left over, now}; repeat until 0.
 local function mesh1_leave(keys, argv)
   local root = keys[1]
-  local a = cmsgpack.unpack(argv[1])
+  local a = given(argv[1], 'session')
   local now = now_ms()
   local left = hand_over(root, a.session, now)
   if left == 0 then redis.call('ZREM', root .. KEY.sessions, a.session) end
@@ -78,7 +78,7 @@ end
 -- hand_back: a gateway gives back what the store says it holds and it knows nothing of (the reply that leased it was
 -- lost). Arguments: msgpack {session, ids}. Reply: {left over, now}.
 local function mesh1_hand_back(keys, argv)
-  local a = cmsgpack.unpack(argv[1])
+  local a = given(argv[1], 'session', 'ids')
   local now = now_ms()
   return { hand_over(keys[1], a.session, now, a.ids), now }
 end

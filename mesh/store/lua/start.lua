@@ -21,10 +21,9 @@ local function mesh1_start(keys, argv)
     attempts_max = a.attempts_max, retention_ms = a.retention_ms, cancel_asked = 0, slot = 0, blocked = '',
     endpoint = a.endpoint, namespace = a.ns, key = key, digest = a.digest, was_blocked = '',
   }
-  -- Nothing is rolled back, so an argument that a gateway of another version leaves out has to fail here, before the key
-  -- is claimed below.
+  -- A missing argument fails here, before the key is claimed below (see `given`).
   local _ = #request + #input + a.callback + a.run_ms + a.lease_ms + a.attempts_max + a.retention_ms
-    and a.id .. a.ns .. a.endpoint .. a.session .. a.digest .. a.blocked
+    + #a.id + #a.ns + #a.endpoint + #a.session + #a.digest + #a.blocked
 
   local ep = endpoint_of(root, a.endpoint)
   local hindered = not ep or ep.gone or not listed(root, a.session)

@@ -5,7 +5,8 @@
 -- Refuses: UNKNOWN. Flag allow-oom.
 local function mesh1_started(keys, argv)
   local root = keys[1]
-  local a = cmsgpack.unpack(argv[1])
+  local a = given(argv[1], 'id', 'run', 'attempt', 'session', 'beat_ms', 'cancel_lease_ms')
+  local token = assert(argv[2])
   local op = load(root, a.id)
   if not op then return refuse('UNKNOWN', a.id) end
   local now = now_ms()
@@ -29,7 +30,7 @@ local function mesh1_started(keys, argv)
     emit(op, E.started, now)
   end
   local sent = (late or op.cancel_asked == 1) and owe_cancel(op, a.session, now, a.cancel_lease_ms)
-  save(op, 't', argv[2])
+  save(op, 't', token)
   tell(op)
   return { late and 'same' or 'started', now, op.state, sent and work(op, 'cancel') }
 end

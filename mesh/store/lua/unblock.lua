@@ -4,7 +4,7 @@
 -- Reply: {now, works, reason why it stopped or ''}. Refuses: NO_SESSION. Flag allow-oom.
 local function mesh1_unblock(keys, argv)
   local root = keys[1]
-  local a = cmsgpack.unpack(argv[1])
+  local a = given(argv[1], 'endpoint', 'session', 'count', 'bytes', 'reason')
   if not redis.call('ZSCORE', root .. KEY.sessions, a.session) then return refuse('NO_SESSION', a.session) end
   local now = now_ms()
   local works, bytes = {}, 0
