@@ -46,6 +46,9 @@ if TYPE_CHECKING:
     from mesh.store.identity import Memory
 
 POOL_PER_HOST: Final = 256
+ALONE: Final = "dev"
+DRAIN_LOOK_S: Final = 0.5
+DRAIN_ANSWER_S: Final = 1.0
 LEAVE_TRIES: Final = 200
 LEAVE_S: Final = 2.0
 """Longest that the hand-back may take: the whole process ends in 15 s (decision 38), the store's own end included."""
@@ -120,7 +123,8 @@ class Mesh:
             wake=self._wake,
         )
         self.ticker = Ticker(
-            name=settings.gateway.name or short_id("g"),
+            # Alone on its store it keeps its name, by which it finds the sessions of its former lives (decision 7).
+            name=settings.gateway.name or (ALONE if self._exclusive else short_id("g")),
             exclusive=self._exclusive,
             store=self.store,
             courier=self.courier,
@@ -155,13 +159,26 @@ class Mesh:
     async def stop(self) -> None:
         """Finish what is being sent, hand the rest back, leave; also after a `start` that came to nothing."""
         if self._started:
-            await self.courier.drain(max(0.0, self._drain_until_s - monotonic_s()))
+            store_answers = await self._finish_tries()
             await self.ticker.stop()
-            await self._leave()
+            if store_answers:
+                await self._leave()
             await self.pool.close()
         await self.subscriber.close()
         await self.link.close()
         self.egress.close()
+
+    async def _finish_tries(self) -> bool:
+        """Wait for the tries under way, as long as there is a store to book them in; False: there is none."""
+        while self.courier.busy and (left_s := self._drain_until_s - monotonic_s()) > 0:
+            await self.courier.drain(min(DRAIN_LOOK_S, left_s))
+            try:
+                async with asyncio.timeout(DRAIN_ANSWER_S):
+                    await self.store.beat(self.session.name)
+            except (TimeoutError, MeshError) as error:
+                _log.warning("what is under way cannot be booked: %s", str(error) or "the store does not answer")
+                return False
+        return True
 
     async def _leave(self) -> None:
         try:

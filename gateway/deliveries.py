@@ -6,6 +6,7 @@ is callbacks.py, where it may go egress.py.
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, Final
 
 from gateway.callbacks import CallbackPlan, callback_request, judge_callback
@@ -28,6 +29,9 @@ if TYPE_CHECKING:
 
 CANCEL_TRIES_MAX: Final = 8
 CANCEL_TIMEOUT_S: Final = 10.0
+CANCEL_FANOUT_MAX: Final = 64
+CANCEL_FINAL: Final = frozenset({400, 401, 403, 404, 409, 501})
+"""Asking again would bring the same answer."""
 CALLBACK_TIMEOUT_S: Final = 20.0
 CALLBACK_FIRST_MS: Final = 1_000
 CALLBACK_CAP_MS: Final = 3_600_000
@@ -73,27 +77,33 @@ class Deliveries:
             (b"mesh-operation-id", work.id.encode()),
             (b"mesh-run", b"%d" % head.run),
         ]
-        # The mesh does not know which instance holds the work (behind a load balancer it could not): ask each one until
-        # one knows the token. Cancel is idempotent by the protocol.
-        for instance in instances:
-            try:
-                target = self._egress.cached(instance.url) or await self._egress.resolve(instance.url)
-                reply = await self._pool.post(target, target.under(path), headers, b"", timeout_s=CANCEL_TIMEOUT_S)
-            except (PeerFault, Refusal) as fault:
-                detail = fault.detail
-                continue
-            if 200 <= reply.status < 300:  # noqa: PLR2004
-                await self._store.delivered(work.id, head.run, Kind.CANCEL)
-                self._waiters.tell(work.id)
-                return
-            detail = f"the agent answered {reply.status}"
-            final = final or (reply.status in (400, 401, 403, 404, 409, 501) and instance is instances[-1])
+        # The mesh does not know which instance holds the work (behind a load balancer it could not): ask all of them,
+        # at once, so that one that hangs does not use up the lease. Cancel is idempotent by the protocol.
+        answers = await asyncio.gather(
+            *[self._ask_to_cancel(instance.url, path, headers) for instance in instances[:CANCEL_FANOUT_MAX]]
+        )
+        if any(isinstance(answer, int) and 200 <= answer < 300 for answer in answers):  # noqa: PLR2004
+            await self._store.delivered(work.id, head.run, Kind.CANCEL)
+            self._waiters.tell(work.id)
+            return
+        if answers:
+            detail = next((answer for answer in answers if isinstance(answer, str)), f"the agent answered {answers[0]}")
+            final = final or all(answer in CANCEL_FINAL for answer in answers)
         delay_ms = jittered(min(1000 * 2 ** min(head.cancel_tries - 1, 16), 60_000), JITTER)
         await self._store.defer(
             work.id, head.run, Kind.CANCEL, tries=head.cancel_tries, delay_ms=delay_ms, dead=final,
             detail=detail[:DETAIL_CHARS_MAX],
         )  # fmt: skip
         self._waiters.tell(work.id)
+
+    async def _ask_to_cancel(self, url: str, path: bytes, headers: list[tuple[bytes, bytes]]) -> int | str:
+        """The status that one instance answered, or why there was none."""
+        try:
+            target = self._egress.cached(url) or await self._egress.resolve(url)
+            reply = await self._pool.post(target, target.under(path), headers, b"", timeout_s=CANCEL_TIMEOUT_S)
+        except (PeerFault, Refusal) as fault:
+            return fault.detail
+        return reply.status
 
     async def callback(self, work: Work) -> None:
         """Tell the caller's receiver how it ended."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from gateway.callbacks import NEXUS
 from gateway.orders import Known, Order, Placed, fresh_head, start_arguments, stored_request
 from gateway.reading import Reading, unknown_operation
 from mesh.clock import now_ms
@@ -82,8 +81,7 @@ class Operations(Reading):
         start = start_arguments(
             order, endpoint, session=self._session.name, blocked=blocked, retention_ms=self._retention_ms
         )
-        # Answered with the outcome a Nexus caller is owed no callback; one of events is always told (decision 37).
-        first = self._waiters.open(start.id, spares=order.callback_format == NEXUS) if wait else None
+        first = self._waiters.open(start.id) if wait else None
         sent = False
         try:
             reply = await self._accept(start, request, order.body)

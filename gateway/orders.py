@@ -114,9 +114,16 @@ def start_arguments(order: Order, endpoint: Endpoint, *, session: str, blocked: 
         lease_ms=(order.request_ms or policy.request_timeout_ms) + LEASE_GRACE_MS,
         attempts_max=policy.retry.max_attempts,
         retention_ms=retention_ms,
-        callback=1 if order.callback_url else 0,
+        callback=_owed(order),
         blocked=blocked,
     )
+
+
+def _owed(order: Order) -> int:
+    """Answered with the outcome, a Nexus caller is owed no callback; an event is always told (decision 37)."""
+    if not order.callback_url:
+        return 0
+    return 1 if order.callback_format == NEXUS else 2
 
 
 def fresh_head(start: Start, accepted: Accepted) -> Head:

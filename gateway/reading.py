@@ -45,7 +45,7 @@ class Reading:
         """
         first = placed.first
         if first is None:
-            return await self._repeat_outcome(placed, wait_s) if placed.replayed else None
+            return await self.outcome(placed, wait_s) if placed.replayed else None
         deadline_s = monotonic_s() + wait_s
         try:
             ending = await first.wait(min(wait_s, QUICK_S))
@@ -63,18 +63,6 @@ class Reading:
             return await self.outcome(placed, 0) if first.unsure or not first.settled else None
         finally:
             self._waiters.close(placed.id, first)
-
-    async def _repeat_outcome(self, placed: Placed, wait_s: float) -> Known | None:
-        """The outcome for a repeat of the first request, which may itself still be open here."""
-        known = await self.outcome(placed, wait_s) if wait_s > 0 else None
-        if known is None:
-            # A 201 is about to leave, so the callback is owed whatever the first request is answered. An outcome that
-            # still counted on it left for the store before this read, and is seen by it: the link keeps the order.
-            first = self._waiters.first(placed.id)
-            if first is not None:
-                first.spares = False
-            known = await self.outcome(placed, 0)
-        return known
 
     async def _watch_first(
         self, placed: Placed, first: FirstRequest, deadline_s: float, gone: Callable[[], Awaitable[None]]

@@ -193,25 +193,25 @@ class Starts:
                 event,
                 pack(outcome),
                 session=self._session.name,
-                answered=claimed is not None and claimed.spares,
+                answered=claimed is not None,
                 by_token=by_token,
             )
         except BaseException:
             if claimed is not None:
                 claimed.release(unsure=True)
             raise
-        if completed.verdict is Completion.DONE:
-            if claimed is not None:
+        if claimed is not None:
+            # An equal outcome that stands already may be this very call, sent again after its reply was lost.
+            if completed.verdict in (Completion.DONE, Completion.SAME):
                 claimed.settle(Ending(_STATES[event], outcome, attempt, completed.seq, completed.at_ms))
+            else:
+                claimed.release()
+        if completed.verdict is Completion.DONE:
             self._metrics.ended(_STATES[event])
             if completed.callback is not None:
                 self._take([completed.callback])
             if completed.line:
                 self._wake(completed.line)
-        elif claimed is not None:
-            # SAME may be this very call: applied, its reply lost, sent again by the link. Then the callback was spared
-            # for this request, which must not leave with a 201.
-            claimed.release(unsure=completed.verdict is Completion.SAME)
         self._waiters.tell(operation_id)
         return completed
 
@@ -239,5 +239,7 @@ class Starts:
         """Nobody was reached: give the attempt back and wait."""
         if fault is not None:
             _log.info("operation %s: attempt %d reached nobody: %s", work.id, work.head.attempt, fault)
-        await self._store.release(work.id, work.head.run, work.head.attempt, reason)
+        await self._store.release(
+            work.id, work.head.run, work.head.attempt, reason, session=self._session.name
+        )
         self._waiters.tell(work.id)

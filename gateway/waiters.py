@@ -35,12 +35,12 @@ class FirstRequest:
     """The request that started an operation, as long as it may still be answered with the outcome itself.
 
     Whoever records an outcome asks `claim` first: the request then waits for that outcome beyond its own time, and
-    where it `spares` the callback none is owed (decision 37). A closed one (201 sent, caller gone) is not claimed.
+    a Nexus callback is owed no more (decision 37). A closed one (201 sent, caller gone) is not claimed.
     """
 
-    __slots__ = ("_claims", "_closed", "_waiter", "ending", "moved", "settled", "spares", "unsure")
+    __slots__ = ("_claims", "_closed", "_waiter", "ending", "moved", "settled", "unsure")
 
-    def __init__(self, *, spares: bool) -> None:
+    def __init__(self) -> None:
         self.settled = False
         """`ending` will not change any more."""
         self.ending: Ending | None = None
@@ -48,8 +48,6 @@ class FirstRequest:
         self.moved: asyncio.Event | None = None
         """Set with `settled`, for a wait on several things."""
         self._waiter: asyncio.Future[None] | None = None
-        self.spares = spares
-        """Answering it with the outcome is all that the caller is owed. Ends when a repeat of it was answered 201."""
         self.unsure = False
         """The store did not say whether it recorded a claimed outcome, so the callback may have been spared already."""
         self._claims = 0
@@ -125,9 +123,9 @@ class Waiters:
         self._firsts: dict[str, FirstRequest] = {}
         self._waits: dict[str, set[asyncio.Event]] = {}
 
-    def open(self, operation_id: str, *, spares: bool) -> FirstRequest:
-        """Register the first request of an operation; `spares`: answered with the outcome it is owed no callback."""
-        first = self._firsts[operation_id] = FirstRequest(spares=spares)
+    def open(self, operation_id: str) -> FirstRequest:
+        """Register the first request of an operation that this gateway is about to accept."""
+        first = self._firsts[operation_id] = FirstRequest()
         return first
 
     def first(self, operation_id: str) -> FirstRequest | None:

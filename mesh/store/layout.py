@@ -25,7 +25,7 @@ HEAD: Final = (
     "cancel",
     "cancel_at",
     "cancel_tries",
-    "wants_callback",  # 1 when the caller gave a callback
+    "wants_callback",  # 0 no callback; 1 owed unless the first request was answered with the outcome; 2 always owed
     "callback",
     "callback_at",
     "callback_tries",

@@ -202,6 +202,8 @@ class Store(Functions):
         except Refused as refused:
             return Completed(_COMPLETIONS[refused.word])
         verdict = Completion(reply[0].decode())
+        if verdict is Completion.SAME:
+            return Completed(verdict, reply[1], reply[2])
         if verdict is not Completion.DONE:
             return Completed(verdict)
         return Completed(verdict, reply[1], reply[2], reply[3].decode(), _optional_work(reply[4]))

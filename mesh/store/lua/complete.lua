@@ -4,7 +4,7 @@
 --   `alone` 1: no other gateway lives that could wait for a message (a late joiner looks again by itself).
 --   `answered` 1: the caller's first request is still open and gets this outcome, so no callback is owed (decision 37).
 -- Reply: {'done', now, seq, endpoint with a waiting line or '', callback work or false}
---     or {'same', now, state}: an equal duplicate
+--     or {'same', closed_at, seq}: an equal duplicate
 --     or {'dropped', now, state}: failure of a superseded attempt, or its `canceled` that no caller asked for.
 -- Refuses: UNKNOWN, STALE_RUN, LEASE_LOST, OTHER_OUTCOME. Flag allow-oom: what is under way may always end.
 local function mesh1_complete(keys, argv)
@@ -24,14 +24,14 @@ local function mesh1_complete(keys, argv)
   end
   local verdict = apply(op, a.event)
   if verdict == 'same' and redis.call('HGET', root .. KEY.operation .. a.id, 'r') == argv[2] then
-    return { 'same', now, op.state }
+    return { 'same', op.closed_at, op.seq }
   end
   if verdict ~= 'moved' then return refuse('OTHER_OUTCOME', a.id) end
   if owed(op.start) then apply_delivery(op, 'start', 'deliver') end
   settle(op, now, a.code)
   local told = false
   if op.callback == D.due then
-    if a.answered == 1 then
+    if a.answered == 1 and op.wants_callback == 1 then
       apply_delivery(op, 'callback', 'drop')
     elseif listed(root, a.session) then
       lease_callback(op, a.session, now, a.callback_lease_ms)

@@ -241,7 +241,7 @@ local function settle(op, now, code, detail)
   end
   free_slot(op)
   emit(op, code, now, detail)
-  if op.wants_callback == 1 then
+  if op.wants_callback > 0 then
     apply_delivery(op, 'callback', 'owe')
     op.callback_at = now
   end

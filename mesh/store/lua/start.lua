@@ -43,6 +43,12 @@ local function mesh1_start(keys, argv)
       return { 'accepted', earlier.created_at, mine and 1 or 0, earlier.blocked }
     end
     if earlier.digest ~= a.digest then return refuse('KEY_REUSED', known) end
+    -- The repeat may be answered 201, here or by another gateway: from now on the callback is owed whatever the first
+    -- request is answered.
+    if earlier.state < S.succeeded and earlier.wants_callback == 1 then
+      earlier.wants_callback = 2
+      save(earlier)
+    end
     return { 'replayed', now, known, earlier.state }
   end
   if not ep or ep.gone then return refuse('NO_ENDPOINT', a.endpoint) end
