@@ -68,6 +68,7 @@ class Gateway:
         return [sys.executable, "-m", "tests.surface.serve", str(self.settings_file), str(self.directory / "data")]
 
     def start(self) -> None:
+        self.kill()
         with self.log.open("ab") as log:
             env = {name: value for name, value in os.environ.items() if not name.startswith("MESH_")}
             self.process = subprocess.Popen(
@@ -96,6 +97,7 @@ class Gateway:
             self.process.wait()
             assert self.process.stdout is not None
             self.process.stdout.close()
+            self.process = None
 
     def store_pid(self) -> int:
         """The process id of its store."""
@@ -200,9 +202,9 @@ class Caller:
         return [one for one in items if one["operation_id"] == operation]
 
     async def gauge(self, name: str) -> float:
-        """A value of /metrics, by its name with labels."""
-        text = (await self.get("/metrics")).body.decode()
-        return float(next(line.rpartition(" ")[2] for line in text.splitlines() if line.startswith(f"{name} ")))
+        """A value of /metrics, by its name with labels; 0 for one that was never counted."""
+        lines = (await self.get("/metrics")).body.decode().splitlines()
+        return float(next((line.rpartition(" ")[2] for line in lines if line.startswith(f"{name} ")), 0))
 
     async def until_gauge(self, name: str, wanted: float, within_s: float = 5.0) -> None:
         end_s = monotonic_s() + within_s

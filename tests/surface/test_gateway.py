@@ -1,0 +1,112 @@
+"""What operators see: health, readiness, metrics, the document of the routes; and slow or rude connections."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from openapi_spec_validator import validate
+
+from gateway.app import bare_app
+from gateway.openapi import document
+from tests.surface.actors import Actor, handler_error
+from tests.surface.gateways import ROOT, Caller, Gateway
+from tests.surface.wire import Connection, ask
+
+
+async def test_healthz(caller: Caller) -> None:
+    """P110."""
+    answer = await caller.get("/healthz")
+    assert (answer.status, answer.json) == (200, {"status": "ok"})
+
+
+async def test_readyz_says_what_an_acknowledgement_is_worth(caller: Caller) -> None:
+    """P110."""
+    answer = await caller.get("/readyz")
+    assert (answer.status, answer.json["status"], answer.json["gateways"]) == (200, "ready", 1)
+    assert "always" in json.dumps(answer.json["store"])
+
+
+async def test_metrics_count(caller: Caller, agent: Actor) -> None:
+    """P110: closed label sets; names of endpoints, words of outcomes."""
+    agent.replies(handler_error(400, "BAD_REQUEST"))
+    name = await caller.register(agent.url)
+    before = await caller.gauge('mesh_operations_ended_total{state="failed"}')
+    await caller.nexus(name)
+    answer = await caller.get("/metrics")
+    assert answer["content-type"].startswith("text/plain")
+    assert f'mesh_attempts_total{{endpoint="{name}",outcome="refused"}} 1.0' in answer.body.decode()
+    assert await caller.gauge('mesh_operations_ended_total{state="failed"}') == before + 1
+    assert await caller.gauge("mesh_store_up") == 1
+    assert "default-key" not in answer.body.decode()
+
+
+class TestOpenApi:
+    def made(self) -> dict[str, Any]:
+        return json.loads(json.dumps(document(bare_app())))
+
+    def test_the_file_is_what_the_routes_say(self) -> None:
+        """P110: `python -m gateway.openapi > specs/openapi.json` writes it."""
+        assert json.loads((Path(ROOT) / "specs" / "openapi.json").read_text()) == self.made()
+
+    def test_it_is_valid(self) -> None:
+        """P110."""
+        validate(self.made())
+
+    async def test_it_is_served(self, caller: Caller) -> None:
+        """P110."""
+        assert (await caller.get("/openapi.json")).json == self.made()
+        assert (await caller.get("/docs")).status == 200
+
+    def test_every_route_of_the_contract_is_there(self) -> None:
+        """P110: the hot ones too."""
+        paths = self.made()["paths"]
+        nexus = "/nexus/endpoints/{endpoint}/services/{service}/{operation}"
+        for path, methods in {
+            nexus: {"post", "get"},
+            f"{nexus}/cancel": {"post"},
+            f"{nexus}/result": {"get"},
+            "/nexus/callback": {"post"},
+            "/v1/operations": {"post", "get"},
+            "/v1/operations/{operation_id}": {"get"},
+            "/v1/operations/{operation_id}/result": {"get"},
+            "/v1/operations/{operation_id}/events": {"get"},
+            "/v1/operations/{operation_id}/cancel": {"post"},
+            "/v1/deliveries": {"get"},
+            "/v1/deliveries/{delivery_id}/redeliver": {"post"},
+            "/v1/tasks/heartbeat": {"post"},
+            "/v1/endpoints/{name}": {"put", "get", "delete"},
+        }.items():
+            assert methods <= paths[path].keys(), path
+
+    async def test_a_record_keeps_its_schema(self, caller: Caller, agent: Actor) -> None:
+        """P65, P110."""
+        from jsonschema import Draft202012Validator  # noqa: PLC0415 - nobody else here needs it
+
+        components = self.made()["components"]
+        schema = {"$ref": "#/components/schemas/Record", "components": components}
+        Draft202012Validator(schema).validate((await caller.v1(await caller.register(agent.url), input=1)).json)
+
+
+class TestConnections:
+    async def test_one_connection_many_requests(self, keyless: Gateway) -> None:
+        """P2: keep-alive, in order, also pipelined."""
+        async with await Connection.open(keyless.port) as connection:
+            for target in ("/healthz", "/v1/operations/x", "/healthz", "/nexus/endpoints/e"):
+                connection.send("GET", target)
+            assert [(await connection.answer()).status for _ in range(4)] == [200, 404, 200, 404]
+
+    async def test_an_answer_before_the_body_is_over(self, caller: Caller, agent: Actor) -> None:
+        """P2: the connection survives a body that was refused, or is closed cleanly."""
+        async with await Connection.open(caller.gateway.port) as connection:
+            connection.send("POST", "/v1/operations", {"content-length": "3000000"})
+            assert (await connection.answer()).status == 413
+
+    async def test_what_is_no_http(self, keyless: Gateway) -> None:
+        """P2."""
+        for raw in (b"\x16\x03\x01\x00\x01\r\n\r\n", b"GET / HTTP/9.9\r\n\r\n", b"nonsense\r\n\r\n", b"GET /\x00 HTTP/1.1\r\n\r\n"):
+            async with await Connection.open(keyless.port) as connection:
+                connection.writer.write(raw)
+                assert (await connection.answer()).status == 400
+        assert (await ask(keyless.port, "GET", "/healthz")).status == 200
