@@ -6,6 +6,7 @@ import pytest
 
 from mesh.machine import Delivery, Event, Kind, State
 from mesh.store.store import deliveries
+from mesh.store.verbs import Replayed
 from tests.model.fixtures import G1, G2, NS, RESULT, Room
 
 
@@ -44,6 +45,20 @@ async def test_a_caller_that_gets_the_answer_itself_gets_no_callback(room: Room)
     assert (await room.succeed(one, answered=True)).callback is None
     assert (await room.kept(one)).head.callback == Delivery.DROPPED
     assert await room.store.redeliver(one, 1, Kind.CALLBACK, NS) == "not_owed"
+
+
+async def test_a_repeat_makes_the_callback_owed_whatever_the_first_is_answered(room: Room) -> None:
+    """The repeat may have got a 201 from another gateway, and a 201 owes the callback."""
+    one = await room.accepted("key-1", callback=1)
+    assert isinstance(await room.start(room.order("key-1", callback=1, session=G2)), Replayed)
+    assert (await room.succeed(one, answered=True)).callback is not None
+    assert (await room.kept(one)).head.callback == Delivery.LEASED
+
+
+async def test_a_callback_may_be_owed_in_any_case(room: Room) -> None:
+    """As events are: they are sent also to a caller that got the answer itself."""
+    one = await room.accepted(callback=2)
+    assert (await room.succeed(one, answered=True)).callback is not None
 
 
 async def test_a_gateway_taken_for_dead_may_complete_but_leases_nothing(room: Room) -> None:

@@ -33,9 +33,10 @@ async def test_an_outcome_ends_the_operation(room: Room) -> None:
 async def test_an_equal_outcome_is_a_duplicate(room: Room) -> None:
     """I16: same answer, nothing changes."""
     one = await room.accepted()
-    await room.succeed(one)
+    first = await room.succeed(one)
     before = await room.kept(one)
-    assert (await room.succeed(one)).verdict is Completion.SAME
+    again = await room.succeed(one)
+    assert (again.verdict, again.at_ms, again.seq) == (Completion.SAME, first.at_ms, first.seq)
     assert await room.kept(one) == before
 
 

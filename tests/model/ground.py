@@ -45,6 +45,8 @@ class Op:
     start_at: int = 0
     cancel: Owe = field(default_factory=Owe)
     callback: Owe = field(default_factory=Owe)
+    always: bool = False
+    """The callback is owed even when the first request is answered with the outcome."""
     close_by: int = 0
     start_by: int = 0
     finish_by: int = 0

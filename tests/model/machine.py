@@ -44,7 +44,7 @@ some_ms = st.sampled_from((0, 0, 0, 3_000, 20_000))
 ordered = {
     "key": st.sampled_from(("", "k1", "k2")),
     "content": st.sampled_from(("c1", "c1", "c2")),
-    "callback": st.integers(0, 1),
+    "callback": st.integers(0, 2),
     "attempts_max": st.sampled_from((0, 1, 2, 20)),
     "close_ms": some_ms,
     "start_ms": some_ms,

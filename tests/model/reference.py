@@ -30,13 +30,16 @@ class Reference(Ground):
             if known.id == order.id:
                 mine = known.start is Delivery.LEASED and known.owner == order.session and known.attempt == 1
                 return Accepted(known.created, int(mine), known.blocked)
-            same = known.order.digest == order.digest
-            return Replayed(known.id, known.state) if same else KeyReused(known.id)
+            if known.order.digest != order.digest:
+                return KeyReused(known.id)
+            # A repeat may be answered 201 while the first request still waits for the outcome itself.
+            known.always = known.always or (known.order.callback > 0 and not known.state.terminal)
+            return Replayed(known.id, known.state)
         if self.gone:
             return "no endpoint"
         if order.session not in self.sessions:
             return "no session"
-        op = Op(order, self.now, start_at=self.now)
+        op = Op(order, self.now, start_at=self.now, always=order.callback > 1)
         op.close_by = self.now + order.close_ms if order.close_ms else 0
         op.start_by = self.now + order.start_ms if order.start_ms else 0
         op.note("accepted")
@@ -106,7 +109,7 @@ class Reference(Ground):
         self.settle(op, state, outcome)
         sent = False
         if op.order.callback:
-            if answered:
+            if answered and not op.always:
                 op.callback.is_ = Delivery.DROPPED
             else:
                 sent = self.lease(op, op.callback, session)

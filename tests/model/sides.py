@@ -66,7 +66,8 @@ def of_store(kept: Kept) -> dict[str, Any]:
         "callback": _owed(head.callback, head.callback_tries, head.callback_at),
         "deadlines": (head.close_by, head.start_by, head.finish_by, head.beat_by)
         if kept.state is State.STARTED else (head.close_by, head.start_by),
-        "leased": (abs(head.beat_ms), head.beat_ms > 0), "asked": head.cancel_asked == 1, "closed": head.closed_at,
+        "always": head.wants_callback == 2, "leased": (abs(head.beat_ms), head.beat_ms > 0),
+        "asked": head.cancel_asked == 1, "closed": head.closed_at,
         "outcome": outcome, "token": kept.fields.get("t", b"").decode(),
         "history": [(word, event.attempt) for word, event in zip(kept.words, kept.events, strict=True)],
     }  # fmt: skip
@@ -81,7 +82,8 @@ def of_reference(op: Op) -> dict[str, Any]:
         "callback": _owed(op.callback.is_, op.callback.tries, op.callback.at),
         "deadlines": (op.close_by, op.start_by, op.finish_by, op.beat_by)
         if op.state is State.STARTED else (op.close_by, op.start_by),
-        "leased": (op.beat_ms, op.leased), "asked": op.cancel_asked, "closed": op.closed,
+        "always": op.always, "leased": (op.beat_ms, op.leased),
+        "asked": op.cancel_asked, "closed": op.closed,
         "outcome": op.outcome, "token": op.token, "history": op.history,
     }  # fmt: skip
 

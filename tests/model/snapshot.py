@@ -194,7 +194,7 @@ def _of_record(kept: Kept) -> Iterator[str]:  # noqa: C901 - one sentence per ru
         yield f"blocked by {head.blocked} in state {state.word} with start {Delivery(head.start).word}"
     if head.slot and not (state is State.STARTED or head.start == Delivery.LEASED):
         yield "holds a slot while nothing of it is out there"
-    if (head.callback != Delivery.NONE) != (state.terminal and head.wants_callback == 1):
+    if (head.callback != Delivery.NONE) != (state.terminal and head.wants_callback > 0):
         yield f"callback is {Delivery(head.callback).word} in state {state.word}"
     if head.cancel != Delivery.NONE and not head.cancel_asked and state is not State.TIMED_OUT:
         yield "a cancel is owed that nobody asked for"

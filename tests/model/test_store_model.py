@@ -87,7 +87,7 @@ def _step(world: StoreMachine, chance: Random, g: int) -> str:
     outcome, few_ms = chance.choice([*OUTCOMES]), (0, 0, 0, 0, 0, 0, 3_000, 20_000)
     calls = {
         "start": (6, lambda: world.start(
-            g, chance.choice(("", "", f"k{i % 5}")), chance.choice(("c1", "c1", "c2")), lose, callback=i % 2,
+            g, chance.choice(("", "", f"k{i % 5}")), chance.choice(("c1", "c1", "c2")), lose, callback=i % 3,
             attempts_max=chance.choice((0, 2, 3, 20)), close_ms=chance.choice(few_ms), start_ms=chance.choice(few_ms),
             run_ms=chance.choice(few_ms), lease_ms=chance.choice((1_500, 30_000, 30_000)),
             retention_ms=chance.choice((1, 60_000, 60_000)), blocked=chance.choice(("", "", "", "", "no_instance")),
