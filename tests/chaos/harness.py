@@ -71,8 +71,8 @@ async def carry_out(
         await cancel(*asking)
     quiet = await _quiesce(ground, patience_s)
     await _read_everything(ground, ground.recorder("auditor"))
-    lines = read(path for path in ground.histories if path.exists())
-    return Run(lines, await take(ground.link), ground.ended, quiet)
+    snapshot = await take(ground.link)
+    return Run(read(path for path in ground.histories if path.exists()), snapshot, ground.ended, quiet)
 
 
 # Breaking
