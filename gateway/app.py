@@ -6,6 +6,7 @@ Nothing here decides anything about operations; it builds, starts, stops and say
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from typing import TYPE_CHECKING, Any, Final
 
@@ -88,6 +89,20 @@ class Mesh:
         await self.gate(call)
         await load_library(call)
 
+    async def _recheck(self) -> None:
+        """The store forgot this gateway's session: it was away for long, or the store lost its data.
+
+        Raises StoreUnsafe in the second case. The link is then made to connect anew, so that its gate shuts it: nothing
+        may be read from an emptied store either.
+        """
+        try:
+            await self.gate(self.link.call)
+        except StoreUnsafe:
+            with contextlib.suppress(MeshError):
+                own = await self.link.call(b"CLIENT", b"ID")
+                await self.link.call(b"CLIENT", b"KILL", b"ID", own, b"SKIPME", b"no", resend=False)
+            raise
+
     def _wake(self, line: str) -> None:
         # Courier and ticker know each other; the courier is built first.
         self.ticker.wake(line)
@@ -131,6 +146,7 @@ class Mesh:
             catalog=self.catalog,
             router=self.router,
             session=self.session,
+            recheck=self._recheck,
         )
         self.operations = Operations(
             store=self.store,
@@ -143,7 +159,8 @@ class Mesh:
             session=self.session,
             metrics=self.metrics,
             retention_ms=settings.gateway.retention_ms,
-            rejoin=self.ticker.join,
+            rejoin=self.ticker.rejoin,
+            recheck=self._recheck,
         )
         self.listing = Listing(self.store)
         waits = {"wait_default_ms": settings.gateway.wait_default_ms, "wait_max_ms": settings.gateway.wait_max_ms}
@@ -214,6 +231,7 @@ class Mesh:
             return False, {"status": "unavailable", "detail": str(self.link.fault), "store": facts}
         try:
             beat = await self.store.beat(self.session.name)
+            await self.gate(self.link.call)
         except MeshError as error:
             return False, {"status": "unavailable", "detail": error.detail, "store": facts}
         return True, {"status": "ready", "gateways": beat.sessions, "version": VERSION, "store": facts}

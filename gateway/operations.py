@@ -51,8 +51,10 @@ class Operations(Reading):
         session: Session,
         metrics: Metrics,
         retention_ms: int,
-        rejoin: Callable[[], Awaitable[None]],
+        rejoin: Callable[[str], Awaitable[None]],
+        recheck: Callable[[], Awaitable[None]],
     ) -> None:
+        """`rejoin` replaces a lost session, `recheck` raises StoreUnsafe when the store is no longer the one it was."""
         super().__init__(store, waiters)
         self._catalog = catalog
         self._router = router
@@ -63,6 +65,7 @@ class Operations(Reading):
         self._metrics = metrics
         self._retention_ms = retention_ms
         self._rejoin = rejoin
+        self._recheck = recheck
 
     async def start(self, order: Order, *, wait: bool) -> Placed:
         """Accept an operation durably and send its first attempt; `wait`: the caller's request stays open for it.
@@ -121,10 +124,12 @@ class Operations(Reading):
             try:
                 return await self._store.start(start, request, body)
             except NoSession:
-                await self._rejoin()
+                await self._rejoin(start.session)
                 start.session = self._session.name
                 return await self._store.start(start, request, body)
         except NoEndpoint:
+            # Known a moment ago: deleted since, or the store lost everything.
+            await self._recheck()
             detail = f"endpoint {request.endpoint!r} was deleted a moment ago"
             raise NotFound(detail, code="unknown_endpoint") from None
 

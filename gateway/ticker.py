@@ -48,7 +48,9 @@ class Ticker:
         catalog: Catalog,
         router: Router,
         session: Session,
+        recheck: Callable[[], Awaitable[None]],
     ) -> None:
+        """`recheck` raises StoreUnsafe when the store is no longer the one that was joined."""
         self._name = name
         self._exclusive = exclusive
         self._store = store
@@ -56,7 +58,9 @@ class Ticker:
         self._catalog = catalog
         self._router = router
         self._session = session
+        self._recheck = recheck
         self._claim_now = asyncio.Event()
+        self._joining = asyncio.Lock()
         self._lines: set[str] = set()
         self._strangers: set[str] = set()
         self._relabel_at_s = 0.0
@@ -73,20 +77,28 @@ class Ticker:
 
     async def join(self) -> None:
         """Enter the store's list of sessions under a new name; the earlier sessions of this gateway are dead."""
-        self._session.name = f"{self._name}.{short_id('s')}"
-        beat = await self._store.beat(
-            self._session.name, join=True, replaces=f"{self._name}." if self._exclusive else ""
-        )
+        if self._session.name:
+            await self._recheck()
+        name = f"{self._name}.{short_id('s')}"
+        beat = await self._store.beat(name, join=True, replaces=f"{self._name}." if self._exclusive else "")
+        self._session.name = name
         self.sessions = beat.sessions
         self._strangers.clear()
         await self._catalog.refresh(beat.registry_version, beat.at_ms)
 
+    async def rejoin(self, lost: str) -> None:
+        """Join anew unless somebody has done so since `lost` was refused: two sessions would share the work here."""
+        async with self._joining:
+            if self._session.name == lost:
+                await self.join()
+
     async def beat(self) -> None:
         """Stay alive, learn of registry changes, and give back leases that nobody here works on."""
-        beat = await self._store.beat(self._session.name)
+        name = self._session.name
+        beat = await self._store.beat(name)
         if not beat.alive:
-            _log.warning("session %s was taken for dead; joining anew", self._session.name)
-            await self.join()
+            _log.warning("session %s was taken for dead; joining anew", name)
+            await self.rejoin(name)
             return
         self.sessions = beat.sessions
         self.beat_at_s = monotonic_s()
@@ -155,11 +167,12 @@ class Ticker:
         await sleep(BEAT_S)
 
     async def _claim_once(self) -> None:
+        name = self._session.name
         try:
             pause_s = await self.claim()
             await self.move_lines()
         except NoSession:
-            await self.join()
+            await self.rejoin(name)
             return
         if pause_s > 0:
             try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -262,3 +263,80 @@ class TestGateway:
         said = (done.stdout + done.stderr).decode()
         assert done.returncode != 0
         assert ("appendonly" in said, "Traceback" in said) == (True, False), said
+
+
+async def command(gateway: Gateway, line: str) -> bytes:
+    """An inline command to the gateway's own store, as an operator would send it."""
+    title = Path(f"/proc/{gateway.store_pid()}/cmdline").read_bytes().decode()
+    found = re.search(r"unixsocket:(\S+?)[\x00\s]", title + " ")
+    assert found, title
+    reader, writer = await asyncio.open_unix_connection(found[1])
+    writer.write(line.encode() + b"\r\n")
+    reply = await reader.readline()
+    writer.close()
+    return reply
+
+
+class TestStoreTrouble:
+    async def test_a_full_store(self, own_gateway: Own, agent: Actor, receiver: Actor) -> None:
+        """P7: starts are refused and leave nothing; what is under way ends, and reads go on."""
+        caller = Caller(await in_thread(own_gateway))
+        agent.replies(started())
+        name = await caller.register(agent.url)
+        operation = await caller.begin(name, callback=receiver.url)
+        call = await agent.until(1)
+        assert await command(caller.gateway, "CONFIG SET maxmemory 1") == b"+OK\r\n"
+        key = {"idempotency-key": "k", "prefer": "respond-async"}
+        refused = await caller.nexus(name, headers=key)
+        check_failure(refused, 503, "UNAVAILABLE")
+        assert (int(refused["retry-after"]) >= 1, "memory" in refused.json["message"]) == (True, True)
+        assert (await caller.v1(name, key, input=None)).status == 503
+        assert (await call.complete(body=b"1")).status == 200
+        assert (await caller.result(operation)).body == b"1"
+        assert (await receiver.until(1)).body == b"1"
+        await caller.until_delivery(operation, "delivered")
+        assert len((await caller.get("/v1/operations")).json["items"]) == 1
+        assert await command(caller.gateway, "CONFIG SET maxmemory 0") == b"+OK\r\n"
+        assert (await caller.nexus(name, headers=key)).status == 201
+        await agent.until(2)
+        assert len((await caller.get("/v1/operations")).json["items"]) == 2
+
+    async def test_an_emptied_store(self, own_gateway: Own, agent: Actor) -> None:
+        """P7: never taken for a new one; everything is 503 until its data is back."""
+        caller = Caller(await in_thread(own_gateway))
+        name = await caller.register(agent.url)
+        operation = (await caller.nexus(name))["mesh-operation-id"]
+        await command(caller.gateway, "FLUSHALL")
+        refused = await caller.nexus(name, headers={"nexus-request-id": "k"})
+        check_failure(refused, 503, "UNAVAILABLE")
+        end_s = monotonic_s() + 5
+        while (await caller.get(f"/v1/operations/{operation}")).status != 503:
+            assert monotonic_s() < end_s
+            await sleep(0.02)
+        ready = await caller.get("/readyz")
+        assert (ready.status, "empty after data was there" in ready.json["detail"]) == (503, True)
+        for answer in (await caller.get("/v1/operations"), await caller.v1(name), await caller.cancel(operation)):
+            assert (answer.status, answer.code, int(answer["retry-after"]) >= 1) == (503, "store_unsafe", True)
+        assert len(agent.calls) == 1
+
+    async def test_a_store_that_is_made_a_replica(self, own_gateway: Own, agent: Actor) -> None:
+        """P7: read-only; back as a primary it serves again."""
+        caller = Caller(await in_thread(own_gateway))
+        name = await caller.register(agent.url)
+        operation = (await caller.nexus(name))["mesh-operation-id"]
+        await command(caller.gateway, "REPLICAOF 127.0.0.1 1")
+        check_failure(await caller.nexus(name), 503, "UNAVAILABLE")
+        assert (await caller.get("/readyz")).status == 503
+        await command(caller.gateway, "REPLICAOF NO ONE")
+        await until_ready(caller)
+        assert (await caller.nexus(name)).status == 200
+        assert (await caller.record(operation))["state"] == "succeeded"
+
+    async def test_a_store_that_forgets_its_promise(self, own_gateway: Own) -> None:
+        """P110: /readyz looks at the settings each time it is asked."""
+        caller = Caller(await in_thread(own_gateway))
+        await command(caller.gateway, "CONFIG SET appendfsync everysec")
+        ready = await caller.get("/readyz")
+        assert (ready.status, "appendfsync" in ready.json["detail"]) == (503, True)
+        await command(caller.gateway, "CONFIG SET appendfsync always")
+        assert (await caller.get("/readyz")).status == 200
