@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 
 HEAD_BYTES_MAX: Final = 65_536
 """Request line and headers, before they are parsed; the settings' own limit answers politely below it."""
+PIPELINE_MAX: Final = 64
+"""Requests that wait on one connection behind the one being answered."""
+TRAILERS_MAX: Final = 64
 REQUEST_S_MAX: Final = 30.0
 """From the first byte of a request to its last."""
 SWEEP_S: Final = 1.0
@@ -34,7 +37,11 @@ class Edge(HttpToolsProtocol):
         self.reading_since_s = self.loop.time()
 
     def data_received(self, data: bytes) -> None:
-        if self._head_bytes >= 0:
+        if self._head_bytes < 0:
+            if len(self.headers) > TRAILERS_MAX:
+                self.abort()
+                return
+        else:
             self._head_bytes += len(data)
             if self._head_bytes > HEAD_BYTES_MAX and not self._head_ends_within(data):
                 self.transport.write(_TOO_LARGE)
@@ -52,7 +59,12 @@ class Edge(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         self._head_bytes = -1
+        if len(self.pipeline) >= PIPELINE_MAX:
+            self.abort()
+            return
         super().on_headers_complete()
+        # The request has its own list by now; what comes after the body is no header of it, credentials least of all.
+        self.headers = []
 
     def on_message_complete(self) -> None:
         self.reading_since_s = 0.0

@@ -100,19 +100,25 @@ class Connection(asyncio.Protocol):
             return future
         packed = pack(args)
         self.inflight.append((future, packed, monotonic_s(), False))
-        self._transport.write(packed)
+        self._write(packed)
         return future
 
     def send(self, calls: list[Waiting]) -> None:
         """Put `calls` on the wire in one write, whatever their number: group commit lives from that."""
         self.inflight.extend(calls)
-        if self._transport is not None:
-            self._transport.write(b"".join([call[1] for call in calls]))
+        self._write(b"".join([call[1] for call in calls]))
 
     def push(self, *args: Arg) -> None:
         """Send a command whose answer is a push message."""
-        if self._transport is not None:
-            self._transport.write(pack(args))
+        self._write(pack(args))
+
+    def _write(self, packed: bytes) -> None:
+        try:
+            if self._transport is not None:
+                self._transport.write(packed)
+        except RuntimeError as fault:
+            # uvloop, between the loss of a socket and `connection_lost`, which takes care of what is in flight.
+            self.abort(fault)
 
     def abort(self, fault: Exception | None = None) -> None:
         """Drop the connection at once; `lost` follows in a later turn."""
