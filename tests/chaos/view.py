@@ -28,7 +28,7 @@ class Promise:
     takeover_ms_max    from the kill of a gateway to the next step of an operation that it held
     deadline_slack_ms  how much later than its deadline an operation may end, store outages included
     in_flight_min      operations in flight at every fault
-    ok_share_min       share of calls in every fault phase that must be ok, and `calls_min` of them
+    ok_share_min       share of the calls sent in every fault phase that must be ok, and at least `calls_min` of them
     callback_age_s_max how old the signed timestamp of a callback may be on arrival
     """
 
