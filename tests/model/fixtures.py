@@ -93,9 +93,7 @@ class Room:
     async def succeed(
         self, one: str, attempt: int = 1, outcome: bytes = RESULT, *, session: str = G1, answered: bool = False
     ) -> Completed:
-        return await self.store.complete(
-            one, 1, attempt, Event.SUCCEED, outcome, session=session, answered=answered
-        )
+        return await self.store.complete(one, 1, attempt, Event.SUCCEED, outcome, session=session, answered=answered)
 
     async def fail(self, one: str, attempt: int = 1, outcome: bytes = FAILURE) -> Completed:
         return await self.store.complete(one, 1, attempt, Event.FAIL, outcome, session=G1)
@@ -105,9 +103,7 @@ class Room:
 
     async def retry(self, one: str, attempt: int = 1, delay_ms: int = 60_000) -> Moved:
         """The attempt failed in a way worth repeating."""
-        return await self.store.retry(
-            one, 1, attempt, session=G1, delay_ms=delay_ms, detail="503", outcome=GIVEN_UP
-        )
+        return await self.store.retry(one, 1, attempt, session=G1, delay_ms=delay_ms, detail="503", outcome=GIVEN_UP)
 
     # Couriers
 

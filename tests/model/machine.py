@@ -163,8 +163,7 @@ class StoreMachine(RuleBasedStateMachine):
     @rule(g=who, i=pick, lease_ms=st.sampled_from((0, 2_000, 60_000)), lose=loss)
     def heartbeat(self, g: int, i: int, lease_ms: int, lose: bool) -> None:
         tasks = [
-            Task(one, 1, attempt, lease_ms)
-            for one, attempt in (_recent(self.tokens, i), _recent(self.tokens, i + 1))
+            Task(one, 1, attempt, lease_ms) for one, attempt in (_recent(self.tokens, i), _recent(self.tokens, i + 1))
         ]
         self._send(self.gateways[g], "heartbeat", lambda: self.sides.heartbeat(tasks), lose=lose)
 

@@ -223,9 +223,7 @@ class Sides:
         else:
             dead = how == "dead"
             expected = self.model.defer(one, kind, tries, DELAY_MS, dead=dead)
-            call = self._room.store.defer(
-                one, 1, kind, tries=tries, delay_ms=DELAY_MS, dead=dead, detail="503"
-            )
+            call = self._room.store.defer(one, 1, kind, tries=tries, delay_ms=DELAY_MS, dead=dead, detail="503")
             assert self.run(call) == expected
         return []
 

@@ -31,7 +31,7 @@ NAP_STEPS: Final = 15
 @pytest.fixture(scope="module", autouse=True)
 def own_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """A server of its own, since its library has another clock; nothing here needs the disk."""
-    server = RawServer(tmp_path_factory.mktemp("model"), {"appendonly": "no"})
+    server = RawServer(tmp_path_factory.mktemp("model"), {"appendonly": "no", "save": ""})
     server.wait_ready()
     with asyncio.Runner() as runner:
         StoreMachine.runner, StoreMachine.link = runner, Link(server.address)
