@@ -47,7 +47,7 @@ def test_small_worlds() -> None:
     run_state_machine_as_test(
         StoreMachine,
         settings=settings(
-            max_examples=EXAMPLES or 130,
+            max_examples=EXAMPLES or 100,
             stateful_step_count=50,
             derandomize=not EXAMPLES,
             deadline=None,
