@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 QUICK_S: Final = 0.1
 """Most answers come within this; a longer wait is worth a subscription and an eye on the caller's connection."""
+LAST_LOOK_S: Final = 0.05
+"""What a look at the store may take when the wait is as good as over."""
 BOOKING_S: Final = 6.0
 """How long an answer may wait for the store call that already claimed it; above the link's own deadline."""
 
@@ -75,7 +77,7 @@ class Reading:
                 hung_up.add_done_callback(lambda _: moved.set())
                 while not first.settled and not hung_up.done():
                     if not first.claimed:
-                        known = await self._try_read(placed.id)
+                        known = await self._try_read(placed.id, deadline_s)
                         if known is not None and known.state.terminal and not first.claimed:
                             return known
                     left_s = deadline_s - monotonic_s()
@@ -86,11 +88,13 @@ class Reading:
             hung_up.cancel()
         return None
 
-    async def _try_read(self, operation: str) -> Known | None:
-        # The operation is durable: a store that went away since does not turn its acceptance into an error.
+    async def _try_read(self, operation: str, deadline_s: float) -> Known | None:
+        # The operation is durable: a store that went away since does not turn its acceptance into an error, and does
+        # not hold up the caller either.
         try:
-            return await self.read(operation)
-        except (Unavailable, StoreUnsafe, ConfigError):
+            async with asyncio.timeout(max(deadline_s - monotonic_s(), LAST_LOOK_S)):
+                return await self.read(operation)
+        except (TimeoutError, Unavailable, StoreUnsafe, ConfigError):
             return None
 
     async def outcome(self, placed: Placed, wait_s: float) -> Known | None:

@@ -36,7 +36,7 @@ def as_json(value: Any, status: int = 200, headers: Pairs = ()) -> Reply:
     return Reply(status, json.dumps(value).encode(), [("content-type", "application/json"), *pairs(headers)])
 
 
-def started(token: str = "agent-token", headers: Pairs = ()) -> Reply:
+def started(token: str = "agent-token", headers: Pairs = ()) -> Reply:  # noqa: S107 - a token of the test
     """201: the agent goes on by itself."""
     return as_json({"token": token, "state": "running"}, 201, headers)
 

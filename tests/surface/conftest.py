@@ -50,7 +50,7 @@ def beta(teams: Gateway) -> Caller:
 
 @pytest.fixture
 def own_gateway(tmp_path: Path) -> Iterator[Callable[..., Gateway]]:
-    """`own_gateway(settings)`: a started gateway that the test may break; gone after the test."""
+    """A started gateway per call of `own_gateway(settings)`, which the test may break; gone after the test."""
     made: list[Gateway] = []
 
     def start(settings: dict[str, Any] = KEYLESS, name: str = "own") -> Gateway:
@@ -65,7 +65,7 @@ def own_gateway(tmp_path: Path) -> Iterator[Callable[..., Gateway]]:
 
 @pytest.fixture
 async def actor() -> AsyncIterator[Callable[[], Awaitable[Actor]]]:
-    """`await actor()`: one more listener; answers null until it has a script."""
+    """One more listener per call of it; a listener answers null until it has a script."""
     made: list[Actor] = []
 
     async def start() -> Actor:

@@ -6,7 +6,9 @@ import asyncio
 import itertools
 import json
 import os
+import re
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator
@@ -15,7 +17,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from mesh.clock import monotonic_s, pause, sleep
+from mesh.clock import monotonic_s, sleep
 from mesh.tokens import CompletionTokens
 from tests.surface.actors import Actor
 from tests.surface.wire import Answer, Connection, Pairs, ask, pairs
@@ -106,6 +108,17 @@ class Gateway:
                  for one in (tasks / "children").read_text().split()]  # fmt: skip
         assert len(found) == 1, found
         return found[0]
+
+    def tell_store(self, line: str) -> bytes:
+        """An inline command to its store, as an operator would send it; the first line of the reply."""
+        title = Path(f"/proc/{self.store_pid()}/cmdline").read_bytes().decode()
+        found = re.search(r"unixsocket:([^\x00\s]+)", title)
+        assert found, title
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.settimeout(5)
+            connection.connect(found[1])
+            connection.sendall(line.encode() + b"\r\n")
+            return connection.recv(4096).partition(b"\r\n")[0]
 
     def url(self, path: str = "") -> str:
         return f"http://127.0.0.1:{self.port}{path}"
@@ -212,6 +225,12 @@ class Caller:
             assert monotonic_s() < end_s, found
             await sleep(0.01)
 
+    async def until_ready(self, within_s: float = 15.0) -> None:
+        end_s = monotonic_s() + within_s
+        while (await self.get("/readyz")).status != 200:
+            assert monotonic_s() < end_s
+            await sleep(0.02)
+
     async def until_delivery(self, operation: str, state: str, kind: str = "callback") -> dict[str, Any]:
         end_s = monotonic_s() + 10
         while True:
@@ -250,8 +269,8 @@ async def unused_port() -> int:
     return actor.port
 
 
-def wait_sync(check: Any, within_s: float = 10.0) -> None:
-    end_s = monotonic_s() + within_s
-    while not check():
-        assert monotonic_s() < end_s, "it never came true"
-        pause(0.01)
+def run(command: list[str], **env: str) -> tuple[int, str]:
+    """Exit status and all that a command said, which must end by itself."""
+    whole = os.environ | {"PYTHONPATH": str(ROOT)} | env
+    done = subprocess.run(command, env=whole, cwd=ROOT, capture_output=True, timeout=20, check=False)
+    return done.returncode, (done.stdout + done.stderr).decode()

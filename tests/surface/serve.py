@@ -26,10 +26,14 @@ def main() -> None:
         tables.setdefault("gateway", {}).setdefault("port", probe.getsockname()[1])
     settings = Settings.model_validate({"egress": {"allow_loopback": True}} | tables)
     try:
-        dev(settings, Path(sys.argv[2]), ready=lambda: print(json.dumps({"port": settings.gateway.port}), flush=True))
+        dev(settings, Path(sys.argv[2]), ready=lambda: say(json.dumps({"port": settings.gateway.port})))
     except MeshError as error:
-        print(error.detail, file=sys.stderr)
-        raise SystemExit(1) from None
+        raise SystemExit(error.detail) from None
+
+
+def say(line: str) -> None:
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
 
 
 if __name__ == "__main__":

@@ -10,8 +10,8 @@ import pytest
 from mesh.clock import monotonic_s
 from mesh.ids import operation_id
 from tests.surface.actors import Actor, Call, Reply, as_json, handler_error, operation_error, started
+from tests.surface.checks import check_failure
 from tests.surface.gateways import Caller
-from tests.surface.test_nexus_input import check_failure
 
 ROUTE = "/nexus/endpoints/e/services/s/o"
 

@@ -9,8 +9,8 @@ import pytest
 
 from mesh.ids import operation_id
 from tests.surface.actors import Actor, Call, Reply, as_json, handler_error, started
+from tests.surface.checks import check_failure
 from tests.surface.gateways import Caller, token_for
-from tests.surface.test_nexus_input import check_failure
 
 JSON = {"content-type": "application/json"}
 
@@ -120,7 +120,9 @@ class TestTokens:
             assert answer["www-authenticate"].startswith("Bearer")
         answer = await call.complete(headers={"mesh-operation-id": operation_id()})
         check_failure(answer, 401, "UNAUTHENTICATED", "token_foreign")
-        check_failure(await call.complete(token=token_for(call.operation, run=2)), 401, "UNAUTHENTICATED", "token_stale")
+        check_failure(
+            await call.complete(token=token_for(call.operation, run=2)), 401, "UNAUTHENTICATED", "token_stale"
+        )
         missing = await caller.post("/nexus/callback", b"1", {"nexus-operation-state": "succeeded"})
         check_failure(missing, 401, "UNAUTHENTICATED", "token_missing")
         assert (await caller.record(call.operation))["state"] == "started"

@@ -105,7 +105,12 @@ class TestConnections:
 
     async def test_what_is_no_http(self, keyless: Gateway) -> None:
         """P2."""
-        for raw in (b"\x16\x03\x01\x00\x01\r\n\r\n", b"GET / HTTP/9.9\r\n\r\n", b"nonsense\r\n\r\n", b"GET /\x00 HTTP/1.1\r\n\r\n"):
+        for raw in (
+            b"\x16\x03\x01\x00\x01\r\n\r\n",
+            b"GET / HTTP/9.9\r\n\r\n",
+            b"nonsense\r\n\r\n",
+            b"GET /\x00 HTTP/1.1\r\n\r\n",
+        ):
             async with await Connection.open(keyless.port) as connection:
                 connection.writer.write(raw)
                 assert (await connection.answer()).status == 400

@@ -7,9 +7,8 @@ import asyncio
 import pytest
 
 from tests.surface.actors import Actor, started
+from tests.surface.checks import check_failure, check_problem
 from tests.surface.gateways import ALPHA, ASYNC, Caller, Gateway
-from tests.surface.test_nexus_input import check_failure
-from tests.surface.test_v1_start import check_problem
 from tests.surface.wire import ask
 
 
@@ -38,7 +37,12 @@ class TestKeys:
             answer = await ask(teams.port, method, target, headers, b"" if method == "GET" else b"{}")
             assert (answer.status, answer["content-type"]) == (401, "application/problem+json"), (target, answer)
             assert answer["www-authenticate"].startswith('Bearer realm="mesh"')
-        for method, path in (("POST", ""), ("POST", "/cancel?token=x"), ("GET", "?token=x"), ("GET", "/result?token=x")):
+        for method, path in (
+            ("POST", ""),
+            ("POST", "/cancel?token=x"),
+            ("GET", "?token=x"),
+            ("GET", "/result?token=x"),
+        ):
             answer = await ask(teams.port, method, f"/nexus/endpoints/e/services/s/o{path}", headers)
             check_failure(answer, 401, "UNAUTHENTICATED")
             assert answer["www-authenticate"].startswith("Bearer")

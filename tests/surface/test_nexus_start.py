@@ -51,7 +51,12 @@ class TestAnswers:
     @pytest.mark.parametrize(
         ("reply", "message"),
         [
-            (Reply(424, b'{"message":"old"}', {"content-type": "application/json", "nexus-operation-state": "failed"}), "old"),
+            (
+                Reply(
+                    424, b'{"message":"old"}', {"content-type": "application/json", "nexus-operation-state": "failed"}
+                ),
+                "old",
+            ),
             (Reply(424, b"plain", {"nexus-operation-state": "canceled"}), "plain"),
         ],
     )

@@ -10,9 +10,8 @@ import pytest
 from mesh.clock import monotonic_s
 from mesh.ids import operation_id
 from tests.surface.actors import Actor, Call, Reply, as_json, handler_error, started
+from tests.surface.checks import check_failure, check_problem
 from tests.surface.gateways import ASYNC, Caller, token_for
-from tests.surface.test_nexus_input import check_failure
-from tests.surface.test_v1_start import check_problem
 
 
 class TestTimeouts:
@@ -30,7 +29,11 @@ class TestTimeouts:
         assert failure["details"]["state"] == "failed"
         assert failure["cause"]["metadata"]["timeout"] == "schedule_to_close"
         result = await caller.result(operation)
-        assert (result.status, result["nexus-operation-state"], result["mesh-failure-source"]) == (424, "failed", "gateway")
+        assert (result.status, result["nexus-operation-state"], result["mesh-failure-source"]) == (
+            424,
+            "failed",
+            "gateway",
+        )
         assert (await caller.get(f"/nexus/endpoints/e/services/s/o?token={operation}")).json["state"] == "failed"
         assert (await receiver.until(1))["nexus-operation-state"] == "failed"
         cancel = await agent.until(1, cancels=True)

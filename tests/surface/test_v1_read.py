@@ -11,8 +11,8 @@ import pytest
 from mesh.clock import monotonic_s
 from mesh.ids import operation_id
 from tests.surface.actors import Actor, Reply, as_json, handler_error, operation_error, started
+from tests.surface.checks import TIME, check_problem
 from tests.surface.gateways import ASYNC, Caller
-from tests.surface.test_v1_start import TIME, check_problem
 
 
 class TestRecord:

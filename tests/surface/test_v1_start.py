@@ -3,28 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import re
 from typing import Any
 
 import pytest
 
 from mesh.clock import monotonic_s
 from tests.surface.actors import Actor, Reply, as_json, handler_error, operation_error, started
+from tests.surface.checks import TIME, check_problem
 from tests.surface.gateways import ASYNC, Caller, fresh
-from tests.surface.wire import Answer
-
-TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z").fullmatch
-
-
-def check_problem(answer: Answer, status: int, code: str, pointer: str | None = None) -> None:
-    """P3."""
-    assert (answer.status, answer["content-type"]) == (status, "application/problem+json"), answer
-    problem = answer.json
-    assert {"type", "title", "status", "detail", "code", "retryable"} <= problem.keys()
-    assert (problem["status"], problem["code"]) == (status, code), problem
-    assert problem["type"] == f"urn:mesh:problem:{code}"
-    if pointer is not None:
-        assert pointer in [error["pointer"] for error in problem["errors"]], problem
 
 
 class TestAnswers:
@@ -171,9 +157,11 @@ class TestInput:
 
     @pytest.mark.parametrize(
         "raw",
-        [b'{"a":1,"a":2}', b"NaN", b"-Infinity", b"1e999", b'"\\ud800"', b'"\\u0000"', b'"\xff"', b"[" * 300 + b"]" * 300,
-         b"01", b"1 2", b"tru", b'{"a":}', b"9" * 5000],
-    )  # fmt: skip
+        [
+            *(b'{"a":1,"a":2}', b"NaN", b"-Infinity", b"1e999", b'"\\ud800"', b'"\\u0000"', b'"\xff"'),
+            *(b"[" * 300 + b"]" * 300, b"01", b"1 2", b"tru", b'{"a":}', b"9" * 5000),
+        ],
+    )
     async def test_what_two_readers_could_read_differently(self, caller: Caller, agent: Actor, raw: bytes) -> None:
         """P64: 400, wherever in the body it stands."""
         name = (await caller.register(agent.url)).encode()
@@ -211,8 +199,16 @@ class TestRefused:
             ({"timeouts": {"request_timeout_ms": 10**15}}, "body_invalid", "/timeouts/request_timeout_ms"),
             ({"callback": {}}, "body_invalid", "/callback"),
             ({"callback": {"url": "http://127.0.0.1:9/", "format": "x"}}, "body_invalid", "/callback/format"),
-            ({"callback": {"url": "http://127.0.0.1:9/", "headers": {"Host": "x"}}}, "body_invalid", "/callback/headers"),
-            ({"callback": {"url": "http://127.0.0.1:9/", "headers": {"X": "a\nb"}}}, "body_invalid", "/callback/headers"),
+            (
+                {"callback": {"url": "http://127.0.0.1:9/", "headers": {"Host": "x"}}},
+                "body_invalid",
+                "/callback/headers",
+            ),
+            (
+                {"callback": {"url": "http://127.0.0.1:9/", "headers": {"X": "a\nb"}}},
+                "body_invalid",
+                "/callback/headers",
+            ),
             ({"callback": {"url": "http://127.0.0.1:9/", "headers": {"X": "ü"}}}, "body_invalid", "/callback/headers"),
         ],
     )
@@ -241,7 +237,8 @@ class TestRefused:
     @pytest.mark.parametrize("field", ["priority", "delay_ms", "start_at", "parent"])
     async def test_what_does_not_work_yet_is_refused(self, caller: Caller, agent: Actor, field: str) -> None:
         """P63: never accepted silently (decision 22)."""
-        answer = await caller.v1(await caller.register(agent.url), **{field: 1})
+        fields: dict[str, Any] = {field: 1}
+        answer = await caller.v1(await caller.register(agent.url), **fields)
         check_problem(answer, 400, "not_supported_yet", f"/{field}")
         assert agent.calls == []
 
@@ -255,7 +252,9 @@ class TestRefused:
     async def test_a_schema_breach_is_422_with_pointers_into_the_body(self, caller: Caller, agent: Actor) -> None:
         """P20."""
         schema = {"type": "object", "properties": {"a/b": {"type": "array", "items": {"type": "integer"}}}}
-        name = await caller.register(agent.url, services=[{"name": "s", "operations": [{"name": "o", "input": schema}]}])
+        name = await caller.register(
+            agent.url, services=[{"name": "s", "operations": [{"name": "o", "input": schema}]}]
+        )
         answer = await caller.v1(name, service="s", operation="o", input={"a/b": [1, "x"]})
         check_problem(answer, 422, "schema_breach", "/input/a~1b/1")
         check_problem(await caller.v1(name, service="s", operation="o"), 422, "schema_breach", "/input")
