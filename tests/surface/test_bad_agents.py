@@ -56,6 +56,16 @@ class TestBadAgents:
             in next(e for e in await caller.events(operation) if e["type"] == "attempt_failed")["error"]
         )
 
+    async def test_a_policy_that_became_more_patient(self, caller: Caller, agent: Actor) -> None:
+        """P99: work accepted before keeps the time its lease was made for."""
+        name = await caller.register(None, policy=QUICK | {"request_timeout_ms": 200})
+        await caller.begin(name)
+        spec = {"target": {"kind": "http", "url": agent.url}, "policy": QUICK | {"request_timeout_ms": 60_000}}
+        assert (await caller.ask("PUT", f"/v1/endpoints/{name}", (), spec)).status == 200
+        assert (await agent.until(1))["request-timeout"] == "200ms"
+        await caller.begin(name)
+        assert (await agent.until(2))["request-timeout"] == "60000ms"
+
     async def test_v1_may_name_the_time_of_a_request(self, caller: Caller, agent: Actor) -> None:
         """P99."""
         agent.script = _silence
