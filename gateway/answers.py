@@ -20,8 +20,11 @@ LEASE_MS_MIN: Final = 1_000
 LEASE_MS_MAX: Final = 3_600_000
 
 _DROPPED: Final = frozenset(
-    b"connection keep-alive transfer-encoding content-length date server set-cookie trailer upgrade".split()
+    b"connection keep-alive transfer-encoding content-length date server set-cookie te trailer upgrade"
+    b" nexus-operation-state".split()
 )
+_DROPPED_PREFIX: Final = (b"mesh-", b"proxy-", b"access-control-")
+"""What a handler's refusal may not say to the caller: framing, and what only the mesh itself says."""
 
 
 class Succeeded(NamedTuple):
@@ -107,12 +110,16 @@ def read_start_reply(reply: Reply) -> StartAnswer:  # noqa: PLR0911 - one return
         if outcome is None:
             return TryAgain("UNKNOWN", "a 424 that names no state", None, 0)
         return Unsuccessful(outcome.state, Outcome("failure", body=failure_json(outcome.failure)))
-    if status < 400:  # noqa: PLR2004
+    if not 400 <= status <= 599:  # noqa: PLR2004
         return TryAgain("UNKNOWN", f"status {status} is no answer to a start", None, 0)
     error = parse_handler_failure(status, reply.headers, reply.body)
     if error.retryable:
         return TryAgain(error.type, error.message, error.failure, retry_after_ms(reply))
-    headers = [(name, value) for name, value in reply.headers if name not in _DROPPED]
+    headers = [
+        (name, value)
+        for name, value in reply.headers
+        if name not in _DROPPED and not name.startswith(_DROPPED_PREFIX)
+    ]
     body = failure_json(error.failure)
     original = b"" if body == reply.body else reply.body
     return Refused(Outcome("handler_error", error.type, None, body, status, headers, original=original))

@@ -108,7 +108,7 @@ def _nexus(
 
 def _cloud_event(operation_id: str, head: Head, request: Request, outcome: Outcome) -> tuple[Headers, bytes]:
     record = record_fields(operation_id, head, request, outcome)
-    data: dict[str, Any] = msgspec.json.decode(encode_json(record))
+    data: dict[str, Any] = msgspec.json.decode(encode_json(record))  # `record_fields` took only what can be read
     event = CloudEvent(
         attributes={
             "id": f"{operation_id}.{head.run}",

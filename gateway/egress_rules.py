@@ -39,6 +39,7 @@ SPANS = tuple(
         ("0.0.0.0/8", NEVER, "this host (RFC 1122)"),
         ("10.0.0.0/8", PRIVATE, "private (RFC 1918)"),
         ("100.100.100.200/32", EXPLICIT, "a metadata service"),
+        ("168.63.129.16/32", EXPLICIT, "a metadata service"),
         ("100.64.0.0/10", PRIVATE, "shared by carriers (RFC 6598)"),
         ("127.0.0.0/8", LOOPBACK, "loopback"),
         ("169.254.0.0/16", EXPLICIT, "link-local, metadata services (RFC 3927)"),

@@ -1,5 +1,6 @@
-"""What this gateway counts, in Prometheus form; label sets are closed (endpoint names, states, fixed words).
+"""What this gateway counts, in Prometheus form; label sets are closed: endpoint ids, states, fixed words.
 
+Ids, not names: whoever may read the figures need not know what other teams registered.
 Counting is one addition to a dict; the exposition is made by prometheus_client when somebody asks.
 """
 
@@ -40,9 +41,9 @@ class Metrics:
         """An operation reached `state` through this gateway."""
         self._counts["mesh_operations_ended", state.word] += 1
 
-    def attempt(self, endpoint: str, outcome: str) -> None:
+    def attempt(self, endpoint_id: str, outcome: str) -> None:
         """One try to start at an agent."""
-        self._counts["mesh_attempts", endpoint, outcome] += 1
+        self._counts["mesh_attempts", endpoint_id, outcome] += 1
 
     def callback(self, outcome: str) -> None:
         """One try of a callback."""

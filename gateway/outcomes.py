@@ -94,7 +94,7 @@ def result_fields(state: State, outcome: Outcome | None) -> dict[str, Any]:
     if outcome.content_type is not None and is_json_type(outcome.content_type.encode("latin-1")):
         try:
             msgspec.json.decode(outcome.body)
-        except (msgspec.DecodeError, UnicodeDecodeError):
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             pass
         else:
             return {"result": msgspec.Raw(outcome.body)}

@@ -113,7 +113,7 @@ class Starts:
                 timeout_s=timeout_ms / 1000,
             )
         except (NotSent, Refusal) as fault:
-            self._metrics.attempt(endpoint.name, "not_sent")
+            self._metrics.attempt(endpoint.id, "not_sent")
             if fault.code == UNSENDABLE:
                 # No instance could ever be sent this; waiting would also make them look unreachable to others.
                 await self._complete(work, Event.FAIL, Outcome("mesh", "request_invalid"))
@@ -121,14 +121,14 @@ class Starts:
             await self.release(work, "unreachable", fault)
             return Routed.UNREACHABLE
         except PeerFault as fault:
-            self._metrics.attempt(endpoint.name, fault.code)
+            self._metrics.attempt(endpoint.id, fault.code)
             if fault.code == "reply_too_large":
                 await self._complete(work, Event.FAIL, Outcome("mesh", "result_too_large"))
             else:
                 await self._retry(work, endpoint, TryAgain("UPSTREAM_TIMEOUT", fault.detail, None, 0))
             return Routed.FAILED
         answer = read_start_reply(reply)
-        self._metrics.attempt(endpoint.name, answer.word)
+        self._metrics.attempt(endpoint.id, answer.word)
         if isinstance(answer, Succeeded):
             await self._complete(work, Event.SUCCEED, answer.outcome)
         elif isinstance(answer, Started):

@@ -47,8 +47,12 @@ class Host:
         run = self._runs.find(key)
         if run is None:
             known = self._runs.answer(key)
-            if known is not None:
-                return known[1] if known[0] == fingerprint else _conflict()
+            if known is not None and known.fingerprint != fingerprint:
+                return _conflict()
+            # A handler's own 201 is repeated within its attempt only. The next attempt comes because that work was
+            # lost, and with it a new completion token: the handler must hear of it.
+            if known is not None and (known.outcome.state != "running" or head.number("mesh-attempt") <= known.attempt):
+                return known.outcome
             refused = self._full()
             if refused is not None:
                 return refused

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from typing import Final
+from typing import Final, NamedTuple
 
 from nexusrpc.handler import StartOperationContext
 
@@ -89,6 +89,14 @@ def _give_up(future: asyncio.Future[None]) -> None:
         future.set_result(None)
 
 
+class Ended(NamedTuple):
+    """A run that is over, as far as repeats of its request must know."""
+
+    fingerprint: int
+    attempt: int
+    outcome: Outcome
+
+
 class Runs:
     """All runs of one host: found by request id and by token, the finished ones forgotten in time.
 
@@ -101,7 +109,7 @@ class Runs:
         self._remember_s = remember_s
         self._by_key: dict[str, Run] = {}
         self._by_token: dict[str, Run] = {}
-        self._answers: dict[str, tuple[int, int, tuple[RawHeader, ...], bytes, str]] = {}
+        self._answers: dict[str, tuple[int, int, int, tuple[RawHeader, ...], bytes, str]] = {}
         self._ended_tokens: set[str] = set()
         self._inner: dict[str, str] = {}
         self._order: deque[tuple[float, str, str, int]] = deque()
@@ -112,13 +120,13 @@ class Runs:
         """The run that goes on under this key."""
         return self._by_key.get(key)
 
-    def answer(self, key: str) -> tuple[int, Outcome] | None:
-        """Fingerprint and outcome of the run that ended under this key a while ago."""
+    def answer(self, key: str) -> Ended | None:
+        """What is remembered of the run that ended under this key a while ago."""
         found = self._answers.get(key)
         if found is None:
             return None
-        fingerprint, status, headers, body, state = found
-        return fingerprint, Outcome(status, headers, body, state)
+        fingerprint, attempt, status, headers, body, state = found
+        return Ended(fingerprint, attempt, Outcome(status, headers, body, state))
 
     def by_token(self, token: str) -> Run | None:
         return self._by_token.get(token)
@@ -158,7 +166,7 @@ class Runs:
         now_s = monotonic_s()
         if run.key:
             self._answers[run.key] = (
-                run.fingerprint, outcome.status, tuple(outcome.headers), outcome.body, outcome.state,
+                run.fingerprint, run.attempt, outcome.status, tuple(outcome.headers), outcome.body, outcome.state,
             )  # fmt: skip
         if run.token:
             self._ended_tokens.add(run.token)

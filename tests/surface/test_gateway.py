@@ -29,14 +29,15 @@ async def test_readyz_says_what_an_acknowledgement_is_worth(caller: Caller) -> N
 
 
 async def test_metrics_count(caller: Caller, agent: Actor) -> None:
-    """P110: closed label sets; names of endpoints, words of outcomes."""
+    """P110: closed label sets; ids of endpoints, words of outcomes."""
     agent.replies(handler_error(400, "BAD_REQUEST"))
     name = await caller.register(agent.url)
     before = await caller.gauge('mesh_operations_ended_total{state="failed"}')
     await caller.nexus(name)
     answer = await caller.get("/metrics")
     assert answer["content-type"].startswith("text/plain")
-    assert f'mesh_attempts_total{{endpoint="{name}",outcome="refused"}} 1.0' in answer.body.decode()
+    endpoint_id = (await caller.get(f"/v1/endpoints/{name}")).json["id"]
+    assert f'mesh_attempts_total{{endpoint="{endpoint_id}",outcome="refused"}} 1.0' in answer.body.decode()
     assert await caller.gauge('mesh_operations_ended_total{state="failed"}') == before + 1
     assert await caller.gauge("mesh_store_up") == 1
     assert "default-key" not in answer.body.decode()
@@ -96,6 +97,17 @@ class TestConnections:
             for target in ("/healthz", "/v1/operations/x", "/healthz", "/nexus/endpoints/e"):
                 connection.send("GET", target)
             assert [(await connection.answer()).status for _ in range(4)] == [200, 404, 200, 404]
+
+    async def test_expect_100(self, caller: Caller, agent: Actor) -> None:
+        """P2: curl asks before it sends much."""
+        name = await caller.register(agent.url)
+        async with await Connection.open(caller.gateway.port) as connection:
+            head = {"expect": "100-continue", "content-length": "3"}
+            connection.send("POST", f"/nexus/endpoints/{name}/services/s/o", head)
+            assert (await connection.reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 100")
+            connection.writer.write(b"abc")
+            assert (await connection.answer()).status == 200
+        assert (agent.calls[0].body, agent.calls[0].get("expect")) == (b"abc", None)
 
     async def test_an_answer_before_the_body_is_over(self, caller: Caller, agent: Actor) -> None:
         """P2: the connection survives a body that was refused, or is closed cleanly."""
