@@ -11,8 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from mesh.clock import monotonic_s, pause
-from tests.servers import RawServer, ended
+from mesh.clock import monotonic_s
+from tests.servers import RawServer, ended, eventually_sync
 from tests.surface.actors import Actor, Call, Reply, as_json
 from tests.surface.gateways import KEYLESS, ROOT, SECRET, Caller, Gateway, run
 
@@ -21,6 +21,20 @@ Own = Callable[..., Gateway]
 
 async def in_thread(work: Callable[[], Any]) -> Any:
     return await asyncio.get_running_loop().run_in_executor(None, work)
+
+
+def serve_command(directory: Path) -> list[str]:
+    """`mesh serve` on the store that MESH_STORE_URL names."""
+    config = directory / "mesh.toml"
+    config.write_text(f'[gateway]\nport = 0\n[tokens]\ncurrent = "a"\nkeys = {{ a = "{SECRET}" }}\n')
+    return [sys.executable, "-m", "gateway.cli.main", "serve", "-c", str(config)]
+
+
+def handles_sigterm(pid: int) -> bool:
+    """Whether the process has set its own handler by now."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    caught = next(line.split()[1] for line in lines if line.startswith("SigCgt"))
+    return bool(int(caught, 16) >> (signal.SIGTERM - 1) & 1)
 
 
 class TestGateway:
@@ -123,20 +137,20 @@ class TestGateway:
         assert took_s < 15
         assert ended(store)
 
-    async def test_sigterm_while_it_starts(self, own_gateway: Own, tmp_path: Path) -> None:
-        """P113: it is not forgotten, whenever it comes."""
+    async def test_sigterm_while_it_starts(self, start_server: Callable[..., RawServer], tmp_path: Path) -> None:
+        """P113: it is not forgotten."""
+        server = await in_thread(start_server)
+        server.signal(signal.SIGSTOP)
+        env = os.environ | {"PYTHONPATH": str(ROOT), "MESH_STORE_URL": f"unix://{server.address.path}"}
 
-        def one(delay_s: float) -> int:
-            command = Gateway(tmp_path / str(delay_s), KEYLESS).command
-            env = os.environ | {"PYTHONPATH": str(ROOT)}
-            with subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.DEVNULL) as process:
-                pause(delay_s)
+        def run_and_end() -> int:
+            with subprocess.Popen(serve_command(tmp_path), cwd=ROOT, env=env, stdout=subprocess.DEVNULL) as process:
+                eventually_sync(lambda: handles_sigterm(process.pid), 15)
                 process.send_signal(signal.SIGTERM)
+                server.signal(signal.SIGCONT)
                 return process.wait(10)
 
-        moments = (0.6, 0.9, 1.2, 1.5)
-        statuses = await asyncio.gather(*[in_thread(lambda at_s=at_s: one(at_s)) for at_s in moments])
-        assert set(statuses) <= {0, -signal.SIGTERM}
+        assert await in_thread(run_and_end) == 0
 
     async def test_kill_9_and_a_new_start(self, own_gateway: Own, agent: Actor, receiver: Actor) -> None:
         """P114: a restarted gateway reclaims its own at once; the request id stays the same."""
@@ -161,9 +175,7 @@ class TestGateway:
     ) -> None:
         """P112: the reason, and no traceback of the clean-up behind it."""
         server = await in_thread(lambda: start_server(appendonly="no"))
-        config = tmp_path / "mesh.toml"
-        config.write_text(f'[gateway]\nport = 0\n[tokens]\ncurrent = "a"\nkeys = {{ a = "{SECRET}" }}\n')
-        command = [sys.executable, "-m", "gateway.cli.main", "serve", "-c", str(config)]
-        status, said = await in_thread(lambda: run(command, MESH_STORE_URL=f"unix://{server.address.path}"))
+        command, url = serve_command(tmp_path), f"unix://{server.address.path}"
+        status, said = await in_thread(lambda: run(command, MESH_STORE_URL=url))
         assert status != 0
         assert ("appendonly" in said, "Traceback" in said) == (True, False), said

@@ -8,6 +8,8 @@ import signal
 from collections.abc import Callable
 from typing import Any
 
+import pytest
+
 from mesh.clock import monotonic_s, sleep
 from tests.surface.actors import Actor, started
 from tests.surface.checks import check_failure
@@ -130,14 +132,15 @@ class TestStoreTrouble:
         await agent.until(2)
         assert len((await caller.get("/v1/operations")).json["items"]) == 2
 
-    async def test_an_emptied_store(self, own_gateway: Own, agent: Actor) -> None:
-        """P7: never taken for a new one; everything is 503 until its data is back."""
+    @pytest.mark.parametrize("by", ["start", "beat"])
+    async def test_an_emptied_store(self, own_gateway: Own, agent: Actor, by: str) -> None:
+        """P7: never taken for a new one; everything is 503 until its data is back. A start notices at once."""
         caller = Caller(await in_thread(own_gateway))
         name = await caller.register(agent.url)
         operation = (await caller.nexus(name))["mesh-operation-id"]
         caller.gateway.tell_store("FLUSHALL")
-        refused = await caller.nexus(name, headers={"nexus-request-id": "k"})
-        check_failure(refused, 503, "UNAVAILABLE")
+        if by == "start":
+            check_failure(await caller.nexus(name), 503, "UNAVAILABLE")
         end_s = monotonic_s() + 5
         while (await caller.get(f"/v1/operations/{operation}")).status != 503:
             assert monotonic_s() < end_s
