@@ -49,7 +49,7 @@ ROUND_S = 28.0
 STORM_S = 20.0
 STORM_DOWN_S = 4.5
 FROZEN_SHARE = 0.3
-CUTTING_S = 12.0
+CUTTING_S = 9.0
 
 
 def schedule(seed: int, seconds: float) -> list[Phase]:
