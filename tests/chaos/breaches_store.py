@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from mesh.machine import Delivery
-from tests.chaos.breaches import OTHER, case
+from mesh.machine import Delivery, State
+from tests.chaos.breaches import OTHER, case, running
 from tests.chaos.history import Kind, What
 from tests.chaos.world import CREATED_MS, OP, RETENTION_MS, World
 
@@ -161,6 +161,24 @@ def takeover_is_late(world: World) -> None:
     world.operation.events[1].after_ms = 0
     for at, event in enumerate(world.operation.events[2:]):
         event.after_ms = 9_000 + at
+
+
+@case("I1 TAKEOVER")
+def nobody_takes_over(world: World) -> None:
+    held(world)
+    running(world)
+    world.operation.events = world.operation.events[:2]
+    head = world.operation.head
+    head.state, head.seq, head.start, head.owner, head.start_at = (
+        State.SCHEDULED,
+        2,
+        Delivery.LEASED,
+        "a.s-1",
+        CREATED_MS,
+    )
+    world.line(What.FAULT, Kind.INFO).detail["at_ms"] = CREATED_MS + 11
+    world.snapshot.due.clear()
+    world.snapshot.held["a.s-1"] = {OP: CREATED_MS}
 
 
 def held(world: World) -> None:

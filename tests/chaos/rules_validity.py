@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from mesh.events import EventKind
-from mesh.machine import Delivery
 from tests.chaos.history import Line, What
 from tests.chaos.snapshot import Stored
 from tests.chaos.view import Finding, View, rule
@@ -102,5 +101,4 @@ def takeovers(view: View) -> Iterator[tuple[Line, Stored, int | None]]:
                 continue
             at_ms = [one.head.created_at + event.after_ms for event in one.events if event.code in MOVES]
             later = [at for at in at_ms if at >= killed_at_ms]
-            if later or one.head.callback not in (Delivery.NONE, Delivery.DROPPED):
-                yield fault, one, min(later) - killed_at_ms if later else None
+            yield fault, one, min(later) - killed_at_ms if later else None
