@@ -147,7 +147,7 @@ class TestWaiting:
     ) -> None:
         """P14: with Request-Timeout the 201 is there before the caller's patience ends.
 
-        The best of a few tries counts: a busy machine may wake anybody late, a gateway that waits too long is late always.
+        The best of a few tries counts: a busy machine wakes anybody late, a gateway that waits too long is late always.
         """
         gate = agent.holds()
         name = await caller.register(agent.url)
