@@ -84,6 +84,12 @@ class TestWhatIsAllowed:
         world.operation.head.seq += 2
         assert not check(world.lines, world.snapshot, PROMISE).violations
 
+    def test_an_agent_that_came_back_may_get_the_attempt_that_its_death_cut_off(self) -> None:
+        world = World()
+        again = world.line(What.INVOKED, Kind.INFO)
+        world.info(What.INVOKED, "worker-a.2", op=OP, run=1, attempt=1, input=again.input, request_id=again.request_id)
+        assert not check(world.lines, world.snapshot, PROMISE).violations
+
     def test_nexus_words_show_a_timeout_as_failed(self) -> None:
         world = World()
         ended(world, State.TIMED_OUT, EventKind.TIMED_OUT, Outcome("mesh", "schedule_to_close"))
