@@ -96,7 +96,9 @@ class Subscriber:
             self._asked[channel] = loop.create_future()
             self._send([channel])
         if channel in self._asked:
-            return asyncio.shield(self._asked[channel])
+            asked = asyncio.shield(self._asked[channel])
+            asked.add_done_callback(_seen)
+            return asked
         done: asyncio.Future[None] = loop.create_future()
         done.set_result(None)
         return done
@@ -176,6 +178,12 @@ class Subscriber:
             if connection.read_at_s < monotonic_s() - self._silence_s:
                 connection.abort(TimeoutError(f"the store was silent for {self._silence_s:g} s"))
                 await connection.lost
+
+
+def _seen(future: asyncio.Future[None]) -> None:
+    """Nobody need wait for a subscription, so its failure is no news by itself."""
+    if not future.cancelled():
+        future.exception()
 
 
 def _ended(future: asyncio.Future[None], reason: str) -> asyncio.Future[None]:
