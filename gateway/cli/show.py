@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 PIPE_COLUMNS: Final = 500
 
 STYLES: Final[dict[str, str]] = {
-    **dict.fromkeys(("succeeded", "healthy", "delivered", "active", "ok", "ready"), "green"),
-    **dict.fromkeys(("failed", "timed_out", "dead", "offline", "bad"), "red"),
-    **dict.fromkeys(("canceled", "suspect", "backing_off", "paused", "draining", "warn"), "yellow"),
+    **dict.fromkeys(("succeeded", "healthy", "delivered", "active", "ok", "ready", "pass"), "green"),
+    **dict.fromkeys(("failed", "timed_out", "dead", "offline", "bad", "fail"), "red"),
+    **dict.fromkeys(("canceled", "suspect", "backing_off", "paused", "draining", "warn", "skipped"), "yellow"),
     **dict.fromkeys(("started", "scheduled", "pending", "leased"), "cyan"),
 }
 """Words for states -> rich style."""

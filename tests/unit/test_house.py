@@ -84,6 +84,7 @@ class TestWalls:
             ("registry", "from fastapi import FastAPI", "fastapi"),
             ("mesh.agent", "import starlette", "fastapi"),
             ("mesh.client", "import mesh.store", "storeless"),
+            ("mesh.check", "import mesh.store.keys", "judge"),
             ("mesh.machine", "import socket", "pure"),
             ("mesh.wire", "from asyncio import sleep", "pure"),
         ],
