@@ -100,9 +100,7 @@ def handler_failure(
     details: dict[str, Any] = {"type": error_type}
     if retryable is not None:
         details["retryableOverride"] = retryable
-    return _failure(
-        _HANDLER_ERROR, message, details=details, cause=cause, metadata=metadata, stack_trace=stack_trace
-    )
+    return _failure(_HANDLER_ERROR, message, details=details, cause=cause, metadata=metadata, stack_trace=stack_trace)
 
 
 def headers_for_handler_error(error_type: str, *, retryable: bool | None = None) -> list[tuple[bytes, bytes]]:
@@ -184,19 +182,24 @@ def peer_failure(headers: RawHeaders, body: bytes) -> Failure | None:
 
     Never raises: whatever a proxy or framework in front of the handler answered stays visible (case 49).
     """
+    return _peer_failure(headers, body)[0]
+
+
+def _peer_failure(headers: RawHeaders, body: bytes) -> tuple[Failure | None, str]:
+    """The same, and the message when the peer itself sent a Failure, "" when it was made here."""
     if not body:
-        return None
+        return None, ""
     text = body[: PEER_TEXT_MAX * 4].decode("utf-8", "replace")[:PEER_TEXT_MAX].replace("\0", "\ufffd")
     if not is_json_type(header(headers, b"content-type")):
-        return {"message": text}
+        return {"message": text}, ""
     try:
         value = load_json(body, FAILURE_DEPTH_MAX)
     except Malformed:
-        return {"message": text}
+        return {"message": text}, ""
     # `{"detail": ...}` of a web framework passes as a Failure without message; its own words would be lost.
     if is_failure(value) and not value.keys().isdisjoint(("message", "metadata", "details", "cause")):
-        return value
-    return {"message": text, "details": value}
+        return value, value.get("message") or ""
+    return {"message": text, "details": value}, ""
 
 
 class HandlerFailure(NamedTuple):
@@ -212,9 +215,10 @@ def parse_handler_failure(status: int, headers: RawHeaders, body: bytes, reason:
     """Any answer but 200, 201 and 424 to a start, or 202 to a cancel (nexus.md 1.2, cases 48 to 50, 53).
 
     The body's type beats the status, its `retryableOverride` the type's default; `Nexus-Request-Retryable`
-    counts only when the body is no HandlerError. `reason` is the status line's text. Never raises.
+    counts only when the body is no HandlerError. `reason` is the status line's text, the message of the error unless
+    the body is a Failure of another kind, as Temporal and handlers before 2025-10 send it. Never raises.
     """
-    failure = peer_failure(headers, body)
+    failure, said_by_peer = _peer_failure(headers, body)
     if failure is not None and _kind(failure) == _HANDLER_ERROR:
         details = _details(failure)
         error_type = details.get("type")
@@ -225,7 +229,7 @@ def parse_handler_failure(status: int, headers: RawHeaders, body: bytes, reason:
     said = (header(headers, b"nexus-request-retryable") or b"").lower()
     override = {b"true": True, b"false": False}.get(said)
     error_type = handler_error_type(status)
-    message = f"{status} {reason}".rstrip()
+    message = said_by_peer or f"{status} {reason}".rstrip()
     retryable = retryable_by_default(error_type) if override is None else override
     return HandlerFailure(
         error_type,

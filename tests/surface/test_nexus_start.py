@@ -160,6 +160,18 @@ class TestWaiting:
         assert min(tries_s) <= high_s, tries_s
         gate.set()
 
+    async def test_who_is_called_back_gets_the_201_after_the_default(
+        self, alpha: Caller, agent: Actor, receiver: Actor
+    ) -> None:
+        """P14: Request-Timeout is a bound then (this gateway's default is 100 ms); `Prefer` is still a wish."""
+        gate = agent.holds()
+        name = await alpha.register(agent.url)
+        for headers, low_s, high_s in (({}, 0.09, 0.5), ({"prefer": "wait=0.6"}, 0.58, 1.0)):
+            asked_at_s = monotonic_s()
+            answer = await alpha.nexus(name, headers={"request-timeout": "5s", **headers}, callback=receiver.url)
+            assert (answer.status, low_s <= monotonic_s() - asked_at_s <= high_s) == (201, True)
+        gate.set()
+
     async def test_an_outcome_within_the_wait_is_the_answer(self, caller: Caller, agent: Actor) -> None:
         """P14: also when the agent answered 201 first and completes meanwhile."""
 
