@@ -52,7 +52,19 @@ def server_command(temporal: Path, port: int, http_port: int, callbacks_to: str)
         word for name, value in settings.items() for word in ("--dynamic-config-value", f"{name}={json.dumps(value)}")
     ]
     address = ["--ip", "127.0.0.1", "--port", str(port), "--http-port", str(http_port)]
-    return [sys.executable, "-c", DYING_WITH_US, str(temporal), "server", "start-dev", "--headless", "--log-level", "warn", *address, *words]
+    return [
+        sys.executable,
+        "-c",
+        DYING_WITH_US,
+        str(temporal),
+        "server",
+        "start-dev",
+        "--headless",
+        "--log-level",
+        "warn",
+        *address,
+        *words,
+    ]
 
 
 class Temporal:
