@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from gateway.callbacks import FORMATS, NEXUS, operation_link
-from gateway.http import Answer, HotRoute, Request
 from gateway.operations import Order
 from gateway.outcomes import encode_json, nexus_answer, record_fields
 from gateway.problems import problem
+from mesh.edge import Answer, HotRoute, Request
 from mesh.errors import Conflict, Malformed, Unprocessable
 from mesh.wire import (
     check_callback_headers,

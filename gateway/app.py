@@ -18,7 +18,7 @@ from gateway.auth import Auth
 from gateway.callbacks import CallbackPlan
 from gateway.courier import Courier, Session
 from gateway.egress import Egress
-from gateway.http import FastPath, HotRoute
+from gateway.http import Front
 from gateway.listing import Listing
 from gateway.metrics import Metrics
 from gateway.nexus import CALLBACK_PATH, NexusSurface
@@ -27,6 +27,7 @@ from gateway.tasks import TasksSurface
 from gateway.ticker import Ticker
 from gateway.waiters import Waiters
 from mesh.clock import monotonic_s
+from mesh.edge import HotRoute, Routes
 from mesh.errors import ConfigError, MeshError, StoreUnsafe, Unavailable
 from mesh.ids import secret_bytes, short_id
 from mesh.pool import Pool, Target
@@ -82,7 +83,7 @@ class Mesh:
         self._exclusive = exclusive
         self._started = False
         self._drain_until_s = 0.0
-        self.fast_path: FastPath
+        self.front: Front
         """Set by `create_app`."""
 
     async def _inspect(self, call: Call) -> None:
@@ -275,12 +276,11 @@ def bare_app() -> FastAPI:
     return app
 
 
-def create_app(mesh: Mesh) -> FastPath:
+def create_app(mesh: Mesh) -> Front:
     """The ASGI application around a Mesh; whoever serves it starts and stops the Mesh."""
     app = bare_app()
     app.state.mesh = mesh
     gateway = mesh.settings.gateway
-    mesh.fast_path = FastPath(
-        app, mesh.find, body_bytes_max=gateway.body_bytes_max, header_bytes_max=gateway.header_bytes_max
-    )
-    return mesh.fast_path
+    limit = "the limit of this gateway ([gateway] body_bytes_max)"
+    mesh.front = Front(app, Routes(mesh.find, gateway.body_bytes_max, gateway.header_bytes_max, limit))
+    return mesh.front

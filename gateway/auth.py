@@ -17,6 +17,7 @@ from mesh.errors import Forbidden, Unauthenticated
 
 KEY_BYTES_MAX: Final = 512
 HOSTS_KEPT_MAX: Final = 64
+_LOOKED_AT: Final = frozenset((b"host", b"origin"))
 
 
 class Principal(NamedTuple):
@@ -67,11 +68,13 @@ class Auth:
         """
         hosted = False
         for name, value in headers:
+            if name not in _LOOKED_AT:
+                continue
             if name == b"host":
                 if value not in self._hosts:
                     self._check_host(value)
                 hosted = True
-            elif name == b"origin" and not _loopback_origin(value):
+            elif not _loopback_origin(value):
                 raise Forbidden(
                     "this gateway has no keys, so it takes no requests from web pages of other sites",
                     code="origin_not_allowed",

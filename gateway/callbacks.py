@@ -16,9 +16,9 @@ from cloudevents.core.formats.json import JSONFormat
 from cloudevents.core.v1.event import CloudEvent
 
 from gateway.answers import retry_after_ms
-from gateway.http import Headers
 from gateway.outcomes import callback_parts, encode_json, record_fields
 from mesh.clock import now_ms, to_http_date, to_rfc3339
+from mesh.edge import Headers
 from mesh.events import EventKind
 from mesh.machine import State
 from mesh.pool import Reply

@@ -1,6 +1,6 @@
-"""The hot routes as FastAPI knows them: declared for openapi.json, each calling the function that FastPath calls.
+"""The hot routes as FastAPI knows them: declared for openapi.json, each calling the function that mesh/edge calls.
 
-A request only comes this way when something stands between the socket and FastPath (decision 29). The responses of
+A request only comes this way when something stands between the socket and mesh/edge. The responses of
 other routes, and what is common to all, are added in openapi.py.
 """
 
@@ -45,7 +45,7 @@ async def _hot(request: Request) -> Response:
     route = mesh.find(request.method, request.scope["raw_path"])
     if route is None:
         raise Malformed("there is no such route", code="unknown_route")
-    answer = await mesh.fast_path.serve(route, request.scope, request.receive)
+    answer = await mesh.front.serve(route, request.scope, request.receive)
     response = Response(answer.body, answer.status)
     response.raw_headers = [*answer.headers, (b"content-length", b"%d" % len(answer.body))]
     return response

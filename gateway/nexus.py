@@ -9,10 +9,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from gateway.callbacks import operation_link
-from gateway.http import Answer, HotRoute, Request
 from gateway.operations import Order
 from gateway.outcomes import GATEWAY, encode_json, nexus_answer
 from gateway.problems import STORE_REFUSED, STORE_REFUSED_DETAIL
+from mesh.edge import Answer, HotRoute, Request
 from mesh.errors import (
     ConfigError,
     Gone,
@@ -152,8 +152,9 @@ class NexusSurface:
         callback_url = arguments.get("callback", "")
         wait_ms = self._wait_ms(request, told=bool(callback_url))
         headers = request.headers
-        content_type = request.header(b"content-type")
-        close_ms = parse_duration_ms((request.header(b"operation-timeout") or b"").decode("latin-1"))
+        first = request.first
+        content_type = first.get(b"content-type")
+        close_ms = parse_duration_ms(first.get(b"operation-timeout", b"").decode("latin-1"))
         links = request.all(b"nexus-link")
         if links:
             parse_links(links)
@@ -184,7 +185,7 @@ class NexusSurface:
         replayed = [(b"idempotency-replayed", b"true")] if placed.replayed else []
         if known is not None and known.outcome is not None:
             answer = nexus_answer(placed.id, known.state, known.outcome, link, first=True)
-            return answer._replace(headers=answer.headers + replayed) if replayed else answer
+            return answer._replace(headers=[*answer.headers, *replayed]) if replayed else answer
         headers = [
             (b"content-type", b"application/json"),
             (b"mesh-operation-id", placed.id.encode()),
@@ -196,7 +197,7 @@ class NexusSurface:
     def _wait_ms(self, request: Request, *, told: bool) -> float:
         # Request-Timeout is a bound, not a wish. Temporal sends 10 s with every start and counts the requests that are
         # out, so who is `told` by callback gets the 201 early; without a callback the answer is all there is.
-        timeout = request.header(b"request-timeout")
+        timeout = request.first.get(b"request-timeout")
         prefer = request.all(b"prefer")
         wait_ms: float = self._wait_default_ms
         if prefer:
@@ -223,7 +224,7 @@ class NexusSurface:
 
     @staticmethod
     def _token(request: Request) -> str:
-        token = request.header(b"nexus-operation-token")
+        token = request.first.get(b"nexus-operation-token")
         return token.decode("latin-1") if token else request.arguments().get("token", "")
 
     async def result(self, request: Request) -> Answer:

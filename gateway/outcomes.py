@@ -9,8 +9,8 @@ from typing import Any, Final
 
 import msgspec
 
-from gateway.http import Answer, Headers
 from mesh.clock import to_rfc3339
+from mesh.edge import Answer, Headers
 from mesh.machine import State
 from mesh.store.layout import Entry, Head, Outcome, Request
 from mesh.wire import failure_json, handler_failure, operation_failure

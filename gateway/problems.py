@@ -16,7 +16,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
-from gateway.http import Answer, Headers
+from mesh.edge import Answer, Headers
 from mesh.errors import ConfigError, MeshError, PeerFault, Refusal, StoreUnsafe, TooMany, Unauthenticated, Unavailable
 from registry.spec import sentence, unprocessable
 

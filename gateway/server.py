@@ -13,8 +13,8 @@ import uvicorn
 import uvloop
 
 from gateway.app import Mesh, create_app
-from gateway.edge import SWEEP_S, Edge, sweep
 from mesh.clock import sleep
+from mesh.edge.protocol import SWEEP_S, Edge, sweep
 from mesh.errors import ConfigError
 from mesh.store.address import Address
 from mesh.store.embedded import EmbeddedStore

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from gateway.http import Answer, HotRoute, Request
 from gateway.outcomes import encode_json
 from gateway.problems import problem
+from mesh.edge import Answer, HotRoute, Request
 from mesh.errors import Malformed, Unprocessable
 
 if TYPE_CHECKING:

@@ -27,11 +27,12 @@ from mesh.agent.inbound import read_cancel, read_start
 from mesh.agent.leases import LEASE_MS_MIN
 from mesh.agent.outcome import Outcome
 from mesh.agent.registration import TTL_MS, Registration
-from mesh.agent.routes import Routes
+from mesh.agent.routes import Routes as Handlers
 from mesh.agent.work import Work
-from mesh.errors import ConfigError, Malformed, NotFound
+from mesh.edge import Answer, HotRoute, Request, Routes
+from mesh.errors import ConfigError, Malformed, MeshError, NotFound
 from mesh.pool import Pool, Target
-from mesh.wire import check_endpoint
+from mesh.wire import RawHeader, check_endpoint
 
 GATEWAY: Final = "http://127.0.0.1:7411"
 INPUT_BYTES_MAX: Final = 2 << 20
@@ -40,6 +41,7 @@ LEASE_MS: Final = 5000
 RUNNING_MAX: Final = 4096
 THREADS: Final = 32
 DRAIN_S: Final = 10.0
+HEADER_BYTES_MAX: Final = 32 << 10
 
 _ODD: Final = re.compile("[^A-Za-z0-9.]+")
 
@@ -125,12 +127,15 @@ class Agent:
         self._input_bytes_max = input_bytes_max
         self._drain_s = drain_s
         self._executor = ThreadPoolExecutor(threads, thread_name_prefix=f"mesh-{endpoint}")
-        self._routes = Routes(endpoint, services, self._executor, self.prefix, middleware)
+        self._routes = Handlers(endpoint, services, self._executor, self.prefix, middleware)
         fields = {"description": description, "policy": policy, "allow": allow, "labels": labels}
         self._declared: dict[str, Any] = {field: value for field, value in fields.items() if value is not None}
         offered = {"ttl_ms": ttl_ms, "version": version, "weight": weight}
         self._offered: dict[str, Any] = {field: value for field, value in offered.items() if value is not None}
         self._registration: Registration | None = None
+        self._call = HotRoute(self._run, _refused)
+        self.hot = Routes(self._find, input_bytes_max, HEADER_BYTES_MAX, "the limit of this agent (input_bytes_max)")
+        """What mesh/edge, the server of `run`, answers without ASGI."""
         self._open()
 
     # -- ASGI
@@ -151,17 +156,31 @@ class Agent:
         if scope["method"] != "POST":
             return _other_method(scope, self.prefix)
         try:
-            route, is_cancel = self._routes.find(_raw_path(scope))
-            if is_cancel:
-                headers, token, timeout_ms = read_cancel(scope["headers"], scope["query_string"])
-                return await self._host.cancel(route, headers, token, timeout_ms)
-            head = read_start(scope["headers"], scope["query_string"])
+            raw_path = _raw_path(scope)
             body = await self._body(receive)
+        except Malformed as error:
+            return outcomes.refusal("BAD_REQUEST", error.detail)
+        return None if body is None else await self._answer(raw_path, scope["query_string"], scope["headers"], body)
+
+    async def _answer(self, raw_path: bytes, query: bytes, headers: Iterable[RawHeader], body: bytes) -> Outcome:
+        try:
+            route, is_cancel = self._routes.find(raw_path)
+            if is_cancel:
+                visible, token, timeout_ms = read_cancel(headers, query)
+                return await self._host.cancel(route, visible, token, timeout_ms)
+            head = read_start(headers, query)
         except NotFound as error:
             return outcomes.refusal("NOT_FOUND", error.detail)
         except Malformed as error:
             return outcomes.refusal("BAD_REQUEST", error.detail)
-        return None if body is None else await self._host.start(route, head, body)
+        return await self._host.start(route, head, body)
+
+    def _find(self, method: str, _raw_path: bytes) -> HotRoute | None:
+        return self._call if method == "POST" else None
+
+    async def _run(self, request: Request) -> Answer:
+        outcome = await self._answer(request.raw_path, request.query, request.headers, request.body)
+        return Answer(outcome.status, outcome.headers, outcome.body)
 
     async def _body(self, receive: Receive) -> bytes | None:
         chunks: list[bytes] = []
@@ -264,6 +283,12 @@ def _raw_path(scope: Scope) -> bytes:
         raise Malformed(message)
     root: str = scope.get("root_path", "")
     return raw.removeprefix(root.encode()) if root else raw
+
+
+def _refused(error: Exception) -> Answer:
+    detail = error.detail if isinstance(error, MeshError) else "internal error"
+    outcome = outcomes.refusal("BAD_REQUEST" if isinstance(error, MeshError) else "INTERNAL", detail)
+    return Answer(outcome.status, outcome.headers, outcome.body)
 
 
 def _other_method(scope: Scope, prefix: str) -> Outcome:

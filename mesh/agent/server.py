@@ -5,11 +5,13 @@ uvicorn comes with the gateway extra and is looked for only here.
 
 from __future__ import annotations
 
+import asyncio
 import importlib
 import logging
 import socket
 from typing import TYPE_CHECKING, Any, Final
 
+from mesh.clock import sleep
 from mesh.errors import ConfigError
 from mesh.pool import Target
 
@@ -27,6 +29,8 @@ WILDCARDS: Final = ("", "0.0.0.0", "::")  # noqa: S104 - compared with, not boun
 def run(agent: Agent, host: str, port: int) -> None:
     """Serve until a signal ends it. Raises ConfigError, OSError when the port is taken."""
     uvicorn = _uvicorn()
+    from mesh.edge.protocol import SWEEP_S, Edge, sweep  # noqa: PLC0415 - needs uvicorn
+
     if not logging.getLogger().handlers:
         # Whoever starts an agent from a terminal wants to see where it is and whether the mesh knows it.
         logging.basicConfig(format="%(asctime)s %(name)s %(message)s", datefmt="%H:%M:%S")
@@ -39,7 +43,7 @@ def run(agent: Agent, host: str, port: int) -> None:
         agent,
         log_level="warning",
         access_log=False,
-        http="httptools",
+        http=Edge,
         server_header=False,
         proxy_headers=False,
         timeout_keep_alive=KEEP_ALIVE_S,
@@ -47,14 +51,27 @@ def run(agent: Agent, host: str, port: int) -> None:
         ws="none",
     )
     server = uvicorn.Server(config)
-    shut_down = server.shutdown
+    sweeping: list[asyncio.Task[None]] = []
+    shut_down, start_up = server.shutdown, server.startup
+
+    async def watch() -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            await sleep(SWEEP_S)
+            sweep(server.server_state.connections.copy(), loop.time())
+
+    async def begin(sockets: list[socket.socket] | None = None) -> None:
+        await start_up(sockets)
+        sweeping.append(asyncio.create_task(watch(), name="mesh-edge-sweep"))
 
     async def leave_first(sockets: list[socket.socket] | None = None) -> None:
+        for task in sweeping:
+            task.cancel()
         # Gateways stop sending before the listener is closed, not after the last connection is.
         await agent.leave()
         await shut_down(sockets)
 
-    server.shutdown = leave_first
+    server.shutdown, server.startup = leave_first, begin
     try:
         server.run(sockets=[listener])
     except KeyboardInterrupt:

@@ -1,0 +1,158 @@
+"""One request with its whole body, its answer, and the route functions between them. No socket, no ASGI.
+
+A route function takes a `Request` and returns an `Answer`, or None when another task will answer (`Request.later`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from typing import Any, Final, NamedTuple, Protocol, TypeAlias
+from urllib.parse import parse_qsl
+
+from mesh.errors import HeadersTooLarge, Malformed, MeshError, TooLarge
+
+Headers: TypeAlias = list[tuple[bytes, bytes]]
+Lines: TypeAlias = Sequence[tuple[bytes, bytes]]
+
+QUERY_BYTES_MAX: Final = 16_384
+HEADER_COUNT_MAX: Final = 200
+
+_log = logging.getLogger(__name__)
+_later: Final[set[asyncio.Task[None]]] = set()
+
+
+class Answer(NamedTuple):
+    """Status, headers without content-length, body."""
+
+    status: int
+    headers: Lines
+    body: bytes = b""
+
+
+class Sink(Protocol):
+    """Where an answer goes; what a Request needs of its connection."""
+
+    def answer(self, answer: Answer) -> None:
+        """Write it; exactly once per request."""
+
+    async def gone(self) -> None:
+        """Return once the caller has hung up."""
+
+
+class Request:
+    """One request. `headers` have lower-case names, in order, repeats kept; `first` has the first value of each."""
+
+    __slots__ = ("body", "first", "headers", "method", "query", "raw_path", "render", "sink")
+
+    def __init__(self, method: str, raw_path: bytes, query: bytes, headers: Headers, sink: Sink) -> None:
+        self.method = method
+        self.raw_path = raw_path
+        self.query = query
+        self.headers = headers
+        self.first = dict(reversed(headers))
+        self.body = b""
+        self.sink = sink
+        self.render: Render = _unrendered
+
+    def all(self, name: bytes) -> list[str]:
+        """All values of `name` (lower case)."""
+        if name not in self.first:
+            return []
+        return [value.decode("latin-1") for key, value in self.headers if key == name]
+
+    def arguments(self) -> dict[str, str]:
+        """Query arguments, decoded once. Raises Malformed on a repeated one or too many bytes."""
+        if not self.query:
+            return {}
+        if len(self.query) > QUERY_BYTES_MAX:
+            raise Malformed(f"the query is longer than {QUERY_BYTES_MAX} bytes", code="query_too_long")
+        try:
+            pairs = parse_qsl(self.query.decode("ascii"), keep_blank_values=True, errors="strict")
+        except ValueError:
+            raise Malformed("the query is not percent-encoded UTF-8", code="query_invalid") from None
+        arguments = dict(pairs)
+        if len(arguments) != len(pairs):
+            raise Malformed("a query argument is given twice", code="query_invalid")
+        return arguments
+
+    async def gone(self) -> None:
+        """Return once the caller has hung up."""
+        await self.sink.gone()
+
+    def later(self, answering: Coroutine[Any, Any, Answer]) -> None:
+        """Another task answers this request; its route function returns None."""
+        task = asyncio.get_running_loop().create_task(self._answer_later(answering))
+        _later.add(task)
+        task.add_done_callback(_later.discard)
+
+    async def _answer_later(self, answering: Coroutine[Any, Any, Answer]) -> None:
+        self.sink.answer(await self.rendered(answering))
+
+    async def rendered(self, answering: Awaitable[Any]) -> Any:
+        """What `answering` gives, or its error in the dialect of the route."""
+        try:
+            return await answering
+        except MeshError as error:
+            return self.render(error)
+        except Exception as error:  # noqa: BLE001 - the last line before the socket; logged, never leaked
+            _log.exception("unexpected error in %s %r", self.method, self.raw_path)
+            return self.render(error)
+
+
+Route: TypeAlias = Callable[[Request], Awaitable[Answer | None]]
+Render: TypeAlias = Callable[[Exception], Answer]
+
+
+def _unrendered(error: Exception) -> Answer:
+    raise error
+
+
+class HotRoute(NamedTuple):
+    """A route function and how its errors look on the wire."""
+
+    run: Route
+    render: Render
+
+
+class Routes(NamedTuple):
+    """The hot routes of an application: `find(method, raw path)` names one, None leaves the request to the ASGI app."""
+
+    find: Callable[[str, bytes], HotRoute | None]
+    body_bytes_max: int
+    header_bytes_max: int
+    limit: str = "the limit of this server"
+
+
+async def serve(route: HotRoute, request: Request) -> Answer | None:
+    """The answer of `route`; errors in the dialect of the route."""
+    request.render = route.render
+    try:
+        return await route.run(request)
+    except MeshError as error:
+        return route.render(error)
+    except Exception as error:  # noqa: BLE001 - as in Request.rendered
+        _log.exception("unexpected error in %s %r", request.method, request.raw_path)
+        return route.render(error)
+
+
+def check_head(headers: Headers, first: dict[bytes, bytes], routes: Routes, *, measure: bool) -> None:
+    """What a head may say. Raises HeadersTooLarge, TooLarge, Malformed on an encoded body.
+
+    `measure`: False where less came from the socket than the headers may have.
+    """
+    length = first.get(b"content-length")
+    if length is not None and int(length) > routes.body_bytes_max:
+        raise too_large(routes)
+    if first.get(b"content-encoding", b"identity") != b"identity":
+        raise Malformed("send the body without Content-Encoding", code="encoding_not_supported")
+    size = sum([len(name) + len(value) for name, value in headers]) if measure else 0
+    if size > routes.header_bytes_max or len(headers) > HEADER_COUNT_MAX:
+        detail = f"the headers are larger than {routes.header_bytes_max} bytes or more than {HEADER_COUNT_MAX}"
+        raise HeadersTooLarge(detail)
+
+
+def too_large(routes: Routes) -> TooLarge:
+    """The body is over the limit."""
+    return TooLarge(f"the body is larger than {routes.body_bytes_max} bytes, {routes.limit}")
