@@ -14,10 +14,14 @@ from mesh.wire import (
     parse_http_date,
     parse_operation_error,
     parse_started,
+    peer_failure,
 )
 
 LEASE_MS_MIN: Final = 1_000
 LEASE_MS_MAX: Final = 3_600_000
+
+PROXY_STATUSES: Final = frozenset({502, 503, 504, 520, 521, 522, 523, 524})
+"""What proxies answer for an agent that they could not reach (RFC 9110, 15.6; 520 on: content networks)."""
 
 _DROPPED: Final = frozenset(
     b"connection keep-alive transfer-encoding content-length date server set-cookie te trailer upgrade"
@@ -58,12 +62,16 @@ class Refused(NamedTuple):
 
 
 class TryAgain(NamedTuple):
-    """A handler error worth repeating, or no answer that the protocol knows."""
+    """A handler error worth repeating, or no answer that the protocol knows.
+
+    `own_word`: the agent itself answered, as far as can be told; not a proxy that speaks for one that is away.
+    """
 
     type: str
     message: str
     failure: dict[str, Any] | None
     retry_after_ms: int
+    own_word: bool = True
     word = "retryable"
 
 
@@ -84,6 +92,17 @@ def retry_after_ms(reply: Reply) -> int:
         return max(0, parse_http_date(value.decode("latin-1")) - base)
     except Malformed:
         return 0
+
+
+def _speaks_nexus(reply: Reply) -> bool:
+    """Whether a handler said it, as opposed to a proxy or to another mesh that could not reach its own agent."""
+    if reply.header(b"mesh-failure-source") is not None:
+        return False
+    if reply.header(b"nexus-request-retryable") is not None:
+        return True
+    failure = peer_failure(reply.headers, reply.body)
+    # A lone message is what many proxies send as JSON, and so is JSON that had to be wrapped into `details`.
+    return failure is not None and not {"metadata", "cause"}.isdisjoint(failure)
 
 
 def read_start_reply(reply: Reply) -> StartAnswer:  # noqa: PLR0911 - one return per row of the table
@@ -114,7 +133,8 @@ def read_start_reply(reply: Reply) -> StartAnswer:  # noqa: PLR0911 - one return
         return TryAgain("UNKNOWN", f"status {status} is no answer to a start", None, 0)
     error = parse_handler_failure(status, reply.headers, reply.body)
     if error.retryable:
-        return TryAgain(error.type, error.message, error.failure, retry_after_ms(reply))
+        own_word = status not in PROXY_STATUSES or _speaks_nexus(reply)
+        return TryAgain(error.type, error.message, error.failure, retry_after_ms(reply), own_word)
     headers = [
         (name, value)
         for name, value in reply.headers

@@ -96,22 +96,23 @@ class Courier:
         """Tries under way."""
         return len(self._tasks)
 
-    def take(self, works: Iterable[Work]) -> None:
-        """Send each of them."""
+    def take(self, works: Iterable[Work], *, from_line: bool = False) -> None:
+        """Send each of them. `from_line`: taken from an endpoint's waiting line, which knows what to probe with."""
         for work in works:
             if work.kind is Kind.START:
-                self._take_start(work)
+                self._take_start(work, from_line=from_line)
             elif work.kind is Kind.CANCEL:
                 self._spawn(work.id, self._deliveries.cancel(work))
             else:
                 self._spawn(work.id, self._deliveries.callback(work))
 
-    def _take_start(self, work: Work) -> None:
+    def _take_start(self, work: Work, *, from_line: bool) -> None:
         endpoint = self._catalog.by_id(work.head.endpoint)
         if endpoint is None:
             self._spawn(work.id, self._starts.release(work, "endpoint_deleted"))
             return
-        admitted = self._router.admit(endpoint)
+        # What failed before goes back in line when a breaker is to be probed: it would hold it open for all others.
+        admitted = self._router.admit(endpoint, may_probe=from_line or work.head.attempt == 1)
         if isinstance(admitted, str):
             self._spawn(work.id, self._starts.release(work, admitted))
         else:

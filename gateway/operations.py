@@ -162,7 +162,7 @@ class Operations(Reading):
             event = Event.CANCEL if completion.state == "canceled" else Event.FAIL
             outcome = Outcome("failure", body=failure_json(completion.failure))
         completed = await self._courier.complete(
-            claim.operation_id, claim.run, claim.attempt, event, outcome, by_token=True
+            claim.operation_id, claim.run, claim.attempt, event, outcome
         )
         raise_for(completed.verdict, claim.operation_id)
 

@@ -91,8 +91,8 @@ class Starts:
             routed = await self._try_start(work, endpoint, admitted)
         finally:
             self._router.settle(endpoint, admitted, routed)
-            if routed is Routed.OK:
-                self._wake("")
+            if admitted.probe and routed is Routed.OK:
+                self._wake(endpoint.id)
 
     async def _try_start(self, work: Work, endpoint: Endpoint, admitted: Admitted) -> Routed:
         head = work.head
@@ -124,8 +124,8 @@ class Starts:
             self._metrics.attempt(endpoint.id, fault.code)
             if fault.code == "reply_too_large":
                 await self._complete(work, Event.FAIL, Outcome("mesh", "result_too_large"))
-            else:
-                await self._retry(work, endpoint, TryAgain("UPSTREAM_TIMEOUT", fault.detail, None, 0))
+                return Routed.OK
+            await self._retry(work, endpoint, TryAgain("UPSTREAM_TIMEOUT", fault.detail, None, 0))
             return Routed.FAILED
         answer = read_start_reply(reply)
         self._metrics.attempt(endpoint.id, answer.word)
@@ -140,7 +140,7 @@ class Starts:
             await self._complete(work, Event.FAIL, answer.outcome)
         else:
             await self._retry(work, endpoint, answer)
-            return Routed.FAILED
+            return Routed.OK if answer.own_word else Routed.FAILED
         return Routed.OK
 
     def _start_headers(self, work: Work, timeout_ms: int) -> list[tuple[bytes, bytes]]:
@@ -174,10 +174,10 @@ class Starts:
 
     async def _complete(self, work: Work, event: Event, outcome: Outcome) -> None:
         head = work.head
-        await self.complete(work.id, head.run, head.attempt, event, outcome, by_token=False)
+        await self.complete(work.id, head.run, head.attempt, event, outcome)
 
     async def complete(
-        self, operation_id: str, run: int, attempt: int, event: Event, outcome: Outcome, *, by_token: bool
+        self, operation_id: str, run: int, attempt: int, event: Event, outcome: Outcome
     ) -> Completed:
         """Record an outcome, answer the first request if it waits here, send the callback that is owed.
 
@@ -194,7 +194,6 @@ class Starts:
                 pack(outcome),
                 session=self._session.name,
                 answered=claimed is not None,
-                by_token=by_token,
             )
         except BaseException:
             if claimed is not None:

@@ -137,8 +137,9 @@ class Ticker:
             room = min(LINE_COUNT, BUSY_MAX - self._courier.busy)
             capacity = min(room, self._router.capacity(endpoint)) if endpoint is not None else 0
             if capacity > 0:
-                works, _ = await self._store.unblock(endpoint_id, self._session.name, capacity)
-                self._courier.take(works)
+                probe = endpoint is not None and self._router.probing(endpoint)
+                works, _ = await self._store.unblock(endpoint_id, self._session.name, capacity, probe=probe)
+                self._courier.take(works, from_line=True)
                 if len(works) == LINE_COUNT:
                     self.wake(endpoint_id)
             elif relabel:

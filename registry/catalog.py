@@ -223,9 +223,15 @@ class Catalog:
         check_instance(instance_id)
         check_url(spec.url, "/url")
         document = pack(spec)
-        word, expires_at_ms = await self._store.instance_put(name, namespace, instance_id, document, spec.ttl_ms)
+        word, expires_at_ms = await self._store.instance_put(
+            name, namespace, instance_id, document, spec.ttl_ms, fresh=spec.fresh
+        )
         endpoint = self._by_name.get(name)
-        if endpoint is None or not self.instances.renewed(endpoint.id, instance_id, document, expires_at_ms):
+        if (
+            spec.fresh
+            or endpoint is None
+            or not self.instances.renewed(endpoint.id, instance_id, document, expires_at_ms)
+        ):
             await self.refresh()
             endpoint = self.find(name, namespace)
         instance = self.instances.roster(endpoint.id).get(instance_id)

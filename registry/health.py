@@ -33,14 +33,14 @@ class Judgement(NamedTuple):
 
 
 class Outcome(StrEnum):
-    """What became of one admitted request, as far as routing is concerned."""
+    """What became of one admitted request, as far as routing is concerned (rule P115 of specs/protocol.md)."""
 
     OK = "ok"
-    """Answered, be it with an error that is the caller's fault."""
+    """Answered by the agent, be it with an error: how an operation ends says nothing of those beside it."""
     FAILED = "failed"
-    """Reached, and no good: a retryable error, a timeout, garbage."""
+    """Sent, and no word of the agent came back: the line broke, time ran out, no HTTP, or a proxy spoke for it."""
     UNREACHABLE = "unreachable"
-    """Surely never received."""
+    """Surely never received. The instance rests by itself (`Reach`), and is back sooner than behind a breaker."""
     NEUTRAL = "neutral"
     """Says nothing: it was not sent after all."""
 
@@ -85,6 +85,8 @@ class Breaker:
     """Gives an endpoint a rest after failures in a row, then lets one probe decide.
 
     Only the probe's own outcome counts while it is open: what was under way before it opened is old news.
+    `since_ms`: when it opened or was closed last, 0 while it has never been open. `open_ms`: the present rest, 0 while
+    closed.
     """
 
     __slots__ = ("_probe", "_probes", "_state", "failures", "open_ms", "since_ms", "until_ms")
@@ -102,7 +104,7 @@ class Breaker:
         if self._state is BreakerState.CLOSED:
             return self._state
         if not policy.failures:
-            self._close()
+            self._close(now_ms)
         elif self._state is BreakerState.OPEN and now_ms >= self.until_ms:
             self._state = BreakerState.HALF_OPEN
         return self._state
@@ -111,6 +113,12 @@ class Breaker:
         """Whether one more request may be sent."""
         state = self.state(policy, now_ms)
         return state is BreakerState.CLOSED or (state is BreakerState.HALF_OPEN and not self._probe)
+
+    def reset(self, now_ms: int) -> None:
+        """Somebody arrived of whom the failures so far say nothing."""
+        self.failures = 0
+        if self._state is not BreakerState.CLOSED:
+            self._close(now_ms)
 
     def take_probe(self) -> int:
         """The number of the one probe, to be settled with; 0 when the breaker is closed."""
@@ -134,11 +142,11 @@ class Breaker:
                     self._open(policy.open_ms, now_ms)
 
     def _settle_probe(self, policy: BreakerPolicy, probe: int, outcome: Outcome, now_ms: int) -> None:
-        if probe != self._probe:  # the breaker was closed by a change of policy in between
+        if probe != self._probe:  # the breaker was closed in between: the policy changed, an instance arrived
             return
         self._probe = 0
         if outcome is Outcome.OK:
-            self._close()
+            self._close(now_ms)
         elif outcome is Outcome.FAILED:
             self.failures += 1
             self._open(min(self.open_ms * 2, policy.open_ms_max), now_ms)
@@ -148,7 +156,8 @@ class Breaker:
         self.open_ms = open_ms
         self.until_ms = now_ms + open_ms
 
-    def _close(self) -> None:
+    def _close(self, now_ms: int) -> None:
         self._state = BreakerState.CLOSED
         self._probe = 0
+        self.since_ms = now_ms
         self.failures = self.open_ms = self.until_ms = 0

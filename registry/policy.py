@@ -50,7 +50,7 @@ class BreakerPolicy(Part):
     """When the endpoint gets a rest; the rest doubles with every failed probe, up to 60 s (or `open_ms`, if more)."""
 
     failures: int = Field(
-        default=5, ge=0, le=1_000, description="failed attempts in a row that open it; 0 turns it off"
+        default=5, ge=0, le=1_000, description="requests in a row that did not get through and open it; 0 turns it off"
     )
     open_ms: int = Field(default=5_000, ge=100, le=600_000, description="first rest before one probe is sent")
 

@@ -77,7 +77,15 @@ def endpoint_record(
     target: dict[str, Any] = {"kind": spec.target.kind}
     if own and spec.target.url is not None:
         target["url"] = spec.target.url
-    breaker: dict[str, Any] = {"state": view.breaker, "failures": view.failures}
+    rests = spec.policy.breaker
+    breaker: dict[str, Any] = {
+        "state": view.breaker,
+        "since": to_rfc3339(view.since_ms) if view.since_ms else None,
+        "failures": view.failures,
+        "failures_max": rests.failures,
+        "open_ms": view.open_ms,
+        "open_ms_max": rests.open_ms_max,
+    }
     if view.retry_at_ms:
         breaker["retry_at"] = to_rfc3339(view.retry_at_ms)
     shown = [pair for pair in view.instances if _worth_showing(*pair, router.time)]

@@ -26,12 +26,18 @@ LINES_MAX: Final = 20_000
 
 
 class View(NamedTuple):
-    """An endpoint as routing sees it, for people. `breaker` state; `retry_at_ms` Unix time of the next probe, or 0."""
+    """An endpoint as routing sees it, for people.
+
+    `breaker` state; `since_ms` Unix time when it opened or was closed last, 0 for never; `open_ms` its present rest, 0
+    while closed; `retry_at_ms` Unix time of the next probe, or 0.
+    """
 
     judgement: Judgement
     instances: list[tuple[Instance, Judgement]]
     breaker: BreakerState
     failures: int
+    since_ms: int
+    open_ms: int
     retry_at_ms: int
 
 
@@ -49,6 +55,8 @@ class _Line:
         self.fresh_until_ms = 0
 
     def derive(self, roster: Roster, now: int) -> None:
+        if self.breaker.failures and self.roster is not None and _arrived(self.roster, roster, now):
+            self.breaker.reset(now)
         live = [one for one in roster.instances if not one.draining and now < one.live_until_ms]
         self.roster = roster
         self.ready = tuple(one for one in live if one.reach.usable(now))
@@ -68,13 +76,18 @@ class Router:
         self._stale = catalog.stale
         self._lines: dict[str, _Line] = {}
 
-    def admit(self, endpoint: Endpoint) -> Admitted | str:
-        """An instance for one request, to be settled with; or `no_instance`, `unreachable`, `breaker`."""
+    def admit(self, endpoint: Endpoint, *, may_probe: bool = True) -> Admitted | str:
+        """An instance for one request, to be settled with; or `no_instance`, `unreachable`, `breaker`.
+
+        Not `may_probe`: while one request is to find out whether the endpoint is back, this one is refused.
+        """
         now = self.time.now()
         line = self._line(endpoint, now)
         if not line.ready:
             return line.reason
         if not line.breaker.open_for(endpoint.policy.breaker, now):
+            return "breaker"
+        if not may_probe and line.breaker.state(endpoint.policy.breaker, now) is not BreakerState.CLOSED:
             return "breaker"
         chosen = line.ready[0] if len(line.ready) == 1 else _choose(line)
         chosen.reach.in_flight += 1
@@ -104,7 +117,14 @@ class Router:
             if line is not None:
                 line.fresh_until_ms = 0
         if line is not None:
+            if outcome is Outcome.FAILED and not _present(self._instances.roster(endpoint.id), admitted):
+                outcome = Outcome.NEUTRAL
             line.breaker.settle(endpoint.policy.breaker, admitted.probe, outcome, now)
+
+    def probing(self, endpoint: Endpoint) -> bool:
+        """Whether the next request admitted is a probe, which should be work that has failed least."""
+        now = self.time.now()
+        return self._line(endpoint, now).breaker.state(endpoint.policy.breaker, now) is BreakerState.HALF_OPEN
 
     def hindrance(self, endpoint: Endpoint) -> str:
         """Why `admit` would refuse now, or ""; takes nothing."""
@@ -136,7 +156,9 @@ class Router:
         instances = [(one, one.judge(now, self.time)) for one in self._instances.roster(endpoint.id).instances]
         retry_at_ms = self.time.wall(line.breaker.until_ms) if state is BreakerState.OPEN else 0
         judgement = self._judge(endpoint, [one for _, one in instances], line.breaker, state, retry_at_ms)
-        return View(judgement, instances, state, line.breaker.failures, retry_at_ms)
+        breaker = line.breaker
+        since_ms = self.time.wall(breaker.since_ms) if breaker.since_ms else 0
+        return View(judgement, instances, state, breaker.failures, since_ms, breaker.open_ms, retry_at_ms)
 
     def _judge(
         self, endpoint: Endpoint, all_: list[Judgement], breaker: Breaker, state: BreakerState, retry_at_ms: int
@@ -173,6 +195,20 @@ class Router:
             if roster.read_next_ms <= now:
                 self._stale()
         return line
+
+
+def _present(roster: Roster, admitted: Instance) -> bool:
+    """Whether the instance that a request was sent to is still there, and has not registered anew since."""
+    now = roster.get(admitted.id)
+    return now is not None and now.since_ms == admitted.since_ms
+
+
+def _arrived(before: Roster, after: Roster, now: int) -> bool:
+    """Whether somebody takes work now who did not before, or registered anew since."""
+    known = {(one.id, one.since_ms) for one in before.instances if not one.draining}
+    return any(
+        (one.id, one.since_ms) not in known for one in after.instances if not one.draining and now < one.live_until_ms
+    )
 
 
 def _choose(line: _Line) -> Instance:

@@ -201,6 +201,9 @@ class InstanceSpec(Part):
     ttl_ms: int = Field(
         default=TTL_MS, ge=TTL_MS_MIN, le=TTL_MS_MAX, description="it leaves the rotation when silent for this long"
     )
+    fresh: bool = Field(
+        default=False, description="the process has just started: nothing that went wrong before says anything of it"
+    )
 
 
 def _no_repeats(kind: str, names: list[str]) -> None:

@@ -10,7 +10,7 @@ import typer
 
 from gateway.cli.exits import Problem
 from gateway.cli.options import ApiKey, Json, Labels, Url, pairs, read_json
-from gateway.cli.show import Show, ago, plain, word
+from gateway.cli.show import Show, ago, plain, span, until, word
 from gateway.cli.wire import Gateway
 from mesh.wire import quote_segment
 
@@ -147,6 +147,18 @@ def _health(endpoint: dict[str, Any]) -> str:
     return state if endpoint["breaker"]["state"] == "closed" else f"{state} (breaker {endpoint['breaker']['state']})"
 
 
+def _breaker(breaker: dict[str, Any]) -> str:
+    if not breaker["failures_max"]:
+        return "off"
+    since = f" since {ago(breaker['since'])}" if breaker["since"] else ""
+    failures = f"{breaker['failures']} of {breaker['failures_max']} requests in a row did not get through"
+    if breaker["state"] == "closed":
+        return f"{word('closed')}{since}" + (f", {failures}" if breaker["failures"] else "")
+    probe = f"a probe in {until(breaker['retry_at'])}" if breaker.get("retry_at") else "one probe decides"
+    rests = f"rests {span(breaker['open_ms'])}, at most {span(breaker['open_ms_max'])}"
+    return f"{word(breaker['state'])}{since}, {failures}; {rests}; {probe}"
+
+
 def _services(endpoint: dict[str, Any]) -> str:
     return "; ".join(
         f"{one['name']}: {', '.join(operation['name'] for operation in one.get('operations') or ()) or 'any'}"
@@ -174,6 +186,7 @@ def show_(name: Name, *, url: Url = "", api_key: ApiKey = "", as_json: Json = Fa
             ("endpoint", f"[bold]{plain(found['name'])}[/]  [dim]{plain(found['id'])}, version {found['version']}[/]"),
             ("description", plain(found["description"])),
             ("state", f"{_health(found)}{why}, since {ago(found['health_since'])}"),
+            ("breaker", _breaker(found["breaker"])),
             ("owner", plain(found["owner"])),
             ("may call", plain(", ".join(found["allow"]) or "the owner only")),
             ("target", plain(found["target"].get("url") or found["target"]["kind"])),

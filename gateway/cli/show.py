@@ -18,9 +18,10 @@ if TYPE_CHECKING:
 PIPE_COLUMNS: Final = 500
 
 STYLES: Final[dict[str, str]] = {
-    **dict.fromkeys(("succeeded", "healthy", "delivered", "active", "ok", "ready", "pass"), "green"),
-    **dict.fromkeys(("failed", "timed_out", "dead", "offline", "bad", "fail"), "red"),
+    **dict.fromkeys(("succeeded", "healthy", "delivered", "active", "ok", "ready", "pass", "closed"), "green"),
+    **dict.fromkeys(("failed", "timed_out", "dead", "offline", "bad", "fail", "open"), "red"),
     **dict.fromkeys(("canceled", "suspect", "backing_off", "paused", "draining", "warn", "skipped"), "yellow"),
+    "half_open": "yellow",
     **dict.fromkeys(("started", "scheduled", "pending", "leased"), "cyan"),
 }
 """Words for states -> rich style."""
@@ -111,6 +112,12 @@ def plain(text: object) -> str:
 def ago(at: str | None) -> str:
     """`3 s ago` for an RFC 3339 time."""
     return f"{span(max(0, now_ms() - from_rfc3339(at)))} ago" if at else ""
+
+
+def until(at: str) -> str:
+    """`3 s` for an RFC 3339 time that comes, `no time` for one that has passed."""
+    left_ms = from_rfc3339(at) - now_ms()
+    return span(left_ms) if left_ms > 0 else "no time"
 
 
 def between(start: str | None, end: str | None) -> str:

@@ -64,6 +64,7 @@ class Registration:
         self._declared = declared
         self._must_declare = declared is not None
         self._lease = json.dumps(lease).encode()
+        self._first = json.dumps({**lease, "fresh": True}).encode()
         self._ttl_ms: int = lease["ttl_ms"]
         self._task: asyncio.Task[None] | None = None
         self._trouble = ""
@@ -93,7 +94,9 @@ class Registration:
         if self._must_declare:
             await self._declare()
             self._must_declare = False
-        reply = await self._request(b"PUT", self._instance_path, self._lease)
+        # Under the name of a process that was killed, the registry would believe that this is still the same one.
+        body = self._lease if self.known.is_set() else self._first
+        reply = await self._request(b"PUT", self._instance_path, body)
         if reply.status == 404 and self._declared is not None:  # noqa: PLR2004
             self._must_declare = True  # the endpoint went away under us
         _check(reply, "the instance")

@@ -93,10 +93,10 @@ class CatalogStore(Functions):
         return [(int(await running or 0), await waiting) for running, waiting in calls]
 
     async def instance_put(
-        self, name: str, namespace: str, instance: str, document: bytes, ttl_ms: int
+        self, name: str, namespace: str, instance: str, document: bytes, ttl_ms: int, *, fresh: bool = False
     ) -> tuple[str, int]:
-        """(`created` | `renewed`, end of the lease ms). Raises NotFound, TooMany."""
-        arguments = {"name": name, "ns": namespace, "instance": instance, "ttl_ms": ttl_ms}
+        """(`created` | `renewed`, end of the lease ms); `fresh`: a new process. Raises NotFound, TooMany."""
+        arguments = {"name": name, "ns": namespace, "instance": instance, "ttl_ms": ttl_ms, "fresh": int(fresh)}
         try:
             word, _, expires_at = await self.fcall("mesh1_instance_put", arguments, document)
         except Refused as refused:

@@ -23,6 +23,7 @@ LIMITS: Final = {
     "events": 4096,  # events kept per operation; terminal ones are always kept
     "takeover": 256,  # operations moved per beat from one dead session
     "waiting_endpoints": 64,  # endpoints with a waiting line told per claim
+    "probe_look": 32,  # newest operations of a waiting line, and as many at random, that a probe is chosen from
     "instances": 512,  # instances per endpoint
     "rate_ahead_ms": 250,  # how far `rate_per_s` may run ahead of an even pace: one look of a courier
     "beat_ms": 30_000,  # lease of a heartbeat that names no length when none was named before

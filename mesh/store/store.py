@@ -183,7 +183,6 @@ class Store(Functions):
         *,
         session: str,
         answered: bool = False,
-        by_token: bool = False,
     ) -> Completed:
         """Record an outcome (packed `Outcome`) and lease the callback it owes."""
         arguments = {
@@ -245,12 +244,9 @@ class Store(Functions):
     async def claim(self, session: str, count: int) -> Claimed:
         """Fire due timers and lease what they owe. Raises NoSession."""
         arguments = {
-            "session": session,
-            "count": count,
-            "bytes": CLAIM_BYTES,
-            "cancel_lease_ms": CANCEL_LEASE_MS,
+            "session": session, "count": count, "bytes": CLAIM_BYTES, "cancel_lease_ms": CANCEL_LEASE_MS,
             "callback_lease_ms": CALLBACK_LEASE_MS,
-        }
+        }  # fmt: skip
         try:
             now, works, ended, lines, next_at = await self.fcall("mesh1_claim", arguments)
         except Refused as refused:
@@ -263,10 +259,16 @@ class Store(Functions):
             None if next_at < 0 else next_at,
         )
 
-    async def unblock(self, endpoint_id: str, session: str, count: int, reason: str = "") -> tuple[list[Work], str]:
-        """Lease the head of an endpoint's waiting line; with `reason`, only correct what it shows. Raises NoSession."""
+    async def unblock(
+        self, endpoint_id: str, session: str, count: int, reason: str = "", *, probe: bool = False
+    ) -> tuple[list[Work], str]:
+        """Lease the head of an endpoint's waiting line; with `reason`, only correct what it shows. Raises NoSession.
+
+        `probe`: lease one, that which has failed least, the newest of several.
+        """
         arguments = {
-            "endpoint": endpoint_id, "session": session, "count": count, "bytes": CLAIM_BYTES, "reason": reason
+            "endpoint": endpoint_id, "session": session, "count": count, "bytes": CLAIM_BYTES, "reason": reason,
+            "probe": int(probe),
         }  # fmt: skip
         try:
             _, works, stopped = await self.fcall("mesh1_unblock", arguments)

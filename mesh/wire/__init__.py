@@ -29,6 +29,7 @@ from mesh.wire.failures import (
     operation_failure,
     parse_handler_failure,
     parse_operation_error,
+    peer_failure,
     retryable_by_default,
 )
 from mesh.wire.headers import (
@@ -111,6 +112,7 @@ __all__ = [
     "parse_prefer",
     "parse_rfc3339",
     "parse_started",
+    "peer_failure",
     "quote_segment",
     "retryable_by_default",
     "split_path",

@@ -100,10 +100,10 @@ class TestDocumentation:
         assert said.stdout == b"Hello, Ada!\n"
 
 
-def known(client: mesh.SyncClient, endpoint: str) -> bool:
+def known(client: mesh.SyncClient, endpoint: str, operation: str = "greet", value: object = "x") -> bool:
     """Whether a call of that endpoint is refused no more."""
     try:
-        client.start(endpoint, endpoint, "greet", "x", schedule_to_close_ms=100)
+        client.start(endpoint, endpoint, operation, value, schedule_to_close_ms=100)
     except mesh.Refusal:
         return False
     return True
@@ -187,6 +187,35 @@ async def work(name: str) -> str:
 
 mesh.Agent("worker", [work], lease_ms=1000, ttl_ms=1000, answer_within_ms=100, drain_s=0.1).run()
 """
+
+
+UNEVEN = """
+import mesh
+
+async def half(number: int) -> int:
+    if number % 2:
+        raise ArithmeticError(f"{number} is odd")
+    return number // 2
+
+mesh.Agent("uneven", [half]).run()
+"""
+
+
+class TestBadHandlers:
+    def test_a_handler_that_raises_for_some_answers_the_others(self, dev: Dev, tmp_path: Path) -> None:
+        """P115: six operations that fail again and again, then good ones: each answered at once."""
+        script = tmp_path / "uneven.py"
+        script.write_text(UNEVEN)
+        with process([sys.executable, str(script)], MESH_URL=dev.url), mesh.SyncClient(dev.url) as client:
+            until(lambda: known(client, "uneven", "half", 0), 10)
+            odd = [client.start("uneven", "uneven", "half", number) for number in range(1, 13, 2)]
+            for handle in odd:
+                until(lambda handle=handle: handle.get()["state"] == "backing_off")
+            for number in range(2, 12, 2):
+                assert client.call("uneven", "uneven", "half", number, timeout_s=3) == number // 2
+            assert {handle.get()["state"] for handle in odd} <= {"backing_off", "scheduled"}
+            for handle in odd:
+                handle.cancel()
 
 
 class TestKills:

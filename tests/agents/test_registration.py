@@ -58,7 +58,11 @@ class TestRegistry:
             f"PUT {INSTANCE}",
             f"DELETE {INSTANCE}",
         ]
-        assert gateway.at(INSTANCE)[0].json == {"url": URL, "ttl_ms": 600, "version": "7", "weight": 3}
+        lease = {"url": URL, "ttl_ms": 600, "version": "7", "weight": 3}
+        first, *later = [each.json for each in gateway.at(INSTANCE, "PUT")]
+        # P117: only the first says that the process is new.
+        assert first == lease | {"fresh": True}
+        assert [*later] == [lease] * len(later)
         assert {each.headers["authorization"] for each in gateway.requests} == {"Bearer secret"}
 
     def test_heartbeats_come_three_to_a_lease(self, gateway: Gateway) -> None:

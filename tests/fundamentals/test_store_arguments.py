@@ -82,6 +82,7 @@ CALLS: Final[dict[str, tuple[Call, Callable[[Room, str], Awaitable[Any]]]]] = {
     "heartbeat": (running, lambda room, one: room.store.heartbeat([Task(one, 1, 1, 9_000)])),
     "claim": (due, lambda room, _: room.claim()),
     "unblock": (waiting, lambda room, _: room.store.unblock(ENDPOINT, G1, 10)),
+    "unblock a probe": (waiting, lambda room, _: room.store.unblock(ENDPOINT, G1, 10, probe=True)),
     "relabel": (waiting, lambda room, _: room.store.unblock(ENDPOINT, G1, 10, "breaker")),
     "delivered": (sending, lambda room, one: room.store.delivered(one, 1, Kind.CALLBACK)),
     "defer": (sending, lambda room, one: room.store.defer(

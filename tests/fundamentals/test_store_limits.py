@@ -5,6 +5,7 @@ from __future__ import annotations
 from asyncio import gather
 
 from mesh.machine import Kind, State
+from mesh.store.library import LIMITS
 from mesh.store.verbs import Accepted
 from tests.model.fixtures import ENDPOINT, G1, G2, NS, Room, eventually
 
@@ -60,6 +61,45 @@ async def test_the_line_is_first_come_first_served(room: Room) -> None:
         order += [work.id for work in works]
         await room.succeed(order[-1])
     assert order == [*expected, newcomer]
+
+
+async def failed_before(room: Room, count: int) -> set[str]:
+    """Operations in line whose first attempt failed, given back by a courier that found the breaker open."""
+    ids = {await room.accepted() for _ in range(count)}
+    for one in ids:
+        await room.retry(one, delay_ms=1)
+    for work in await room.claimed(count=count):
+        await room.store.release(work.id, 1, work.head.attempt, "breaker", session=G1)
+    return ids
+
+
+async def test_a_probe_is_what_failed_least_and_the_newest_of_several(room: Room) -> None:
+    """P116: the head of the line, which failed before, is not the judge of the endpoint again and again."""
+    bad = await failed_before(room, 1)
+    good = await room.accepted(blocked="breaker")
+    await room.passed((await room.kept(good)).head.created_at + 1)
+    newest = await room.accepted(blocked="breaker")
+    assert (await line(room))[0] in bad
+    probes: list[str] = []
+    for _ in range(3):
+        works, _ = await room.store.unblock(ENDPOINT, G1, 64, probe=True)
+        probes += [work.id for work in works]
+    assert probes == [newest, good, *bad]
+    assert await room.store.unblock(ENDPOINT, G1, 64, probe=True) == ([], "")
+
+
+async def test_a_long_line_is_sampled_for_the_probe(room: Room) -> None:
+    """P116: one that never failed gets its turn behind many that did, wherever it stands."""
+    good = await room.accepted(blocked="breaker")
+    await room.passed((await room.kept(good)).head.created_at + 1)
+    bad = await failed_before(room, LIMITS["probe_look"] + 8)
+    for _ in range(100):
+        works, _ = await room.store.unblock(ENDPOINT, G1, 1, probe=True)
+        if works[0].id == good:
+            return
+        assert works[0].id in bad
+        await room.store.release(works[0].id, 1, works[0].head.attempt, "breaker", session=G1)
+    raise AssertionError("never probed")
 
 
 async def test_back_off_and_loss_free_the_slot_too(room: Room) -> None:

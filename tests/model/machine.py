@@ -175,11 +175,14 @@ class StoreMachine(RuleBasedStateMachine):
         session = gateway.session
         self._send(gateway, "claim", lambda: self.sides.claim(session, count), lose=lose)
 
-    @rule(g=who, count=st.sampled_from((64, 1)), reason=st.sampled_from(("", "", "breaker")), lose=loss)
+    @rule(g=who, count=st.sampled_from((64, 1)), reason=st.sampled_from(("", "", "breaker", "probe")), lose=loss)
     def unblock(self, g: int, count: int, reason: str, lose: bool) -> None:
+        """`reason` "probe": not a reason, but the one that a half-open breaker is tried with."""
         gateway = self.gateways[g]
         session = gateway.session
-        self._send(gateway, "unblock", lambda: self.sides.unblock(session, count, reason), lose=lose)
+        probe = reason == "probe"
+        why = "" if probe else reason
+        self._send(gateway, "unblock", lambda: self.sides.unblock(session, count, why, probe=probe), lose=lose)
 
     def _take(self, gateway: Gateway, kinds: tuple[Kind, ...], index: int) -> Sent | None:
         """One try that this gateway has under way; from here on it is booked."""

@@ -225,11 +225,13 @@ class Reference(Ground):
             self.dispatch(op, session)
             works.append((op.id, Kind.START, op.attempt))
 
-    def unblock(self, session: str, count: int, reason: str) -> tuple[list[Sent], str] | str:
+    def unblock(self, session: str, count: int, reason: str, *, probe: bool) -> tuple[list[Sent], str] | str:
         if session not in self.sessions:
             return "no session"
         works: list[Sent] = []
-        for op in self.line[:count]:
+        # `reversed` and `min`: the newest of those that failed least.
+        least = [min(reversed(self.line), key=lambda op: op.attempt)] if self.line else []
+        for op in least if probe else self.line[:count]:
             why = self.hindrance(in_line=True) or reason
             if not why and op.order.attempts_max and op.attempt >= op.order.attempts_max:
                 op.blocked, op.start_at = "", self.now

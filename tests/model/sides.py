@@ -204,10 +204,10 @@ class Sides:
         assert got.lines == ([ENDPOINT] if self.model.line else [])
         return works
 
-    def unblock(self, session: str, count: int, reason: str) -> list[Sent]:
-        expected = self.model.unblock(session, count, reason)
+    def unblock(self, session: str, count: int, reason: str, *, probe: bool) -> list[Sent]:
+        expected = self.model.unblock(session, count, reason, probe=probe)
         try:
-            works, stopped = self.run(self._room.store.unblock(ENDPOINT, session, count, reason))
+            works, stopped = self.run(self._room.store.unblock(ENDPOINT, session, count, reason, probe=probe))
         except NoSession:
             assert expected == "no session"
             return []

@@ -21,6 +21,7 @@ from mesh.store.link import Link
 from tests.model.machine import LIMITS, OUTCOMES, REPLIES, STEPS_MS, StoreMachine
 from tests.servers import RawServer
 
+WAYS: Final = ("", "", "breaker", "probe")
 EXAMPLES: Final = int(os.environ.get("MESH_MODEL_EXAMPLES", "0"))
 WALKS: Final = EXAMPLES or 24
 WALK_STEPS: Final = 400
@@ -93,7 +94,7 @@ def _step(world: StoreMachine, chance: Random, g: int) -> str:
             retention_ms=chance.choice((1, 60_000, 60_000)), blocked=chance.choice(("", "", "", "", "no_instance")),
         )),
         "claim": (6, lambda: world.claim(g, chance.choice((64, 64, 1)), lose)),
-        "unblock": (4, lambda: world.unblock(g, chance.choice((64, 1)), chance.choice(("", "", "breaker")), lose)),
+        "unblock": (4, lambda: world.unblock(g, chance.choice((64, 1)), chance.choice(WAYS), lose)),
         "book_outcome": (1, lambda: world.book_outcome(g, i, outcome, chance.random() < 0.3, lose)),
         "book_reply": (8, lambda: world.book_reply(g, i, chance.choice(REPLIES), lose)),
         "book_delivery": (4, lambda: world.book_delivery(g, i, chance.choice(("delivered", "deferred", "dead")), lose)),

@@ -200,7 +200,7 @@ class TestLimits:
 
     async def test_the_breaker(self, caller: Caller, agent: Actor) -> None:
         """P96: failures in a row open it, one probe decides; others are not touched; no attempt is consumed."""
-        agent.replies(handler_error(503, "UNAVAILABLE"))
+        agent.replies(Reply(503, b"no healthy upstream"))
         policy = {"retry": {"initial_ms": 10, "max_ms": 10}, "breaker": {"failures": 3, "open_ms": 800}}
         name = await caller.register(agent.url, policy=policy)
         first = await caller.begin(name)

@@ -625,6 +625,22 @@ class TestEndpoint:
         assert re.search(r"127\.0\.0\.1-\d+ +healthy", text)
         assert "greet" in text
 
+    def test_show_tells_people_about_the_breaker(self, place: Place, receiver: Any) -> None:
+        assert re.search(r"breaker +closed", place("endpoint", "show", "greeter").out)
+        receiver.statuses = [503]
+        name = short_id("away")
+        policy = json.dumps({"breaker": {"failures": 1, "open_ms": 90_000}})
+        place("endpoint", "register", name, "-t", receiver.url, "--policy", policy)
+        operation = place("call", name, "any", "thing", "--wait", "0", "--json").json["id"]
+        until(lambda: place("operation", "show", operation, "--json").json.get("blocked") == "breaker", "it rests")
+        shown = place("endpoint", "show", name).out
+        assert re.search(r"breaker +open since .* ago, 1 of 1 requests in a row did not get through", shown), shown
+        assert "rests 2 min, at most 2 min; a probe in " in shown
+        assert "(breaker open)" in place("endpoint", "list").out
+        off = json.dumps({"breaker": {"failures": 0}})
+        place("endpoint", "register", name, "-t", receiver.url, "--policy", off)
+        assert re.search(r"breaker +off", place("endpoint", "show", name).out)
+
     def test_remove_asks_first(self, place: Place) -> None:
         done = place("endpoint", "remove", "greeter", stdin="n\n")
         assert done.code != 0

@@ -46,9 +46,11 @@ class World:
     def has(self, *instances: Instance) -> None:
         self.catalog.instances._rosters[self.endpoint.id] = Roster(instances)  # pyright: ignore[reportPrivateUsage]
 
-    def instance(self, name: str, *, weight: int = 1, lease_ms: int = FOREVER_MS, draining: bool = False) -> Instance:
+    def instance(
+        self, name: str, *, weight: int = 1, lease_ms: int = FOREVER_MS, draining: bool = False, since_ms: int = 0
+    ) -> Instance:
         end = FOREVER_MS if lease_ms == FOREVER_MS else self.clock.now + lease_ms
-        return Instance(name, f"http://{name}:1", "", weight, 5_000, 0, draining, end, self.clock.now, Reach())
+        return Instance(name, f"http://{name}:1", "", weight, 5_000, since_ms, draining, end, self.clock.now, Reach())
 
     def admit(self) -> Instance | str:
         return self.router.admit(self.endpoint)
@@ -285,6 +287,102 @@ class TestBreaker:
         world.call(Outcome.FAILED)
         world.settle(early, Outcome.OK)
         assert world.admit() == "breaker"
+
+
+class TestArrivals:
+    """P117: who has just registered starts with a clean slate."""
+
+    def rests(self) -> World:
+        world = World(failures=2, open_ms=60_000)
+        world.has(world.instance("a"))
+        world.call(Outcome.FAILED)
+        world.call(Outcome.FAILED)
+        assert world.admit() == "breaker"
+        return world
+
+    def test_a_new_instance_closes_the_breaker(self) -> None:
+        world = self.rests()
+        world.has(world.instance("a"), world.instance("b"))
+        assert world.router.hindrance(world.endpoint) == ""
+        view = world.router.view(world.endpoint)
+        assert (view.breaker, view.failures, view.open_ms) == (BreakerState.CLOSED, 0, 0)
+
+    def test_one_that_registers_anew_closes_it(self) -> None:
+        world = self.rests()
+        world.has(world.instance("a", since_ms=7))
+        assert world.router.capacity(world.endpoint) == CAPACITY
+
+    def test_one_that_was_offline_closes_it(self) -> None:
+        world = World(failures=1, open_ms=60_000)
+        world.has(world.instance("a", lease_ms=1_000))
+        world.call(Outcome.FAILED)
+        world.clock.pass_(10_000)
+        assert world.admit() == "no_instance"
+        world.has(world.instance("a", lease_ms=1_000, since_ms=world.clock.now))
+        world.taken()
+
+    @pytest.mark.parametrize("draining", [True, False])
+    def test_a_renewed_lease_and_a_drained_one_do_not(self, draining: bool) -> None:
+        world = self.rests()
+        world.has(world.instance("a"), *([world.instance("b", draining=True, since_ms=7)] if draining else []))
+        assert world.router.hindrance(world.endpoint) == "breaker"
+
+    def test_what_failed_before_is_forgotten_too(self) -> None:
+        world = World(failures=2)
+        world.has(world.instance("a"))
+        world.call(Outcome.FAILED)
+        world.has(world.instance("a", since_ms=7))
+        world.call(Outcome.FAILED)
+        assert world.router.hindrance(world.endpoint) == ""
+
+    def test_requests_to_the_process_before_it_say_nothing_of_it(self) -> None:
+        """Those that were under way when it was killed fail one by one afterwards."""
+        world = World(failures=2)
+        world.has(world.instance("a"))
+        old = [world.taken() for _ in range(8)]
+        world.has(world.instance("a", since_ms=7))
+        for one in old:
+            world.settle(one, Outcome.FAILED)
+        assert world.router.hindrance(world.endpoint) == ""
+        world.call(Outcome.FAILED)
+        world.call(Outcome.FAILED)
+        assert world.router.hindrance(world.endpoint) == "breaker"
+
+
+class TestProbes:
+    def test_what_may_not_probe_is_refused_until_the_breaker_closed(self) -> None:
+        """P116."""
+        world = World(failures=1, open_ms=1_000)
+        world.has(world.instance("a"))
+        assert not world.router.probing(world.endpoint)
+        world.call(Outcome.FAILED)
+        world.clock.pass_(1_000)
+        assert world.router.probing(world.endpoint)
+        assert world.router.admit(world.endpoint, may_probe=False) == "breaker"
+        world.call(Outcome.OK)
+        assert not world.router.probing(world.endpoint)
+        assert isinstance(world.router.admit(world.endpoint, may_probe=False), Instance)
+
+    def test_people_see_since_when_how_often_and_how_long(self) -> None:
+        world = World(failures=1, open_ms=1_000)
+        world.has(world.instance("a"))
+        wall = world.catalog.time.wall
+
+        def seen() -> tuple[BreakerState, int, int, int, int]:
+            view = world.router.view(world.endpoint)
+            return view.breaker, view.since_ms, view.failures, view.open_ms, view.retry_at_ms
+
+        assert seen() == (BreakerState.CLOSED, 0, 0, 0, 0)
+        opened = world.clock.now
+        world.call(Outcome.FAILED)
+        assert seen() == (BreakerState.OPEN, wall(opened), 1, 1_000, wall(opened + 1_000))
+        world.clock.pass_(1_000)
+        assert seen() == (BreakerState.HALF_OPEN, wall(opened), 1, 1_000, 0)
+        world.call(Outcome.FAILED)
+        assert seen() == (BreakerState.OPEN, wall(opened), 2, 2_000, wall(opened + 3_000))
+        world.clock.pass_(2_000)
+        world.call(Outcome.OK)
+        assert seen() == (BreakerState.CLOSED, wall(opened + 3_000), 0, 0, 0)
 
 
 class RouterMachine(RuleBasedStateMachine):

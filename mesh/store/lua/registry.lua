@@ -78,12 +78,13 @@ local function mesh1_endpoint_pause(keys, argv)
   return { a.paused == 1 and 'paused' or 'resumed', now_ms(), id }
 end
 
--- instance_put: register and heartbeat in one. Arguments: msgpack {name, ns, instance, ttl_ms}, document (JSON).
+-- instance_put: register and heartbeat in one. Arguments: msgpack {name, ns, instance, ttl_ms, fresh}, document (JSON).
+--   `fresh` 1: a process that has just started, whatever is known under its name.
 -- Stored: msgpack {document, expires_at, since, draining}. Reply: {'created' | 'renewed', now, expires_at}.
 -- Refuses: NO_ENDPOINT, TOO_MANY_INSTANCES. Only a change that routing must see moves the registry version.
 local function mesh1_instance_put(keys, argv)
   local root = keys[1]
-  local a = given(argv[1], 'name', 'ns', 'instance', 'ttl_ms')
+  local a = given(argv[1], 'name', 'ns', 'instance', 'ttl_ms', 'fresh')
   local id, facts = named(root, a.name)
   if not id or facts.gone or facts.owner ~= a.ns then return refuse('NO_ENDPOINT', a.name) end
   local key, document = root .. KEY.instances .. id, assert(argv[2])
@@ -97,7 +98,7 @@ local function mesh1_instance_put(keys, argv)
     end
     if redis.call('HLEN', key) >= LIMIT.instances then return refuse('TOO_MANY_INSTANCES', tostring(LIMIT.instances)) end
   end
-  local same = old and old[1] == document and old[2] >= now and old[4] == 0
+  local same = a.fresh == 0 and old and old[1] == document and old[2] >= now and old[4] == 0
   local since = same and old[3] or now
   redis.call('HSET', key, a.instance, cmsgpack.pack({ document, now + a.ttl_ms, since, 0 }))
   if not same then registry_moved(root) end
