@@ -110,7 +110,6 @@ def start_arguments(order: Order, endpoint: Endpoint, *, session: str, blocked: 
         close_ms=order.close_ms or policy.schedule_to_close_ms or 0,
         start_ms=order.start_ms or policy.schedule_to_start_ms or 0,
         run_ms=order.run_ms or policy.start_to_close_ms or 0,
-        beat_ms=policy.heartbeat_ms or 0,
         lease_ms=(order.request_ms or policy.request_timeout_ms) + LEASE_GRACE_MS,
         attempts_max=policy.retry.max_attempts,
         retention_ms=retention_ms,
@@ -135,7 +134,7 @@ def fresh_head(start: Start, accepted: Accepted) -> Head:
         start_at=at_ms + start.lease_ms, cancel=0, cancel_at=0, cancel_tries=0, wants_callback=start.callback,
         callback=0, callback_at=0, callback_tries=0, close_by=at_ms + start.close_ms if start.close_ms else 0,
         start_by=at_ms + start.start_ms if start.start_ms else 0, run_ms=start.run_ms, finish_by=0,
-        beat_ms=start.beat_ms, beat_by=0, lease_ms=start.lease_ms, attempts_max=start.attempts_max,
+        beat_ms=0, beat_by=0, lease_ms=start.lease_ms, attempts_max=start.attempts_max,
         retention_ms=start.retention_ms, cancel_asked=0, slot=1, blocked=accepted.blocked, endpoint=start.endpoint,
         namespace=start.ns, key=start.key, digest=start.digest,
     )  # fmt: skip

@@ -226,7 +226,6 @@ class Starts:
             work.id,
             head.run,
             head.attempt,
-            session=self._session.name,
             delay_ms=delay_ms,
             detail=detail,
             outcome=pack(last),

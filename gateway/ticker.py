@@ -23,7 +23,10 @@ if TYPE_CHECKING:
     from registry.catalog import Catalog
     from registry.routing import Router
 
-BEAT_S: Final = 1.0
+BEAT_S: Final = 0.5
+TAKEOVER_S: Final = 0.02
+"""Between two beats while dead sessions still hold something: other calls of the store go in between."""
+HELD_S: Final = 1.0
 CLAIM_S: Final = 0.25
 CLAIM_COUNT: Final = 64
 BUSY_MAX: Final = 2_000
@@ -64,6 +67,8 @@ class Ticker:
         self._lines: set[str] = set()
         self._strangers: set[str] = set()
         self._relabel_at_s = 0.0
+        self._held_at_s = 0.0
+        self._left = 0
         self._tasks: list[asyncio.Task[None]] = []
         self.sessions = 0
         """Gateways alive at the last beat, this one included."""
@@ -93,7 +98,7 @@ class Ticker:
                 await self.join()
 
     async def beat(self) -> None:
-        """Stay alive, learn of registry changes, and give back leases that nobody here works on."""
+        """Stay alive, learn of registry changes, take over, and give back leases that nobody here works on."""
         name = self._session.name
         beat = await self._store.beat(name)
         if not beat.alive:
@@ -102,7 +107,11 @@ class Ticker:
             return
         self.sessions = beat.sessions
         self.beat_at_s = monotonic_s()
+        self._left = beat.left
         await self._catalog.refresh(beat.registry_version, beat.at_ms)
+        if self.beat_at_s - self._held_at_s < HELD_S:
+            return
+        self._held_at_s = self.beat_at_s
         # A lease whose reply was lost (the store was killed in between) is known to the store alone. Seen twice, a
         # second apart, it is no longer a call on its way.
         held = await self._store.held(self._session.name, HELD_LOOK)
@@ -165,7 +174,7 @@ class Ticker:
 
     async def _beat_once(self) -> None:
         await self.beat()
-        await sleep(BEAT_S)
+        await sleep(TAKEOVER_S if self._left else BEAT_S)
 
     async def _claim_once(self) -> None:
         name = self._session.name

@@ -42,16 +42,23 @@ class Functions:
 
     async def fcall(self, verb: str, arguments: object, *payload: bytes) -> list[Any]:
         """One transition. Raises Refused, StoreUnavailable, OutcomeUnknown."""
+        packed = encode(arguments)
         try:
-            return await self.link.call(b"FCALL", verb, 1, self.keys.root, encode(arguments), *payload)
+            return await self.link.call(b"FCALL", verb, 1, self.keys.root, packed, *payload)
         except StoreReply as reply:
-            text = reply.text
-            if text.startswith("MESH_"):
-                word, _, detail = text[5:].partition(" ")
-                raise Refused(word, detail) from None
-            if "Function not found" in text:
-                # Somebody flushed the functions: put them back and repeat, nothing was applied.
-                await load_library(self.link.call)
-                return await self.link.call(b"FCALL", verb, 1, self.keys.root, encode(arguments), *payload)
-            detail = f"the store answered {text!r}"
-            raise StoreUnavailable(detail) from reply
+            if "Function not found" not in reply.text:
+                raise _meaning(reply) from reply
+        # Somebody flushed the functions: put them back and repeat, nothing was applied.
+        try:
+            await load_library(self.link.call)
+            return await self.link.call(b"FCALL", verb, 1, self.keys.root, packed, *payload)
+        except StoreReply as reply:
+            raise _meaning(reply) from reply
+
+
+def _meaning(reply: StoreReply) -> MeshError:
+    """What an error reply stands for: a refusal of the function, or trouble of the store."""
+    if reply.text.startswith("MESH_"):
+        word, _, detail = reply.text[5:].partition(" ")
+        return Refused(word, detail)
+    return StoreUnavailable(f"the store answered {reply.text!r}")

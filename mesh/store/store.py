@@ -208,12 +208,11 @@ class Store(Functions):
         return Completed(verdict, reply[1], reply[2], reply[3].decode(), _optional_work(reply[4]))
 
     async def retry(
-        self, operation_id: str, run: int, attempt: int, *, session: str, delay_ms: int, detail: str, outcome: bytes
+        self, operation_id: str, run: int, attempt: int, *, delay_ms: int, detail: str, outcome: bytes
     ) -> Moved:
         """The attempt failed; back off `delay_ms`, or end with `outcome` when no attempt is left."""
         arguments = {
-            "id": operation_id, "run": run, "attempt": attempt, "session": session, "delay_ms": delay_ms,
-            "detail": detail,
+            "id": operation_id, "run": run, "attempt": attempt, "delay_ms": delay_ms, "detail": detail
         }  # fmt: skip
         try:
             reply = await self.fcall("mesh1_retry", arguments, outcome)
@@ -314,9 +313,9 @@ class Store(Functions):
         arguments = {
             "session": session, "join": int(join), "dead_after_ms": SESSION_DEAD_AFTER_MS, "replaces": replaces
         }  # fmt: skip
-        word, now, sessions, version = await self.fcall("mesh1_beat", arguments)
+        word, now, sessions, version, left = await self.fcall("mesh1_beat", arguments)
         self.alone = sessions == 1
-        return Beat(word == b"alive", now, sessions, version)
+        return Beat(word == b"alive", now, sessions, version, left)
 
     async def leave(self, session: str) -> int:
         """Hand everything back; how much is left (repeat until 0)."""

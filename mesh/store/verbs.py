@@ -28,7 +28,6 @@ class Start(msgspec.Struct):
     close_ms: int = 0
     start_ms: int = 0
     run_ms: int = 0
-    beat_ms: int = 0
     lease_ms: int = 35_000
     attempts_max: int = 20
     retention_ms: int = 604_800_000
@@ -114,10 +113,13 @@ class Claimed(NamedTuple):
 
 
 class Beat(NamedTuple):
+    """`left`: operations that dead sessions still hold, to be taken over by beating again at once."""
+
     alive: bool
     at_ms: int
     sessions: int
     registry_version: int
+    left: int = 0
 
 
 class Task(NamedTuple):

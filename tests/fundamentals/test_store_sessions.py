@@ -7,6 +7,7 @@ import pytest
 from mesh.machine import Delivery, Kind, State
 from mesh.store.library import LIMITS
 from mesh.store.store import NoSession
+from mesh.store.verbs import KeyReused
 from tests.model.fixtures import ENDPOINT, G1, G2, Room
 
 
@@ -105,14 +106,25 @@ async def test_a_takeover_is_bounded_per_beat(room: Room) -> None:
     for _ in range(count):
         await room.accepted()
     await room.died(G1)
-    await room.store.beat(G2)
+    assert (await room.store.beat(G2)).left == 5
     snapshot = await room.snapshot()
     assert len(snapshot.timers[G1]) == 5
     assert snapshot.sessions[G1] == 0
-    await room.store.beat(G2)
+    assert (await room.store.beat(G2)).left == 0
     snapshot = await room.snapshot()
     assert G1 not in snapshot.timers
     assert G1 not in snapshot.sessions
+
+
+async def test_flushed_functions_are_put_back_and_refusals_stay_refusals(room: Room) -> None:
+    """Somebody flushed them: the call that noticed is repeated, and means what it would have meant."""
+    one = await room.accepted("key")
+    await room.link.call("FUNCTION", "FLUSH")
+    assert isinstance(await room.start(room.order("key", "other content")), KeyReused)
+    await room.link.call("FUNCTION", "FLUSH")
+    assert (await room.retry(one)).verdict == "backing_off"
+    await room.link.call("FUNCTION", "FLUSH")
+    assert (await room.retry("00-nobody")).verdict == "unknown"
 
 
 async def test_leaving_hands_everything_back(room: Room) -> None:

@@ -103,7 +103,7 @@ class Room:
 
     async def retry(self, one: str, attempt: int = 1, delay_ms: int = 60_000) -> Moved:
         """The attempt failed in a way worth repeating."""
-        return await self.store.retry(one, 1, attempt, session=G1, delay_ms=delay_ms, detail="503", outcome=GIVEN_UP)
+        return await self.store.retry(one, 1, attempt, delay_ms=delay_ms, detail="503", outcome=GIVEN_UP)
 
     # Couriers
 

@@ -171,9 +171,7 @@ class Sides:
 
     def retry(self, one: str, attempt: int, session: str) -> list[Sent]:
         expected = self.model.retry(one, attempt, DELAY_MS, GIVEN_UP)
-        call = self._room.store.retry(
-            one, 1, attempt, session=session, delay_ms=DELAY_MS, detail="503", outcome=GIVEN_UP
-        )
+        call = self._room.store.retry(one, 1, attempt, delay_ms=DELAY_MS, detail="503", outcome=GIVEN_UP)
         assert self.run(call).verdict == expected
         return []
 

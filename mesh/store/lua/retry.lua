@@ -1,5 +1,5 @@
 -- retry: the attempt failed in a way worth repeating; back off, or end when no attempt is left.
--- Keys: partition root. Arguments: msgpack {id, run, attempt, session, delay_ms, detail}, outcome for the last attempt.
+-- Keys: partition root. Arguments: msgpack {id, run, attempt, delay_ms, detail}, outcome for the last attempt.
 -- Reply: {'backing_off', now, due_at, endpoint with a waiting line or ''} or {'exhausted', now, seq, endpoint...}
 --     or {'canceled', now, seq, ...}: a cancel was asked meanwhile, so nothing is sent again
 --     or {'same', now, state}: superseded or ended.

@@ -31,13 +31,14 @@ end
 -- beat: join or stay; take over the work of sessions that went silent.
 -- Keys: partition root. Arguments: msgpack {session, join, dead_after_ms, replaces}.
 --   `replaces`: name prefix whose other sessions are known to be dead (a restarted gateway reclaims its own at once).
--- Reply: {'alive' | 'lost', now, live sessions, registry version}. 'lost': it was taken for dead; join anew.
+-- Reply: {'alive' | 'lost', now, live sessions, registry version, left}. 'lost': it was taken for dead; join anew.
+--   `left`: operations that dead sessions still hold; beat again at once.
 local function mesh1_beat(keys, argv)
   local root = keys[1]
   local a = given(argv[1], 'session', 'join', 'dead_after_ms', 'replaces')
   local now = now_ms()
   local sessions = root .. KEY.sessions
-  if a.join == 0 and not listed(root, a.session) then return { 'lost', now, 0, 0 } end
+  if a.join == 0 and not listed(root, a.session) then return { 'lost', now, 0, 0, 0 } end
   -- Beats come three times as often as a session may be silent. When nobody beat for twice that, the store was stopped or
   -- away, and all look dead to whoever comes back first: everybody gets the whole time anew.
   local newest = redis.call('ZRANGE', sessions, 0, 0, 'REV', 'WITHSCORES')[2]
@@ -53,16 +54,20 @@ local function mesh1_beat(keys, argv)
       if other ~= a.session and string.sub(other, 1, #a.replaces) == a.replaces then dead[#dead + 1] = other end
     end
   end
+  local left = 0
   for _, other in ipairs(dead) do
     -- A session that still holds something stays listed with score 0, so that it is dead for `start` and `claim` only
     -- after its last operation moved: it cannot take new work in between, for score 0 is found again at once.
-    if hand_over(root, other, now) == 0 then
+    local held = hand_over(root, other, now)
+    if held == 0 then
       redis.call('ZREM', sessions, other)
     else
       redis.call('ZADD', sessions, 0, other)
+      left = left + held
     end
   end
-  return { 'alive', now, redis.call('ZCARD', sessions), tonumber(redis.call('GET', root .. KEY.registry_version) or '0') }
+  local version = tonumber(redis.call('GET', root .. KEY.registry_version) or '0')
+  return { 'alive', now, redis.call('ZCARD', sessions), version, left }
 end
 
 -- leave: a gateway that drains hands everything back. Reply: {left over, now}; repeat until 0.

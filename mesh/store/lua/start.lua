@@ -1,6 +1,6 @@
 -- start: accept an operation and take its first dispatch lease in one step.
 -- Keys: partition root. Arguments: msgpack {id, ns, endpoint, key, digest, session, close_ms, start_ms, run_ms,
---   beat_ms, lease_ms, attempts_max, retention_ms, callback, blocked}, request, input.
+--   lease_ms, attempts_max, retention_ms, callback, blocked}, request, input.
 -- Reply: {'accepted', time of acceptance, attempt (1: leased to `session`, which sends it; 0: nothing to send), blocked}
 --     or {'replayed', now, id, state}
 -- Refuses: KEY_REUSED id, NO_ENDPOINT, NO_SESSION. Effects: record, key, index, timer, events accepted [+ dispatched].
