@@ -63,4 +63,4 @@ lock:
 	$(LOCK) --extra dev -c requirements.lock -o requirements-dev.lock pyproject.toml
 
 clean:
-	rm -rf .venv .pytest_cache .ruff_cache .import_linter_cache .hypothesis build dist
+	rm -rf .venv .temporal .pytest_cache .ruff_cache .import_linter_cache .hypothesis build dist

@@ -41,8 +41,7 @@ def temporal(installed: Path, gateway: Gateway, tmp_path_factory: pytest.TempPat
     """A server that may call this gateway back, and its workers."""
     temporal = Temporal(installed, tmp_path_factory.mktemp("temporal"), callbacks_to=f"127.0.0.1:{gateway.port}")
     try:
-        temporal.start_server()
-        temporal.start_worker()
+        temporal.start()
         yield temporal
     finally:
         temporal.stop()

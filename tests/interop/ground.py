@@ -24,7 +24,8 @@ from tests.surface.gateways import fresh
 WORKER = Path(__file__).with_name("worker.py")
 DYING_WITH_US = "import ctypes, os, sys; ctypes.CDLL(None).prctl(1, 9); os.execv(sys.argv[1], sys.argv[1:])"
 """PR_SET_PDEATHSIG: a killed test run leaves no server behind."""
-START_TIMEOUT_S = 20.0
+START_TIMEOUT_S = 30.0
+START_TRIES_MAX = 3
 ASK_TIMEOUT_S = 30.0
 
 
@@ -78,8 +79,7 @@ class Temporal:
         self._answers: dict[int, Future[Any]] = {}
         self._server: subprocess.Popen[bytes] | None = None
         self._worker: subprocess.Popen[bytes] | None = None
-        # A thread, not a task: the worker outlives the event loops of the tests that ask it.
-        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader: threading.Thread | None = None
         self.port = self.http_port = 0
 
     @property
@@ -96,26 +96,47 @@ class Temporal:
         done = subprocess.run(command, capture_output=True, text=True, timeout=within_s, check=False)
         return done.returncode, done.stdout + done.stderr
 
-    def start_server(self) -> None:
+    def start(self) -> None:
+        """Server and workers, ready for endpoints.
+
+        The development server picks ports for its own parts, and now and then somebody else has one by the time it
+        listens: it answers already, and then it panics. By when its workers are there, it would have.
+        """
+        for _ in range(START_TRIES_MAX):
+            if self._start_server() and self._start_worker():
+                return
+            self.stop()
+        raise AssertionError(f"Temporal's server did not start: {self.log()}")
+
+    def _start_server(self) -> bool:
         self.port, self.http_port = free_ports(2)
         command = server_command(self._bin / "temporal", self.port, self.http_port, self._callbacks_to)
         with (self._directory / "server.log").open("ab") as log:
             self._server = subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
         end_s = monotonic_s() + START_TIMEOUT_S
-        while self.cli("operator", "namespace", "describe", "-n", "default")[0]:
-            assert self._server.poll() is None, self.log()
+        while self.cli("operator", "nexus", "endpoint", "list")[0]:
+            if self._server.poll() is not None:
+                return False
             assert monotonic_s() < end_s, self.log()
             pause(0.05)
+        return True
 
-    def start_worker(self) -> None:
+    def _start_worker(self) -> bool:
+        assert self._server is not None
         ready = self._answers[0] = Future()
         with (self._directory / "worker.log").open("ab") as log:
             self._worker = subprocess.Popen(
                 [str(self._bin / "python"), str(WORKER), self.address],
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log,
             )  # fmt: skip
+        # A thread, not a task: the worker outlives the event loops of the tests that ask it.
+        self._reader = threading.Thread(target=self._read, args=(self._worker,), daemon=True)
         self._reader.start()
-        ready.result(START_TIMEOUT_S)
+        try:
+            ready.result(START_TIMEOUT_S)
+        except AssertionError:
+            assert self._server.poll() is not None, self.log()
+        return self._server.poll() is None
 
     def stop(self) -> None:
         if self._worker is not None:
@@ -126,7 +147,10 @@ class Temporal:
             except subprocess.TimeoutExpired:
                 self._worker.kill()
                 self._worker.wait()
+            self._worker = None
+        if self._reader is not None:
             self._reader.join(5)
+            self._reader = None
         if self._server is not None:
             self._server.kill()
             self._server.wait()
@@ -183,10 +207,9 @@ class Temporal:
             await sleep(0.05)
         return value
 
-    def _read(self) -> None:
-        assert self._worker is not None
-        assert self._worker.stdout is not None
-        for line in self._worker.stdout:
+    def _read(self, worker: subprocess.Popen[bytes]) -> None:
+        assert worker.stdout is not None
+        for line in worker.stdout:
             message = json.loads(line)
             answer = self._answers.pop(message["id"])
             if not answer.set_running_or_notify_cancel():
@@ -195,7 +218,7 @@ class Temporal:
                 answer.set_exception(AssertionError(message["error"]))
             else:
                 answer.set_result(message["value"])
-        self._worker.stdout.close()
-        for answer in [*self._answers.values()]:
-            if answer.set_running_or_notify_cancel():
+        worker.stdout.close()
+        for number in [*self._answers]:
+            if (answer := self._answers.pop(number)).set_running_or_notify_cancel():
                 answer.set_exception(AssertionError(f"Temporal's worker ended: {self.log()}"))

@@ -179,6 +179,21 @@ class TestFailures:
         assert failure["metadata"]["reason"] == "attempts_exhausted"
         assert failure["cause"]["details"]["type"] == "UPSTREAM_TIMEOUT"
 
+    async def test_of_a_wrong_address(self, temporal: Temporal, caller: Caller, base: str) -> None:
+        """P13, P92: what the how-to says of a name in the place of the id, and of a target that is a URL again."""
+        *before, endpoint_id, after = base.rsplit("/", 2)
+        assert len(endpoint_id) == 36
+        named = await caller.register("/".join([*before, "in-by-name", after]), policy=NO_REST)
+        answer = await caller.nexus(named, service="Desk", operation="echo")
+        assert (answer.status, answer.json["cause"]["message"]) == (424, "internal error")
+        code, said = temporal.cli(
+            "operator", "nexus", "endpoint", "get", "--name", temporal.endpoint_to("http://127.0.0.1:1/x"), "-o", "json"
+        )
+        assert code == 0
+        proxied = await caller.register("/".join([*before, json.loads(said)["id"], after]), policy=NO_REST)
+        answer = await caller.nexus(proxied, service="Desk", operation="echo")
+        assert (answer.status, answer.json["message"]) == (400, "invalid endpoint target")
+
 
 class TestCancel:
     async def test_ends_the_workflow(
