@@ -13,13 +13,12 @@ from gateway.problems import problem
 from mesh.edge import Answer, HotRoute, Request
 from mesh.errors import Conflict, Malformed, Unprocessable
 from mesh.wire import (
+    caller_headers,
     check_callback_headers,
     check_endpoint,
     check_json,
     check_operation,
     check_service,
-    forwarded_headers,
-    idempotency_key,
     parse_prefer,
 )
 
@@ -157,7 +156,7 @@ class OperationsSurface:
     async def start(self, request: Request) -> Answer:
         """200 with the finished record, or 202 with `Location` (api.md section 5)."""
         principal = self._auth.authenticate(request.headers)
-        headers = request.headers
+        headers = caller_headers(request.headers)
         wait_ms, applied = self._wait_ms(request)
         body = read_start(request.body)
         _names(body)
@@ -173,8 +172,8 @@ class OperationsSurface:
             body.operation,
             None if content is None else "application/json",
             content or b"",
-            idempotency_key(headers) or "",
-            [one for one in forwarded_headers(headers) if one[0] not in (b"content-type", b"accept")],
+            headers.key,
+            [one for one in headers.forwarded if one[0] != b"accept"],
             "/input",
             callback.url if callback else "",
             callback.format if callback else NEXUS,

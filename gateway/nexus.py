@@ -24,14 +24,12 @@ from mesh.errors import (
     Unavailable,
 )
 from mesh.wire import (
-    callback_headers,
+    caller_headers,
     check_operation,
     check_service,
     failure_json,
-    forwarded_headers,
     handler_failure,
     headers_for_handler_error,
-    idempotency_key,
     parse_completion,
     parse_duration_ms,
     parse_links,
@@ -151,7 +149,7 @@ class NexusSurface:
         arguments = request.arguments()
         callback_url = arguments.get("callback", "")
         wait_ms = self._wait_ms(request, told=bool(callback_url))
-        headers = request.headers
+        headers = caller_headers(request.headers)
         first = request.first
         content_type = first.get(b"content-type")
         close_ms = parse_duration_ms(first.get(b"operation-timeout", b"").decode("latin-1"))
@@ -168,10 +166,10 @@ class NexusSurface:
                 operation,
                 content_type.decode("latin-1") if content_type else None,
                 request.body,
-                idempotency_key(headers) or "",
-                [one for one in forwarded_headers(headers) if one[0] != b"content-type"],
+                headers.key,
+                headers.forwarded,
                 callback_url=callback_url,
-                callback_headers=callback_headers(headers),
+                callback_headers=headers.callback,
                 close_ms=close_ms or 0,
                 links=links,
             ),

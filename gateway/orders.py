@@ -5,8 +5,8 @@ Owns the digests of decision 2. Knows no route and sends nothing.
 
 from __future__ import annotations
 
-from base64 import b64encode
-from collections.abc import Sequence
+from binascii import b2a_base64
+from functools import lru_cache
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -71,10 +71,19 @@ class Known(NamedTuple):
         return State(self.head.state)
 
 
-def _digest(parts: Sequence[bytes]) -> str:
-    """128 bits in 22 characters over length-prefixed parts, so that no two different lists look alike."""
-    joined = b"".join([b"%d:%b" % (len(part), part) for part in parts])
-    return b64encode(blake2b(joined, digest_size=16).digest())[:22].decode()
+def _digest(*parts: bytes) -> str:
+    """128 bits in 22 characters over length-prefixed parts (`_prefixed`), so that no two different lists look alike."""
+    return b2a_base64(blake2b(b"".join(parts), digest_size=16).digest(), newline=False)[:22].decode()
+
+
+def _prefixed(*parts: bytes) -> bytes:
+    return b"".join([b"%d:%b" % (len(part), part) for part in parts])
+
+
+@lru_cache(maxsize=4096)
+def _address(endpoint: str, service: str, operation: str) -> bytes:
+    """What is called, as the digests begin; the same few come again and again."""
+    return _prefixed(endpoint.encode(), service.encode(), operation.encode())
 
 
 def stored_request(order: Order, endpoint: Endpoint) -> Request:
@@ -98,14 +107,14 @@ def stored_request(order: Order, endpoint: Endpoint) -> Request:
 def start_arguments(order: Order, endpoint: Endpoint, *, session: str, blocked: str, retention_ms: int) -> Start:
     """The store call that accepts `order`; `blocked`: why this gateway cannot send it now, or ""."""
     policy = endpoint.policy
-    names = [order.endpoint.encode(), order.service.encode(), order.operation.encode()]
+    called = _address(order.endpoint, order.service, order.operation)
     content_type = b"" if order.content_type is None else b"=" + order.content_type.encode("latin-1")
     return Start(
         id=operation_id(),
         ns=order.namespace,
         endpoint=endpoint.id,
-        key=_digest([order.namespace.encode(), *names, order.key.encode()]) if order.key else "",
-        digest=_digest([*names, order.body, content_type, order.callback_url.encode()]),
+        key=_digest(_prefixed(order.namespace.encode()), called, _prefixed(order.key.encode())) if order.key else "",
+        digest=_digest(called, _prefixed(order.body, content_type, order.callback_url.encode())),
         session=session,
         close_ms=order.close_ms or policy.schedule_to_close_ms or 0,
         start_ms=order.start_ms or policy.schedule_to_start_ms or 0,

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Final, TypeAlias
+from enum import IntEnum
+from typing import Final, NamedTuple, TypeAlias
 
 from mesh.errors import Malformed
 
@@ -20,6 +21,7 @@ FORWARDED_BYTES_MAX: Final = 8192
 CALLBACK_BYTES_MAX: Final = 8192
 """Names and values of one operation's callback headers."""
 KEY_CHARS_MAX: Final = 255
+NAMES_REMEMBERED_MAX: Final = 4096
 
 _LEGAL: Final = b"\t" + bytes(range(0x20, 0x7F))
 """What a header value may hold; `bytes.translate` deletes it, so anything left over is illegal."""
@@ -33,7 +35,7 @@ _HOP_BY_HOP: Final = frozenset(
     b"connection expect http2-settings keep-alive te trailer trailers transfer-encoding upgrade".split()
 )
 _STAYS: Final = _HOP_BY_HOP | frozenset(
-    b"host content-length authorization cookie prefer idempotency-key"
+    b"host content-length content-type authorization cookie prefer idempotency-key"
     # Said to the gateway alone: it writes its own timeouts, and keeps the reply for readers who asked for
     # no encoding.
     b" request-timeout operation-timeout accept-encoding forwarded".split()
@@ -71,31 +73,80 @@ def _refuse_illegal(headers: RawHeaders, kind: str) -> None:
             )
 
 
-def forwarded_headers(raw: RawHeaders) -> list[RawHeader]:
-    """A caller's headers for the agent: all but hop-by-hop ones, those `Connection` names, the gateway's own.
+class CallerHeaders(NamedTuple):
+    """A caller's headers, sorted.
 
-    Order and repetition stay. Raises Malformed on a value outside visible ASCII, space and tab, or above
-    FORWARDED_BYTES_MAX in all.
+    forwarded  for the agent: all but hop-by-hop ones, those `Connection` names, the gateway's own and `Content-Type`
+    callback   the `Nexus-Callback-*` ones, prefix stripped, as the callback will carry them
+    key        `Nexus-Request-Id` or `Idempotency-Key` (httpapi draft 07: quoted, or bare); "" without
     """
-    kept: list[RawHeader] = []
+
+    forwarded: list[RawHeader]
+    callback: list[RawHeader]
+    key: str
+
+
+class _Kind(IntEnum):
+    STAYS = 0
+    TRAVELS = 1
+    CALLBACK = 2
+    KEY = 3
+    CONNECTION = 4
+
+
+class _Kinds(dict[bytes, _Kind]):
+    """Which way a name goes. The same few names come again and again, so each is judged once."""
+
+    def __missing__(self, name: bytes) -> _Kind:
+        kind = _Kind.TRAVELS
+        if name == b"connection":
+            kind = _Kind.CONNECTION
+        elif name in (b"nexus-request-id", b"idempotency-key"):
+            kind = _Kind.KEY
+        elif name.startswith(_CALLBACK):
+            kind = _Kind.CALLBACK
+        elif name in _STAYS or name.startswith(_STAYS_PREFIX):
+            kind = _Kind.STAYS
+        if len(self) < NAMES_REMEMBERED_MAX:
+            self[name] = kind
+        return kind
+
+
+_kinds: Final = _Kinds()
+
+
+def caller_headers(raw: RawHeaders) -> CallerHeaders:
+    """Sort the headers of a start; names in lower case (ASGI). Order and repetition stay.
+
+    Raises Malformed on a value outside visible ASCII, space and tab, above FORWARDED_BYTES_MAX or CALLBACK_BYTES_MAX in
+    all, on a bad key and on two different ones.
+    """
+    forwarded: list[RawHeader] = []
+    callback: list[RawHeader] = []
+    key = ""
     named: set[bytes] = set()
-    size = 0
-    for key, value in raw:
-        name = key.lower()
-        if name in _STAYS:
-            if name == b"connection":
-                named.update(option.strip() for option in value.lower().split(b","))
-        elif not name.startswith(_STAYS_PREFIX):
-            kept.append((name, value))
-            size += len(name) + len(value)
+    for one in raw:
+        kind = _kinds[one[0]]
+        if kind is _Kind.TRAVELS:
+            forwarded.append(one)
+        elif kind is _Kind.CALLBACK:
+            callback.append((one[0][len(_CALLBACK) :], one[1]))
+        elif kind is _Kind.KEY:
+            text = _parse_key(*one)
+            if key and text != key:
+                raise Malformed("two different idempotency keys", code="idempotency_key_invalid")
+            key = text
+        elif kind is _Kind.CONNECTION:
+            named.update(option.strip() for option in one[1].lower().split(b","))
     if named:
-        kept = [(name, value) for name, value in kept if name not in named]
-        size = sum(len(name) + len(value) for name, value in kept)
-    if size > FORWARDED_BYTES_MAX:
-        raise Malformed(f"the headers are larger than {FORWARDED_BYTES_MAX} bytes", code="header_too_large")
-    if b"".join([value for _, value in kept]).translate(None, _LEGAL):
-        _refuse_illegal(kept, "request")
-    return kept
+        forwarded = [one for one in forwarded if one[0] not in named]
+    values = b"".join([one[1] for one in forwarded])
+    if len(values) + sum([len(one[0]) for one in forwarded]) > FORWARDED_BYTES_MAX:
+        detail = f"the headers are larger than {FORWARDED_BYTES_MAX} bytes"
+        raise Malformed(detail, code="header_too_large")
+    if values.translate(None, _LEGAL):
+        _refuse_illegal(forwarded, "request")
+    return CallerHeaders(forwarded, check_callback_headers(callback) if callback else callback, key)
 
 
 def check_callback_headers(headers: RawHeaders) -> list[RawHeader]:
@@ -124,15 +175,6 @@ def check_callback_headers(headers: RawHeaders) -> list[RawHeader]:
     return checked
 
 
-def callback_headers(raw: RawHeaders) -> list[RawHeader]:
-    """The `Nexus-Callback-*` headers of a start, prefix stripped, as the callback will carry them.
-
-    Raises Malformed as `check_callback_headers` does.
-    """
-    found = [(key[len(_CALLBACK) :], value) for key, value in raw if key.lower().startswith(_CALLBACK)]
-    return check_callback_headers(found) if found else found
-
-
 def _parse_key(name: bytes, value: bytes) -> str:
     text = value.decode("latin-1").strip(" \t")
     if name == b"idempotency-key" and text.startswith('"'):
@@ -146,19 +188,3 @@ def _parse_key(name: bytes, value: bytes) -> str:
             code="idempotency_key_invalid",
         )
     return text
-
-
-def idempotency_key(raw: RawHeaders) -> str | None:
-    """The key in `Nexus-Request-Id` or `Idempotency-Key` (httpapi draft 07: quoted, or bare); None without.
-
-    Raises Malformed when it is empty, too long or not visible ASCII, and when two of them differ.
-    """
-    found: str | None = None
-    for key, value in raw:
-        name = key.lower()
-        if name in (b"nexus-request-id", b"idempotency-key"):
-            text = _parse_key(name, value)
-            if found is not None and text != found:
-                raise Malformed("two different idempotency keys", code="idempotency_key_invalid")
-            found = text
-    return found
