@@ -6,6 +6,7 @@ faults of the gateway itself carry `Mesh-Failure-Source: gateway`.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
 from gateway.callbacks import operation_link
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
 PREFIX: Final = b"/nexus/endpoints/"
 CALLBACK_PATH: Final = b"/nexus/callback"
 HEADER_BYTES_MAX: Final = 8_192
+PATH_BYTES_REMEMBERED_MAX: Final = 512
 MARGIN_SHARE: Final = 0.1
 MARGIN_MS_MAX: Final = 50
 """Decision 13: with `Request-Timeout` the 201 leaves a margin before the caller's patience ends."""
@@ -87,6 +89,16 @@ def render(error: Exception) -> Answer:
     return Answer(status, headers, failure_json(handler_failure(kind, message, metadata=metadata)))
 
 
+@lru_cache(maxsize=4096)
+def _segments(raw_path: bytes) -> tuple[str, ...]:
+    """The names on the path, checked; the same few paths come again and again."""
+    segments = split_path(raw_path, PREFIX)
+    if len(segments) >= 4 and segments[2] and segments[3]:  # noqa: PLR2004
+        check_service(segments[2])
+        check_operation(segments[3])
+    return tuple(segments)
+
+
 class NexusSurface:
     """Route functions; `find` names the one for a request."""
 
@@ -117,23 +129,25 @@ class NexusSurface:
 
     async def call(self, request: Request) -> Answer:
         """`/{endpoint}/services/{service}/{operation}[/cancel|/result|/{token}/cancel]`."""
-        segments = split_path(request.raw_path, PREFIX)
+        known = len(request.raw_path) <= PATH_BYTES_REMEMBERED_MAX
+        segments = _segments(request.raw_path) if known else _segments.__wrapped__(request.raw_path)
         if len(segments) < 4 or segments[1] != "services":  # noqa: PLR2004
             raise NotFound(
                 "the path is /nexus/endpoints/{endpoint}/services/{service}/{operation}", code="unknown_route"
             )
-        endpoint, _, service, operation, *rest = segments
+        endpoint, _, service, operation = segments[:4]
+        rest = segments[4:]
         if request.method == "POST":
             if not rest:
                 return await self.start(request, endpoint, service, operation)
-            if rest == ["cancel"]:
+            if rest == ("cancel",):
                 return await self.cancel(request, "")
             if len(rest) == 2 and rest[1] == "cancel":  # noqa: PLR2004
                 return await self.cancel(request, rest[0])
         elif request.method == "GET":
             if not rest:
                 return await self.info(request)
-            if rest == ["result"]:
+            if rest == ("result",):
                 return await self.result(request)
         else:
             raise Malformed(f"{request.method} has no meaning here; use POST", code="method_not_supported")
@@ -144,8 +158,6 @@ class NexusSurface:
         principal = self._auth.authenticate(request.headers)
         if not service or not operation:
             raise NotFound("service and operation names are not empty", code="unknown_operation")
-        check_service(service)
-        check_operation(operation)
         arguments = request.arguments()
         callback_url = arguments.get("callback", "")
         wait_ms = self._wait_ms(request, told=bool(callback_url))

@@ -72,18 +72,14 @@ class Known(NamedTuple):
 
 
 def _digest(*parts: bytes) -> str:
-    """128 bits in 22 characters over length-prefixed parts (`_prefixed`), so that no two different lists look alike."""
+    """128 bits in 22 characters over length-prefixed parts, so that no two different lists look alike."""
     return b2a_base64(blake2b(b"".join(parts), digest_size=16).digest(), newline=False)[:22].decode()
-
-
-def _prefixed(*parts: bytes) -> bytes:
-    return b"".join([b"%d:%b" % (len(part), part) for part in parts])
 
 
 @lru_cache(maxsize=4096)
 def _address(endpoint: str, service: str, operation: str) -> bytes:
     """What is called, as the digests begin; the same few come again and again."""
-    return _prefixed(endpoint.encode(), service.encode(), operation.encode())
+    return b"".join([b"%d:%b" % (len(part), part) for part in map(str.encode, (endpoint, service, operation))])
 
 
 def stored_request(order: Order, endpoint: Endpoint) -> Request:
@@ -108,13 +104,17 @@ def start_arguments(order: Order, endpoint: Endpoint, *, session: str, blocked: 
     """The store call that accepts `order`; `blocked`: why this gateway cannot send it now, or ""."""
     policy = endpoint.policy
     called = _address(order.endpoint, order.service, order.operation)
+    namespace, key, callback = order.namespace.encode(), order.key.encode(), order.callback_url.encode()
     content_type = b"" if order.content_type is None else b"=" + order.content_type.encode("latin-1")
     return Start(
         id=operation_id(),
         ns=order.namespace,
         endpoint=endpoint.id,
-        key=_digest(_prefixed(order.namespace.encode()), called, _prefixed(order.key.encode())) if order.key else "",
-        digest=_digest(called, _prefixed(order.body, content_type, order.callback_url.encode())),
+        key=_digest(b"%d:%b" % (len(namespace), namespace), called, b"%d:%b" % (len(key), key)) if key else "",
+        digest=_digest(
+            called, b"%d:" % len(order.body), order.body,
+            b"%d:%b%d:%b" % (len(content_type), content_type, len(callback), callback),
+        ),
         session=session,
         close_ms=order.close_ms or policy.schedule_to_close_ms or 0,
         start_ms=order.start_ms or policy.schedule_to_start_ms or 0,

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from enum import IntEnum
 from typing import Final, NamedTuple, TypeAlias
 
 from mesh.errors import Malformed
@@ -22,6 +21,7 @@ CALLBACK_BYTES_MAX: Final = 8192
 """Names and values of one operation's callback headers."""
 KEY_CHARS_MAX: Final = 255
 NAMES_REMEMBERED_MAX: Final = 4096
+NAME_BYTES_REMEMBERED_MAX: Final = 64
 
 _LEGAL: Final = b"\t" + bytes(range(0x20, 0x7F))
 """What a header value may hold; `bytes.translate` deletes it, so anything left over is illegal."""
@@ -86,28 +86,23 @@ class CallerHeaders(NamedTuple):
     key: str
 
 
-class _Kind(IntEnum):
-    STAYS = 0
-    TRAVELS = 1
-    CALLBACK = 2
-    KEY = 3
-    CONNECTION = 4
+_STAY, _TRAVEL, _CALL_BACK, _KEY, _NAME_OTHERS = range(5)
 
 
-class _Kinds(dict[bytes, _Kind]):
+class _Kinds(dict[bytes, int]):
     """Which way a name goes. The same few names come again and again, so each is judged once."""
 
-    def __missing__(self, name: bytes) -> _Kind:
-        kind = _Kind.TRAVELS
+    def __missing__(self, name: bytes) -> int:
+        kind = _TRAVEL
         if name == b"connection":
-            kind = _Kind.CONNECTION
+            kind = _NAME_OTHERS
         elif name in (b"nexus-request-id", b"idempotency-key"):
-            kind = _Kind.KEY
+            kind = _KEY
         elif name.startswith(_CALLBACK):
-            kind = _Kind.CALLBACK
+            kind = _CALL_BACK
         elif name in _STAYS or name.startswith(_STAYS_PREFIX):
-            kind = _Kind.STAYS
-        if len(self) < NAMES_REMEMBERED_MAX:
+            kind = _STAY
+        if len(self) < NAMES_REMEMBERED_MAX and len(name) <= NAME_BYTES_REMEMBERED_MAX:
             self[name] = kind
         return kind
 
@@ -127,16 +122,16 @@ def caller_headers(raw: RawHeaders) -> CallerHeaders:
     named: set[bytes] = set()
     for one in raw:
         kind = _kinds[one[0]]
-        if kind is _Kind.TRAVELS:
+        if kind == _TRAVEL:
             forwarded.append(one)
-        elif kind is _Kind.CALLBACK:
+        elif kind == _CALL_BACK:
             callback.append((one[0][len(_CALLBACK) :], one[1]))
-        elif kind is _Kind.KEY:
+        elif kind == _KEY:
             text = _parse_key(*one)
             if key and text != key:
                 raise Malformed("two different idempotency keys", code="idempotency_key_invalid")
             key = text
-        elif kind is _Kind.CONNECTION:
+        elif kind == _NAME_OTHERS:
             named.update(option.strip() for option in one[1].lower().split(b","))
     if named:
         forwarded = [one for one in forwarded if one[0] not in named]
