@@ -36,6 +36,8 @@ class EventKind(IntEnum):
     CALLBACK_FAILED = 15
     CALLBACK_DEAD = 16
     REDELIVERED = 17
+    RELEASED = 30
+    """Whoever fetched the attempt gave it back; it counts against nothing."""
 
     @property
     def word(self) -> str:
@@ -70,6 +72,7 @@ def _reason(*words: str) -> tuple[str, dict[str, Any]]:
 
 DETAIL: Final[dict[EventKind, tuple[str, dict[str, Any]]]] = {
     EventKind.BLOCKED: _reason(*BLOCKED_REASONS),
+    EventKind.STARTED: ("instance", {"type": "string", "description": "who fetched it, on an endpoint of kind pull"}),
     EventKind.ATTEMPT_FAILED: _ERROR,
     EventKind.ATTEMPT_LOST: _reason("heartbeat", "request_lease", "gateway"),
     EventKind.CANCEL_FAILED: _ERROR,
@@ -78,6 +81,7 @@ DETAIL: Final[dict[EventKind, tuple[str, dict[str, Any]]]] = {
     EventKind.TIMED_OUT: _reason("schedule_to_close", "schedule_to_start", "start_to_close"),
     EventKind.CALLBACK_FAILED: _ERROR,
     EventKind.CALLBACK_DEAD: _ERROR,
+    EventKind.RELEASED: _reason(),
     EventKind.REDELIVERED: ("delivery", {"type": "string", "enum": ["cancel", "callback"]}),
 }
 """Kind -> the name its one detail has in JSON, and that field's JSON Schema. Any event may come without."""

@@ -48,11 +48,11 @@ class Event(StrEnum):
     BLOCK = "block"
     """Nothing can be sent now (no instance, pause, limit, breaker); costs no attempt (decision 8)."""
     START = "start"
-    """The handler answered 201."""
+    """The handler answered 201, or the agent fetched the attempt."""
     RETRY = "retry"
     """The attempt failed in a way worth repeating."""
     LOSE = "lose"
-    """The holder of the attempt went silent: gateway session dead, request lease or heartbeat over."""
+    """The holder of the attempt went silent (gateway session dead, request lease or heartbeat over) or gave it back."""
     EXHAUST = "exhaust"
     """No attempt is left."""
     SUCCEED = "succeed"
@@ -150,7 +150,7 @@ def _operation_table() -> dict[State, dict[Event, Cell]]:
         },
         started: {
             Event.START: ABSORB,
-            Event.RETRY: ABSORB,
+            Event.RETRY: Move(backing_off),
             Event.LOSE: Move(scheduled),
             Event.REQUEST_CANCEL: Move(started),
         },
@@ -217,8 +217,11 @@ DELIVERY: Final[dict[Delivery, dict[DeliveryEvent, Cell]]] = {
     },
 }
 
-BLOCKED_REASONS: Final = ("no_instance", "unreachable", "breaker", "paused", "concurrency", "rate", "endpoint_deleted")
-"""Why a scheduled operation waits without using an attempt; shown as `blocked` beside the state."""
+BLOCKED_REASONS: Final = (
+    "no_instance", "unreachable", "breaker", "paused", "concurrency", "rate", "busy", "endpoint_deleted"
+)  # fmt: skip
+"""Why a scheduled operation waits without using an attempt; shown as `blocked` beside the state. `busy`: agents that
+fetch their work are there, and none asks for more."""
 
 
 def step(state: State, event: Event) -> State | None:

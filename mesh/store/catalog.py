@@ -27,12 +27,15 @@ class CatalogStore(Functions):
 
     async def endpoint_put(
         self, name: str, namespace: str, candidate_id: str, document: bytes, *, if_match: str, max_concurrency: int,
-        rate_per_s: float,
+        rate_per_s: float, pull: bool = False, retry: str = "",
     ) -> tuple[str, str, int]:  # fmt: skip
-        """(`created` | `replaced` | `same`, id, version). Raises Conflict `name_taken`, PreconditionFailed."""
+        """(`created` | `replaced` | `same`, id, version). Raises Conflict `name_taken`, PreconditionFailed.
+
+        `retry`: initial_ms, factor, max_ms and jitter of its policy in one text, for the store to count by.
+        """
         arguments = {
             "name": name, "ns": namespace, "id": candidate_id, "if_match": if_match, "max": max_concurrency,
-            "rate": rate_per_s,
+            "rate": rate_per_s, "pull": int(pull), "retry": retry,
         }  # fmt: skip
         try:
             word, _, endpoint_id, version = await self.fcall("mesh1_endpoint_put", arguments, document)
@@ -122,9 +125,7 @@ class CatalogStore(Functions):
         rows: list[InstanceRow] = []
         for position in range(0, len(raw), 2):
             document, expires_at, since, draining = _instance(raw[position + 1])
-            rows.append(
-                InstanceRow(raw[position].decode(), document.encode(), expires_at, since, bool(draining))
-            )
+            rows.append(InstanceRow(raw[position].decode(), document.encode(), expires_at, since, bool(draining)))
         return sorted(rows)
 
 

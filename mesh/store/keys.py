@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Final
 
-SCHEMA: Final = 1
+SCHEMA: Final = 2
 """Version of everything below and of the record's layout; the start-up gate compares it."""
 
 PREFIX: Final = "m:"
@@ -21,7 +21,7 @@ SUFFIXES: Final = {
     "sessions": ":sessions",  # zset, gateway session by last beat, ms
     "index": ":ops:",  # + namespace; zset, operation id by acceptance, ms
     "dead": ":dead:",  # + namespace; zset, delivery id by time of death, ms
-    "endpoint": ":ep:",  # + endpoint id; hash gone paused max rate tat run: what dispatching must know
+    "endpoint": ":ep:",  # + endpoint id; hash gone paused max rate tat run pull retry: what dispatching must know
     "waiting": ":wait:",  # + endpoint id; zset, blocked operation id by acceptance, ms
     "waiting_endpoints": ":waits",  # set, endpoint ids whose `waiting` may not be empty
     "names": ":names",  # hash, endpoint name -> endpoint id
@@ -33,6 +33,7 @@ SUFFIXES: Final = {
 
 CHANNELS: Final = {
     "operation": ":n:",  # + operation id; a message for every event of the operation
+    "pull": ":np:",  # + endpoint id; empty: its line has work; else: an attempt is no longer wanted (lua/pulling.lua)
     "registry": ":nreg",  # a message for every move of registry_version
 }
 
@@ -66,6 +67,9 @@ class Keys:
 
     def operation_channel(self, operation_id: str) -> bytes:
         return self._channel + operation_id.encode()
+
+    def pull_channel(self, endpoint_id: str) -> bytes:
+        return self.root + CHANNELS["pull"].encode() + endpoint_id.encode()
 
     def index(self, namespace: str) -> bytes:
         return self._key("index") + namespace.encode()

@@ -45,6 +45,8 @@ HEAD: Final = (
     "namespace",
     "key",  # digest of the scoped idempotency key, or ""
     "digest",  # digest of the content
+    "instance",  # who fetched the present or the last attempt of an endpoint of kind pull, or ""
+    "resumes",  # attempts that do not count against attempts_max
 )
 """Times in milliseconds of the store's clock. Order is stored; append only, and raise keys.SCHEMA on any change."""
 
@@ -85,6 +87,8 @@ class Head(msgspec.Struct, array_like=True):
     namespace: str
     key: str
     digest: str
+    instance: str = ""
+    resumes: int = 0
 
 
 class Request(msgspec.Struct, array_like=True, omit_defaults=True):

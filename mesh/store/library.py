@@ -26,12 +26,13 @@ LIMITS: Final = {
     "probe_look": 32,  # newest operations of a waiting line, and as many at random, that a probe is chosen from
     "instances": 512,  # instances per endpoint
     "rate_ahead_ms": 250,  # how far `rate_per_s` may run ahead of an even pace: one look of a courier
+    "pull_look": 256,  # operations of a waiting line looked at per pull
     "beat_ms": 30_000,  # lease of a heartbeat that names no length when none was named before
 }
 
 FILES: Final = (
-    "prelude", "start", "started", "complete", "retry", "release", "cancel", "heartbeat", "claim", "unblock",
-    "delivery", "sessions", "registry",
+    "prelude", "pulling", "start", "started", "complete", "retry", "release", "cancel", "heartbeat", "claim", "unblock",
+    "pull", "answers", "delivery", "sessions", "registry",
 )  # fmt: skip
 
 ADMISSION: Final = frozenset({"mesh1_start", "mesh1_endpoint_put"})

@@ -5,19 +5,26 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from mesh.events import EventKind
 from mesh.ids import PARTITION
 from mesh.machine import Delivery, Event, Kind, State
 from mesh.store.functions import Functions, Refused
 from mesh.store.layout import Outcome, Request, decode_events, decode_head, decode_outcome, decode_request, encode
 from mesh.store.library import LIMITS
 from mesh.store.link import Link
+from mesh.store.parcels import (
+    CALLBACK_LEASE_MS,
+    CANCEL_LEASE_MS,
+    complete_arguments,
+    read_completed,
+    read_optional_work,
+    read_work,
+    refused_completion,
+)
 from mesh.store.verbs import (
     Accepted,
     Beat,
     Claimed,
     Completed,
-    Completion,
     KeyReused,
     Moved,
     Record,
@@ -27,22 +34,8 @@ from mesh.store.verbs import (
     Work,
 )
 
-CALLBACK_LEASE_MS = 35_000
-CANCEL_LEASE_MS = 35_000
 SESSION_DEAD_AFTER_MS = 3_000
 CLAIM_BYTES = 8 << 20
-
-_COMPLETIONS = {
-    "OTHER_OUTCOME": Completion.OTHER,
-    "LEASE_LOST": Completion.LEASE_LOST,
-    "STALE_RUN": Completion.STALE_RUN,
-    "UNKNOWN": Completion.UNKNOWN,
-}
-_CODES = {
-    Event.SUCCEED: EventKind.SUCCEEDED,
-    Event.FAIL: EventKind.FAILED,
-    Event.CANCEL: EventKind.CANCELED,
-}
 
 
 class NoEndpoint(Exception):
@@ -51,15 +44,6 @@ class NoEndpoint(Exception):
 
 class NoSession(Exception):
     """The session was taken for dead; join anew."""
-
-
-def _work(packed: list[Any]) -> Work:
-    operation_id, kind, head, request, extra = packed
-    return Work(operation_id.decode(), Kind(kind.decode()), decode_head(head), decode_request(request), extra)
-
-
-def _optional_work(packed: Any) -> Work | None:
-    return _work(packed) if packed else None
 
 
 class Store(Functions):
@@ -81,16 +65,18 @@ class Store(Functions):
 
     # Callers ------------------------------------------------------------------------------------------------------
 
-    async def start(self, start: Start, request: Request, body: bytes) -> Accepted | Replayed | KeyReused:
-        """Accept an operation and lease its first attempt. Raises NoEndpoint, NoSession."""
+    async def start(
+        self, start: Start, request: Request, body: bytes, seat: tuple[bytes, ...] = ()
+    ) -> Accepted | Replayed | KeyReused:
+        """Accept an operation and lease its first attempt; `seat` is PullStore.seat. Raises NoEndpoint, NoSession."""
         try:
-            reply = await self.fcall("mesh1_start", start, encode(request), body)
+            reply = await self.fcall("mesh1_start", start, encode(request), body, *seat)
         except Refused as refused:
             if refused.word == "KEY_REUSED":
                 return KeyReused(refused.about)
             raise {"NO_ENDPOINT": NoEndpoint, "NO_SESSION": NoSession}[refused.word](refused.about) from None
         if reply[0] == b"accepted":
-            return Accepted(reply[1], reply[2], reply[3].decode())
+            return Accepted(reply[1], reply[2], reply[3].decode(), len(reply) > 4)  # noqa: PLR2004
         return Replayed(reply[2].decode(), State(reply[3]))
 
     async def cancel(self, operation_id: str, namespace: str, session: str) -> Moved | None:
@@ -106,7 +92,7 @@ class Store(Functions):
             reply = await self.fcall("mesh1_cancel", arguments)
         except Refused:
             return None
-        return Moved(reply[0].decode(), "", _optional_work(reply[3]) if len(reply) > 3 else None)  # noqa: PLR2004
+        return Moved(reply[0].decode(), "", read_optional_work(reply[3]) if len(reply) > 3 else None)  # noqa: PLR2004
 
     async def read(self, operation_id: str, *, events: bool = False) -> Record | None:
         """The record, or None. Reads only; state changes never start with it."""
@@ -155,9 +141,7 @@ class Store(Functions):
 
     # Agents -------------------------------------------------------------------------------------------------------
 
-    async def started(
-        self, operation_id: str, run: int, attempt: int, session: str, token: str, beat_ms: int
-    ) -> Moved:
+    async def started(self, operation_id: str, run: int, attempt: int, session: str, token: str, beat_ms: int) -> Moved:
         """The handler answered 201 with its `token`; `beat_ms` > 0 makes the attempt leased."""
         arguments = {
             "id": operation_id,
@@ -171,7 +155,7 @@ class Store(Functions):
             reply = await self.fcall("mesh1_started", arguments, token.encode())
         except Refused:
             return Moved("unknown")
-        return Moved(reply[0].decode(), "", _optional_work(reply[3]))
+        return Moved(reply[0].decode(), "", read_optional_work(reply[3]))
 
     async def complete(
         self,
@@ -185,27 +169,13 @@ class Store(Functions):
         answered: bool = False,
     ) -> Completed:
         """Record an outcome (packed `Outcome`) and lease the callback it owes."""
-        arguments = {
-            "id": operation_id,
-            "run": run,
-            "attempt": attempt,
-            "event": event,
-            "code": _CODES[event],
-            "session": session,
-            "answered": int(answered),
-            "callback_lease_ms": CALLBACK_LEASE_MS,
-            "alone": int(self.alone),
-        }
+        arguments = complete_arguments(
+            operation_id, run, attempt, event, session=session, answered=answered, alone=self.alone
+        )
         try:
-            reply = await self.fcall("mesh1_complete", arguments, outcome)
+            return read_completed(await self.fcall("mesh1_complete", arguments, outcome))
         except Refused as refused:
-            return Completed(_COMPLETIONS[refused.word])
-        verdict = Completion(reply[0].decode())
-        if verdict is Completion.SAME:
-            return Completed(verdict, reply[1], reply[2])
-        if verdict is not Completion.DONE:
-            return Completed(verdict)
-        return Completed(verdict, reply[1], reply[2], reply[3].decode(), _optional_work(reply[4]))
+            return refused_completion(refused)
 
     async def retry(
         self, operation_id: str, run: int, attempt: int, *, delay_ms: int, detail: str, outcome: bytes
@@ -252,7 +222,7 @@ class Store(Functions):
             raise NoSession(refused.about) from None
         return Claimed(
             now,
-            [_work(work) for work in works],
+            [read_work(work) for work in works],
             [one.decode() for one in ended],
             [line.decode() for line in lines],
             None if next_at < 0 else next_at,
@@ -273,7 +243,7 @@ class Store(Functions):
             _, works, stopped = await self.fcall("mesh1_unblock", arguments)
         except Refused as refused:
             raise NoSession(refused.about) from None
-        return [_work(work) for work in works], stopped.decode()
+        return [read_work(work) for work in works], stopped.decode()
 
     async def delivered(self, operation_id: str, run: int, kind: Kind) -> None:
         """The receiver has the cancel or callback."""

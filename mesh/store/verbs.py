@@ -41,6 +41,8 @@ class Accepted(NamedTuple):
     at_ms: int
     attempt: int
     blocked: str
+    fetched: bool = False
+    """The attempt is the poller's that was named; its lease has begun."""
 
 
 class Replayed(NamedTuple):
@@ -129,6 +131,23 @@ class Task(NamedTuple):
     run: int
     attempt: int
     lease_ms: int
+
+
+class Seat(msgspec.Struct):
+    """Room for `count` attempts at a poller; `lease_ms`: within that it must be heard of."""
+
+    instance: str
+    count: int
+    lease_ms: int
+
+
+class Pulled(NamedTuple):
+    """Attempts handed out, each with the instance that has it. `more`: the line goes on behind the first `skip`."""
+
+    works: list[tuple[Work, str]]
+    stopped: str
+    skip: int
+    more: bool
 
 
 class Record(NamedTuple):

@@ -13,12 +13,13 @@ import msgspec
 import pytest
 
 from mesh.errors import StoreUnavailable
-from mesh.machine import Kind
+from mesh.machine import Event, Kind
 from mesh.store.catalog import CatalogStore
 from mesh.store.functions import Functions, Refused
+from mesh.store.pulls import Ended, PullStore
 from mesh.store.store import Store
-from mesh.store.verbs import Task
-from tests.model.fixtures import ENDPOINT, G1, G2, NS, Room
+from mesh.store.verbs import Seat, Task
+from tests.model.fixtures import ENDPOINT, G1, G2, NS, RESULT, Room
 from tests.model.snapshot import faults, take
 
 Call = Callable[[Room], Awaitable[Any]]
@@ -43,6 +44,18 @@ async def due(room: Room) -> str:
     one = await room.accepted(lease_ms=1, callback=1)
     await room.accepted(close_ms=1, callback=1)
     await room.passed((await room.kept(one)).head.start_at + 1)
+    return one
+
+
+async def fetchable(room: Room) -> str:
+    """It waits for a poller."""
+    await room.endpoint(max_concurrency=3, pull=True)
+    return await room.accepted(callback=1)
+
+
+async def fetched(room: Room) -> str:
+    one = await fetchable(room)
+    await room.pulls.pull(ENDPOINT, [Seat("i-1", 1, 60_000)], ())
     return one
 
 
@@ -84,6 +97,12 @@ CALLS: Final[dict[str, tuple[Call, Callable[[Room, str], Awaitable[Any]]]]] = {
     "unblock": (waiting, lambda room, _: room.store.unblock(ENDPOINT, G1, 10)),
     "unblock a probe": (waiting, lambda room, _: room.store.unblock(ENDPOINT, G1, 10, probe=True)),
     "relabel": (waiting, lambda room, _: room.store.unblock(ENDPOINT, G1, 10, "breaker")),
+    "start for a poller": (fetchable, lambda room, _: room.start(
+        room.order("key-2", callback=1), seat=PullStore.seat("i-1", 9_000))),
+    "pull": (fetchable, lambda room, _: room.pulls.pull(ENDPOINT, [Seat("i-1", 1, 9_000)], ())),
+    "answer": (fetched, lambda room, one: room.pulls.answers(
+        [Ended(one, 1, 1, Event.SUCCEED, RESULT, answered=False)], session=G1, alone=False)),
+    "cancel while a poller has it": (fetched, lambda room, one: room.cancel(one)),
     "delivered": (sending, lambda room, one: room.store.delivered(one, 1, Kind.CALLBACK)),
     "defer": (sending, lambda room, one: room.store.defer(
         one, 1, Kind.CALLBACK, tries=1, delay_ms=1, dead=False, detail="503")),
@@ -125,7 +144,7 @@ async def test_a_missing_argument_changes_nothing_or_does_not_matter(
 
     one = await prepare(room)
     with monkeypatch.context() as patched:
-        for store in (Store, CatalogStore):
+        for store in (Store, CatalogStore, PullStore):
             patched.setattr(store, "fcall", listen)
         with pytest.raises(StoreUnavailable):
             await call(room, one)

@@ -14,6 +14,7 @@ from mesh.store.catalog import CatalogStore
 from mesh.store.functions import load_library
 from mesh.store.layout import Outcome, Request
 from mesh.store.link import Link
+from mesh.store.pulls import PullStore
 from mesh.store.store import Store, pack
 from mesh.store.verbs import Accepted, Claimed, Completed, KeyReused, Moved, Replayed, Start, Work
 from tests.model.snapshot import Kept, Snapshot, faults, take
@@ -41,6 +42,7 @@ class Room:
     def __init__(self, link: Link) -> None:
         self.link = link
         self.store = Store(link)
+        self.pulls = PullStore(link)
         self.catalog = CatalogStore(link)
 
     async def open(self) -> None:
@@ -49,12 +51,28 @@ class Room:
         await self.store.beat(G2, join=True)
         await self.endpoint()
 
-    async def endpoint(self, *, max_concurrency: int = 0, rate_per_s: float = 0, name: str = "work") -> str:
+    async def endpoint(
+        self,
+        *,
+        max_concurrency: int = 0,
+        rate_per_s: float = 0,
+        name: str = "work",
+        pull: bool = False,
+        retry: str = "1000 2 60000 0",
+    ) -> str:
         """Create the endpoint or change its limits; the document differs with them, as the registry's does."""
-        document = f'{{"max":{max_concurrency},"rate":{rate_per_s}}}'.encode()
+        document = f'{{"max":{max_concurrency},"rate":{rate_per_s},"pull":{pull},"retry":{retry!r}}}'.encode()
         candidate = ENDPOINT if name == "work" else f"e-{name}"
         put = await self.catalog.endpoint_put(
-            name, NS, candidate, document, if_match="", max_concurrency=max_concurrency, rate_per_s=rate_per_s
+            name,
+            NS,
+            candidate,
+            document,
+            if_match="",
+            max_concurrency=max_concurrency,
+            rate_per_s=rate_per_s,
+            pull=pull,
+            retry=retry,
         )
         return put[1]
 
@@ -65,12 +83,14 @@ class Room:
         given: dict[str, Any] = {"id": operation_id(), "ns": NS, "endpoint": ENDPOINT, "session": G1}
         return Start(key=key, digest=content, **(given | fields))
 
-    async def start(self, order: Start, body: bytes = b'{"n":1}') -> Accepted | Replayed | KeyReused:
+    async def start(
+        self, order: Start, body: bytes = b'{"n":1}', *, seat: tuple[bytes, ...] = (), service: str = "Svc"
+    ) -> Accepted | Replayed | KeyReused:
         """Send `order` as it is."""
-        request = Request("work", "Svc", "op", "application/json", idempotency_key=order.key)
+        request = Request("work", service, "op", "application/json", idempotency_key=order.key)
         if order.callback:
             request.callback_url = "http://receiver.test/done"
-        return await self.store.start(order, request, body)
+        return await self.store.start(order, request, body, seat)
 
     async def accepted(self, key: str = "", **fields: Any) -> str:
         """Start one operation and return its id."""

@@ -40,6 +40,7 @@ HISTORY: Final = {
     EventKind.STARTED: Event.START,
     EventKind.ATTEMPT_FAILED: Event.RETRY,
     EventKind.ATTEMPT_LOST: Event.LOSE,
+    EventKind.RELEASED: Event.LOSE,
     EventKind.SUCCEEDED: Event.SUCCEED,
     EventKind.FAILED: Event.FAIL,
     EventKind.CANCELED: Event.CANCEL,
@@ -172,7 +173,7 @@ def faults(snapshot: Snapshot) -> list[str]:
     return found
 
 
-def _of_record(kept: Kept) -> Iterator[str]:  # noqa: C901 - one sentence per rule
+def _of_record(kept: Kept) -> Iterator[str]:  # noqa: C901, PLR0912 - one sentence per rule
     head, state = kept.head, kept.state
     if (head.owner != "") != kept.leased:
         yield f"owner {head.owner!r} does not say who leases its deliveries"
@@ -184,8 +185,12 @@ def _of_record(kept: Kept) -> Iterator[str]:  # noqa: C901 - one sentence per ru
         yield "the request is missing"
     if state.terminal and head.start in OWED:
         yield "ended, and its start is still owed"
-    if state is State.STARTED and (head.start != Delivery.DELIVERED or "t" not in kept.fields):
-        yield "started without a delivered start and the agent's token"
+    if state is State.STARTED and (head.start != Delivery.DELIVERED or not ("t" in kept.fields or head.instance)):
+        yield "started without a delivered start and the agent's token, or who fetched it"
+    if state is State.STARTED and head.instance and (head.beat_by == 0 or head.owner):
+        yield f"fetched by {head.instance} without a lease, or held by {head.owner!r}"
+    if not 0 <= head.resumes <= head.attempt:
+        yield f"{head.resumes} of {head.attempt} attempts count against nothing"
     if state is State.SCHEDULED and head.start not in OWED:
         yield "scheduled, and no start is owed"
     if state is State.BACKING_OFF and (head.start != Delivery.DUE or head.blocked):
@@ -200,7 +205,7 @@ def _of_record(kept: Kept) -> Iterator[str]:  # noqa: C901 - one sentence per ru
         yield "a cancel is owed that nobody asked for"
 
 
-def _of_history(kept: Kept) -> Iterator[str]:  # noqa: C901 - one sentence per rule
+def _of_history(kept: Kept) -> Iterator[str]:  # noqa: C901, PLR0912 - one sentence per rule
     """The events are 1..n, their stamps never step back, and they walk through the machine to the present state."""
     head = kept.head
     if not kept.events or kept.events[0].code != EventKind.ACCEPTED:
@@ -221,6 +226,10 @@ def _of_history(kept: Kept) -> Iterator[str]:  # noqa: C901 - one sentence per r
             state = State(cell.to)
         elif kind.name.startswith("CALLBACK_") and not state.terminal:
             yield f"{kind.word} before the end"
+        if kind is EventKind.STARTED and event.detail is not None:
+            if event.attempt != attempt + 1:
+                yield f"attempt {event.attempt} fetched after attempt {attempt}"
+            attempt = event.attempt
         if kind is EventKind.DISPATCHED:
             # A released attempt gives its number back, hence the same number may be dispatched again.
             if event.attempt not in (attempt, attempt + 1) or event.attempt == 0:

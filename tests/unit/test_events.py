@@ -27,7 +27,7 @@ def test_codes_are_stored_and_never_move() -> None:
         "cancel_requested": 7, "cancel_delivered": 8, "cancel_failed": 9, "succeeded": 10, "failed": 11,
         "canceled": 12,
         "timed_out": 13, "callback_delivered": 14, "callback_failed": 15, "callback_dead": 16,
-        "redelivered": 17,
+        "redelivered": 17, "released": 30,
     }  # fmt: skip
     assert [kind.word for kind in EventKind if kind.terminal] == [
         "succeeded",

@@ -24,7 +24,7 @@ OPERATION_GRID = """
 dispatch        scheduled    scheduled    .          .          .       .         .
 block           scheduled    scheduled    .          .          .       .         .
 start           started      .            =          =          =       =         =
-retry           backing_off  =            =          =          =       =         =
+retry           backing_off  =            backing_off  =        =       =         =
 lose            scheduled    .            scheduled  =          =       =         =
 exhaust         failed       failed       failed     =          =       =         =
 succeed         succeeded    succeeded    succeeded  =          .       .         .

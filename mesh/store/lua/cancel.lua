@@ -25,8 +25,11 @@ local function mesh1_cancel(keys, argv)
   apply(op, 'request_cancel')
   -- Another session may hold this operation's lease; the one timer entry stays with it then, and it sends the cancel
   -- when `started` tells it to. A started operation has no start in flight, so the lease is free to take.
-  local sent = op.state == S.started and owe_cancel(op, a.session, now, a.cancel_lease_ms)
+  -- Who fetched the attempt has no address: it hears at its polls and heartbeats.
+  local fetched = held(op)
+  local sent = op.state == S.started and not fetched and owe_cancel(op, a.session, now, a.cancel_lease_ms)
   save(op)
   tell(op)
+  if fetched then tell_holder(op) end
   return { 'requested', now, op.state, sent and work(op, 'cancel') }
 end

@@ -5,11 +5,13 @@
 
 local function end_by_time(op, now, reason)
   -- Only now is the token that is kept the one of the attempt out there; a later 201 brings its own.
-  local known = op.state == S.started
+  local known, fetched = op.state == S.started, held(op)
   apply(op, 'time_out')
   settle(op, now, E.timed_out, reason)
   -- The agent is told to stop, best effort (decision 15).
-  if known and op.cancel == D.none then
+  if fetched then
+    tell_holder(op)
+  elseif known and op.cancel == D.none then
     apply_delivery(op, 'cancel', 'owe')
     op.cancel_at = now
   end
@@ -22,11 +24,7 @@ end
 
 -- The holder of the attempt is silent: the attempt is spent, the start is due again at once.
 local function lose(op, now, detail)
-  apply(op, 'lose')
-  op.start = D.due
-  op.start_at = now
-  op.beat_by, op.finish_by = 0, 0
-  free_slot(op)
+  take_back(op, 'lose', now)
   emit(op, E.attempt_lost, now, detail)
 end
 
@@ -57,7 +55,7 @@ local function fire(op, now, a, endpoints)
           apply(op, 'cancel')
           settle(op, now, E.canceled)
           outcome = cmsgpack.pack({ 'mesh', 'canceled_before_start' })
-        elseif op.attempts_max > 0 and op.attempt >= op.attempts_max then
+        elseif op.attempts_max > 0 and op.attempt - op.resumes >= op.attempts_max then
           apply(op, 'exhaust')
           settle(op, now, E.failed, 'attempts_exhausted')
           outcome = cmsgpack.pack({ 'mesh', 'attempts_exhausted' })
@@ -65,13 +63,14 @@ local function fire(op, now, a, endpoints)
           local ep = endpoints[op.endpoint] or endpoint_of(op.root, op.endpoint)
           endpoints[op.endpoint] = ep
           local reason = ep and hindrance(ep, now, false) or 'endpoint_deleted'
-          if reason == '' then
+          if reason == '' and not ep.pull then
             dispatch(op, ep, a.session, now)
             kinds[#kinds + 1] = 'start'
           else
             apply(op, 'block')
-            op.blocked = reason
-            emit(op, E.blocked, now, reason)
+            op.blocked = reason ~= '' and reason or 'busy'
+            emit(op, E.blocked, now, op.blocked)
+            if ep and ep.pull then call_pollers(op.root, op.endpoint) end
           end
         end
       end

@@ -139,11 +139,11 @@ end
 -- Endpoint limits ------------------------------------------------------------------------------------------------
 
 local function endpoint_of(root, endpoint)
-  local f = redis.call('HMGET', root .. KEY.endpoint .. endpoint, 'gone', 'paused', 'max', 'rate', 'tat', 'run')
+  local f = redis.call('HMGET', root .. KEY.endpoint .. endpoint, 'gone', 'paused', 'max', 'rate', 'tat', 'run', 'pull')
   if not f[1] then return nil end
   return {
     id = endpoint, root = root, gone = f[1] == '1', paused = f[2] == '1', max = tonumber(f[3]) or 0,
-    rate = tonumber(f[4]) or 0, tat = tonumber(f[5]) or 0, run = tonumber(f[6]) or 0,
+    rate = tonumber(f[4]) or 0, tat = tonumber(f[5]) or 0, run = tonumber(f[6]) or 0, pull = f[7] == '1',
   }
 end
 
@@ -171,6 +171,13 @@ local function take_slot(op, ep)
   end
 end
 
+local function pace(ep, now)
+  if ep.rate > 0 then
+    ep.tat = math.max(ep.tat, now) + 1000 / ep.rate
+    redis.call('HSET', ep.root .. KEY.endpoint .. ep.id, 'tat', ep.tat)
+  end
+end
+
 -- Takes a slot of the endpoint and the start lease for `session`. The caller has checked `hindrance`.
 local function dispatch(op, ep, session, now)
   apply(op, 'dispatch')
@@ -182,11 +189,9 @@ local function dispatch(op, ep, session, now)
   -- Below zero: an earlier attempt was leased, this one is not yet. Tokens of the earlier one stay fenced (decision 6).
   if op.beat_ms > 0 then op.beat_ms = -op.beat_ms end
   op.beat_by = 0
+  op.instance = ''
   take_slot(op, ep)
-  if ep.rate > 0 then
-    ep.tat = math.max(ep.tat, now) + 1000 / ep.rate
-    redis.call('HSET', ep.root .. KEY.endpoint .. ep.id, 'tat', ep.tat)
-  end
+  pace(ep, now)
   emit(op, E.dispatched, now)
 end
 

@@ -15,12 +15,12 @@ local function named(root, name)
   return id, facts
 end
 
--- endpoint_put: create or replace. Arguments: msgpack {name, ns, id, if_match, max, rate}, document (JSON).
+-- endpoint_put: create or replace. Arguments: msgpack {name, ns, id, if_match, max, rate, pull, retry}, document (JSON).
 -- `if_match`: '' none, '*' must exist, else the version. Reply: {'created' | 'replaced' | 'same', now, id, version}.
 -- Refuses: NAME_TAKEN, STALE_VERSION. A deleted endpoint comes back to its owner under its old id, with its waiting work.
 local function mesh1_endpoint_put(keys, argv)
   local root = keys[1]
-  local a = given(argv[1], 'name', 'ns', 'id', 'if_match', 'max', 'rate')
+  local a = given(argv[1], 'name', 'ns', 'id', 'if_match', 'max', 'rate', 'pull', 'retry')
   local id, facts = named(root, a.name)
   local alive = id and not facts.gone
   local document = assert(argv[2])
@@ -45,7 +45,7 @@ local function mesh1_endpoint_put(keys, argv)
   redis.call('HSET', root .. KEY.names, a.name, id)
   redis.call('HSET', root .. KEY.catalog, id, document)
   redis.call('HSET', root .. KEY.endpoint .. id, 'gone', '0', 'owner', a.ns, 'name', a.name, 'version', version,
-    'max', a.max, 'rate', a.rate, 'updated_at', now)
+    'max', a.max, 'rate', a.rate, 'pull', a.pull, 'retry', a.retry, 'updated_at', now)
   registry_moved(root)
   return { alive and 'replaced' or 'created', now, id, version }
 end

@@ -1,18 +1,40 @@
 -- retry: the attempt failed in a way worth repeating; back off, or end when no attempt is left.
--- Keys: partition root. Arguments: msgpack {id, run, attempt, delay_ms, detail}, outcome for the last attempt.
+-- Keys: partition root. Arguments: msgpack {id, run, attempt, delay_ms, detail}, outcome for the last attempt;
+--   from an agent by its task token {id, run, attempt, least_ms, chance, detail}: the policy that the endpoint has now
+--   says how long, `chance` in [-1, 1] moves it by its jitter, `least_ms` is what the agent asked for.
 -- Reply: {'backing_off', now, due_at, endpoint with a waiting line or ''} or {'exhausted', now, seq, endpoint...}
 --     or {'canceled', now, seq, ...}: a cancel was asked meanwhile, so nothing is sent again
---     or {'same', now, state}: superseded or ended.
+--     or {'same', now, state}: superseded or ended; to an agent 'lost' or 'ended', and 'same' for a repeat.
 -- Refuses: UNKNOWN. Flag allow-oom.
+local function back_off(op, a)
+  if a.delay_ms then return a.delay_ms end
+  local policy = redis.call('HGET', op.root .. KEY.endpoint .. op.endpoint, 'retry')
+  local initial, factor, most, jitter = string.match(policy or '', '^(%S+) (%S+) (%S+) (%S+)$')
+  if not initial then initial, factor, most, jitter = 1000, 2, 60000, 0.2 end
+  local tries = math.min(op.attempt - op.resumes - 1, 64)
+  local delay = math.min(tonumber(initial) * tonumber(factor) ^ tries, tonumber(most))
+  return math.max(math.floor(delay * (1 + tonumber(jitter) * a.chance)), a.least_ms)
+end
+
 local function mesh1_retry(keys, argv)
   local root = keys[1]
-  local a = given(argv[1], 'id', 'run', 'attempt', 'delay_ms')
+  local a = given(argv[1], 'id', 'run', 'attempt')
+  local _ = a.delay_ms or (a.least_ms + a.chance)
   local outcome = assert(argv[2])
   local op = load(root, a.id)
   if not op then return refuse('UNKNOWN', a.id) end
   local now = now_ms()
-  if a.run ~= op.run or a.attempt ~= op.attempt or op.state ~= S.scheduled or op.start ~= D.leased then
-    return { 'same', now, op.state }
+  if a.delay_ms then
+    if a.run ~= op.run or a.attempt ~= op.attempt or op.state ~= S.scheduled or op.start ~= D.leased then
+      return { 'same', now, op.state }
+    end
+  else
+    local word = standing(op, a.run, a.attempt)
+    if word == 'lost' and a.run == op.run and a.attempt == op.attempt then
+      -- In flight by push it may say so too, before its request is answered; else it was said before.
+      word = (op.state == S.scheduled and op.start == D.leased) and 'ok' or 'same'
+    end
+    if word ~= 'ok' then return { word, now, op.state } end
   end
   emit(op, E.attempt_failed, now, a.detail)
   if op.cancel_asked == 1 then
@@ -22,17 +44,14 @@ local function mesh1_retry(keys, argv)
     tell(op)
     return { 'canceled', now, op.seq, waiting_line(op) }
   end
-  if op.attempts_max > 0 and op.attempt >= op.attempts_max then
+  if op.attempts_max > 0 and op.attempt - op.resumes >= op.attempts_max then
     apply(op, 'exhaust')
     settle(op, now, E.failed, 'attempts_exhausted')
     save(op, 'r', outcome)
     tell(op)
     return { 'exhausted', now, op.seq, waiting_line(op) }
   end
-  apply(op, 'retry')
-  apply_delivery(op, 'start', 'defer')
-  op.start_at = now + a.delay_ms
-  free_slot(op)
+  take_back(op, 'retry', now + back_off(op, a))
   save(op)
   tell(op)
   return { 'backing_off', now, op.start_at, waiting_line(op) }

@@ -1,7 +1,9 @@
 -- start: accept an operation and take its first dispatch lease in one step.
 -- Keys: partition root. Arguments: msgpack {id, ns, endpoint, key, digest, session, close_ms, start_ms, run_ms,
---   lease_ms, attempts_max, retention_ms, callback, blocked}, request, input.
--- Reply: {'accepted', time of acceptance, attempt (1: leased to `session`, which sends it; 0: nothing to send), blocked}
+--   lease_ms, attempts_max, retention_ms, callback, blocked}, request, input
+--   [, instance, lease ms: it polls at the caller's for this endpoint of kind pull and gets the attempt].
+-- Reply: {'accepted', time of acceptance, attempt (1: leased to `session`, which sends it; 0: nothing to send), blocked
+--     [, 1: the attempt is `instance`'s]}
 --     or {'replayed', now, id, state}
 -- Refuses: KEY_REUSED id, NO_ENDPOINT, NO_SESSION. Effects: record, key, index, timer, events accepted [+ dispatched].
 -- The link sends a call again when its reply was lost, so the same id answers as the first time did, except that an
@@ -10,7 +12,7 @@
 local function mesh1_start(keys, argv)
   local root = keys[1]
   local a = cmsgpack.unpack(argv[1])
-  local request, input, key = argv[2], argv[3], a.key
+  local request, input, key, instance = argv[2], argv[3], a.key, argv[4]
   local now = now_ms()
   local op = {
     id = a.id, root = root, events = '', state = S.scheduled, run = 1, attempt = 0, seq = 0, stamp = 0, created_at = now,
@@ -19,11 +21,12 @@ local function mesh1_start(keys, argv)
     close_by = a.close_ms > 0 and now + a.close_ms or 0, start_by = a.start_ms > 0 and now + a.start_ms or 0,
     run_ms = a.run_ms, finish_by = 0, beat_ms = 0, beat_by = 0, lease_ms = a.lease_ms,
     attempts_max = a.attempts_max, retention_ms = a.retention_ms, cancel_asked = 0, slot = 0, blocked = '',
-    endpoint = a.endpoint, namespace = a.ns, key = key, digest = a.digest, was_blocked = '',
+    endpoint = a.endpoint, namespace = a.ns, key = key, digest = a.digest, instance = '', resumes = 0, was_blocked = '',
   }
   -- A missing argument fails here, before the key is claimed below (see `given`).
   local _ = #request + #input + a.callback + a.run_ms + a.lease_ms + a.attempts_max + a.retention_ms
     + #a.id + #a.ns + #a.endpoint + #a.session + #a.digest + #a.blocked
+  local poll_lease_ms = instance and assert(tonumber(argv[5]))
 
   local ep = endpoint_of(root, a.endpoint)
   local hindered = not ep or ep.gone or not listed(root, a.session)
@@ -39,8 +42,9 @@ local function mesh1_start(keys, argv)
   local earlier = known and load(root, known)
   if earlier then
     if known == a.id then
-      local mine = earlier.start == D.leased and earlier.owner == a.session and earlier.attempt == 1
-      return { 'accepted', earlier.created_at, mine and 1 or 0, earlier.blocked }
+      local fetched = instance and earlier.instance == instance and held(earlier)
+      local mine = earlier.attempt == 1 and (fetched or (earlier.start == D.leased and earlier.owner == a.session))
+      return { 'accepted', earlier.created_at, mine and 1 or 0, earlier.blocked, fetched and 1 or nil }
     end
     if earlier.digest ~= a.digest then return refuse('KEY_REUSED', known) end
     -- The repeat may be answered 201, here or by another gateway: from now on the callback is owed whatever the first
@@ -58,11 +62,15 @@ local function mesh1_start(keys, argv)
   emit(op, E.accepted, now)
   local reason = hindrance(ep, now, false)
   if reason == '' then reason = a.blocked end
-  if reason == '' then
+  if reason == '' and ep.pull then
+    if instance then hand_out(op, ep, instance, poll_lease_ms, now) else reason = 'busy' end
+  elseif reason == '' then
     dispatch(op, ep, a.session, now)
-  else
+  end
+  if reason ~= '' then
     op.blocked = reason
     emit(op, E.blocked, now, reason)
+    if ep.pull then call_pollers(root, ep.id) end
   end
   redis.call('ZADD', root .. KEY.index .. a.ns, now, a.id)
   if input ~= '' then
@@ -70,5 +78,5 @@ local function mesh1_start(keys, argv)
   else
     save(op, 'q', request)
   end
-  return { 'accepted', now, op.attempt, op.blocked }
+  return { 'accepted', now, op.attempt, op.blocked, op.instance ~= '' and 1 or nil }
 end

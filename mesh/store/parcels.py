@@ -1,0 +1,68 @@
+"""What several verbs pack and unpack alike: leased work, and what became of an outcome."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from mesh.events import EventKind
+from mesh.machine import Event, Kind
+from mesh.store.functions import Refused
+from mesh.store.layout import decode_head, decode_request
+from mesh.store.verbs import Completed, Completion, Work
+
+CALLBACK_LEASE_MS: Final = 35_000
+CANCEL_LEASE_MS: Final = 35_000
+
+_COMPLETIONS: Final = {
+    "OTHER_OUTCOME": Completion.OTHER,
+    "LEASE_LOST": Completion.LEASE_LOST,
+    "STALE_RUN": Completion.STALE_RUN,
+    "UNKNOWN": Completion.UNKNOWN,
+}
+_CODES: Final = {
+    Event.SUCCEED: EventKind.SUCCEEDED,
+    Event.FAIL: EventKind.FAILED,
+    Event.CANCEL: EventKind.CANCELED,
+}
+
+
+def read_work(packed: list[Any]) -> Work:
+    """One piece of work as the Lua function `work` gives it."""
+    operation_id, kind, head, request, extra = packed
+    return Work(operation_id.decode(), Kind(kind.decode()), decode_head(head), decode_request(request), extra)
+
+
+def read_optional_work(packed: Any) -> Work | None:
+    return read_work(packed) if packed else None
+
+
+def complete_arguments(
+    operation_id: str, run: int, attempt: int, event: Event, *, session: str, answered: bool, alone: bool
+) -> dict[str, Any]:
+    """Arguments of mesh1_complete, but for the outcome."""
+    return {
+        "id": operation_id,
+        "run": run,
+        "attempt": attempt,
+        "event": event,
+        "code": _CODES[event],
+        "session": session,
+        "answered": int(answered),
+        "callback_lease_ms": CALLBACK_LEASE_MS,
+        "alone": int(alone),
+    }
+
+
+def read_completed(reply: list[Any]) -> Completed:
+    """A reply of mesh1_complete."""
+    verdict = Completion(reply[0].decode())
+    if verdict is Completion.SAME:
+        return Completed(verdict, reply[1], reply[2])
+    if verdict is not Completion.DONE:
+        return Completed(verdict)
+    return Completed(verdict, reply[1], reply[2], reply[3].decode(), read_optional_work(reply[4]))
+
+
+def refused_completion(refused: Refused) -> Completed:
+    """A refusal of mesh1_complete."""
+    return Completed(_COMPLETIONS[refused.word])

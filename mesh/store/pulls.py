@@ -1,0 +1,132 @@
+"""Attempts that agents fetch, and what agents say about them: one function call for many.
+
+The verbs of endpoints of kind pull; everything else about operations is store.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Final, NamedTuple, TypeAlias
+
+from mesh.ids import PARTITION
+from mesh.machine import Event
+from mesh.store.functions import Functions, Refused
+from mesh.store.layout import encode
+from mesh.store.link import Link
+from mesh.store.parcels import complete_arguments, read_completed, read_work, refused_completion
+from mesh.store.verbs import Completed, Pulled, Seat
+
+ANSWERS_MAX: Final = 1_000
+"""Answers in one call: it is one turn of the store's only thread."""
+
+
+class Ended(NamedTuple):
+    """The attempt's outcome (packed `Outcome`); `answered`: the caller's first request is open and gets it."""
+
+    id: str
+    run: int
+    attempt: int
+    event: Event
+    outcome: bytes
+    answered: bool
+
+
+class Retried(NamedTuple):
+    """The attempt failed and is worth repeating; `outcome` when it was the last. `chance`: -1 to 1, for jitter."""
+
+    id: str
+    run: int
+    attempt: int
+    detail: str
+    outcome: bytes
+    least_ms: int
+    chance: float
+
+
+class Released(NamedTuple):
+    """Somebody else shall have it."""
+
+    id: str
+    run: int
+    attempt: int
+    reason: str
+
+
+PULL_BYTES: Final = 4 << 20
+
+Answer: TypeAlias = Ended | Retried | Released
+
+
+class Taken(NamedTuple):
+    """What became of a retry or release: `ok`, `same`, `lost`, `ended`, `canceled`, `unknown`, `broken`.
+
+    `line` is an endpoint with waiting operations, or ''.
+    """
+
+    verdict: str
+    line: str = ""
+
+
+class PullStore(Functions):
+    """The operations of one partition, as those who poll see them. Raises as Store does."""
+
+    def __init__(self, link: Link, partition: str = PARTITION) -> None:
+        super().__init__(link, partition)
+
+    @staticmethod
+    def seat(instance: str, lease_ms: int) -> tuple[bytes, bytes]:
+        """The arguments by which a start is handed to a poller."""
+        return instance.encode(), b"%d" % lease_ms
+
+    async def pull(
+        self,
+        endpoint_id: str,
+        seats: Sequence[Seat],
+        services: Sequence[str],
+        *,
+        skip: int = 0,
+        bytes_max: int = PULL_BYTES,
+    ) -> Pulled:
+        """Hand out the head of an endpoint's line; `services`: only these, if any; `skip` as the last reply says."""
+        arguments = {
+            "endpoint": endpoint_id, "seats": seats, "services": services, "skip": skip, "bytes": bytes_max
+        }  # fmt: skip
+        _, works, instances, stopped, following, more = await self.fcall("mesh1_pull", arguments)
+        pairs = [(read_work(work), instance.decode()) for work, instance in zip(works, instances, strict=True)]
+        return Pulled(pairs, stopped.decode(), following, more == 1)
+
+    async def answers(self, answers: Sequence[Answer], *, session: str, alone: bool) -> list[Completed | Taken]:
+        """Book many answers in one step, each by itself: one that is refused keeps none of the others."""
+        payload: list[bytes] = []
+        for answer in answers:
+            payload += _arguments(answer, session, alone=alone)
+        replies = await self.fcall("mesh1_answers", {"verbs": [_VERBS[type(answer)] for answer in answers]}, *payload)
+        return [_read(answer, reply) for answer, reply in zip(answers, replies, strict=True)]
+
+
+_VERBS: Final[dict[type[Answer], str]] = {Ended: "complete", Retried: "retry", Released: "release"}
+
+
+def _arguments(answer: Answer, session: str, *, alone: bool) -> tuple[bytes, bytes]:
+    """Arguments and payload of one answer."""
+    if isinstance(answer, Ended):
+        arguments = complete_arguments(*answer[:4], session=session, answered=answer.answered, alone=alone)
+        return encode(arguments), answer.outcome
+    if isinstance(answer, Retried):
+        fields = answer._asdict()
+        outcome = fields.pop("outcome")
+        return encode(fields), outcome
+    return encode({**answer._asdict(), "session": "", "fetched": 1}), b""
+
+
+def _read(answer: Answer, reply: list[Any]) -> Completed | Taken:
+    word = reply[0].decode()
+    if word == "broken":
+        return Taken("broken")
+    if word == "refused":
+        refused = Refused(*reply[1].decode().removeprefix("MESH_").partition(" ")[::2])
+        return refused_completion(refused) if isinstance(answer, Ended) else Taken("unknown")
+    if isinstance(answer, Ended):
+        return read_completed(reply)
+    # Where a transition took place the last field is a line that may move; else it is the state.
+    return Taken(word, reply[-1].decode() if isinstance(reply[-1], bytes) and len(reply) > 1 else "")
