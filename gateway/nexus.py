@@ -45,7 +45,6 @@ if TYPE_CHECKING:
 
 PREFIX: Final = b"/nexus/endpoints/"
 CALLBACK_PATH: Final = b"/nexus/callback"
-HEADER_BYTES_MAX: Final = 8_192
 PATH_BYTES_REMEMBERED_MAX: Final = 512
 MARGIN_SHARE: Final = 0.1
 MARGIN_MS_MAX: Final = 50
