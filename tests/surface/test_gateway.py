@@ -12,7 +12,7 @@ from gateway.app import bare_app
 from gateway.openapi import document
 from tests.surface.actors import Actor, handler_error
 from tests.surface.gateways import ROOT, Caller, Gateway
-from tests.surface.wire import Connection, ask
+from tests.surface.wire import Connection, ask, read_head
 
 
 async def test_healthz(caller: Caller) -> None:
@@ -114,6 +114,48 @@ class TestConnections:
         async with await Connection.open(caller.gateway.port) as connection:
             connection.send("POST", "/v1/operations", {"content-length": "3000000"})
             assert (await connection.answer()).status == 413
+
+    async def test_hot_and_ordinary_routes_share_a_connection(self, caller: Caller, agent: Actor) -> None:
+        """P2: answers leave in the order of the requests, whoever answers, and each has its own body."""
+        name = await caller.register(agent.url)
+        start = f"/nexus/endpoints/{name}/services/s/o"
+        async with await Connection.open(caller.gateway.port) as connection:
+            connection.send("POST", start, {"content-type": "application/json"}, b"1")
+            connection.send("GET", "/healthz")
+            connection.send("HEAD", start)
+            chunked = b"1\r\n2\r\n0\r\n\r\n"
+            connection.send("POST", f"http://localhost{start}", {"transfer-encoding": "chunked"}, chunked)
+            connection.send("GET", "/v1/operations/x/result")
+            first, health = await connection.answer(), await connection.answer()
+            assert (first.status, health.status) == (200, 200)
+            bodyless, headers = await read_head(connection.reader)  # no body, whatever its content-length says
+            assert (bodyless.split()[1], dict(headers)["content-length"] != "0") == ("400", True)
+            assert [(await connection.answer()).status for _ in range(2)] == [200, 404]
+        assert [call.body for call in agent.calls] == [b"1", b"2"]
+
+    async def test_a_hot_route_closes_when_asked(self, caller: Caller, agent: Actor) -> None:
+        """P2: by `Connection: close` and by HTTP/1.0."""
+        name = await caller.register(agent.url)
+        for version, header in ((b"1.1", b"connection: close\r\n"), (b"1.0", b"")):
+            async with await Connection.open(caller.gateway.port) as connection:
+                connection.writer.write(
+                    b"POST /nexus/endpoints/%b/services/s/o HTTP/%b\r\nhost: localhost\r\n%bcontent-length: 0\r\n\r\n"
+                    % (name.encode(), version, header)
+                )
+                answer = await connection.answer()
+                assert (answer.status, answer.get("connection")) == (200, "close")
+                assert await connection.reader.read() == b""
+
+    async def test_a_body_that_grows_too_large(self, caller: Caller) -> None:
+        """P2: refused as soon as it is, and the next request is heard."""
+        async with await Connection.open(caller.gateway.port) as connection:
+            connection.send("POST", "/v1/operations", {"transfer-encoding": "chunked"})
+            for _ in range(3):
+                connection.writer.write(b"100000\r\n" + b"x" * (1 << 20) + b"\r\n")
+            assert (await connection.answer()).status == 413
+            connection.writer.write(b"0\r\n\r\n")
+            connection.send("GET", "/healthz")
+            assert (await connection.answer()).status == 200
 
     async def test_what_is_no_http(self, keyless: Gateway) -> None:
         """P2."""
