@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Literal
 
 import msgspec
 
 from gateway.callbacks import FORMATS, NEXUS, operation_link
-from gateway.operations import Order
+from gateway.operations import Order, Parent
 from gateway.outcomes import encode_json, nexus_answer, record_fields
 from gateway.problems import problem
 from mesh.edge import Answer, HotRoute, Request
@@ -33,7 +33,8 @@ LABELS_MAX: Final = 16
 LABEL_CHARS_MAX: Final = 128
 RETRY_AFTER_S: Final = 1
 
-LATER: Final = ("priority", "delay_ms", "start_at", "parent")
+PARENT_KEY_BYTES_MAX: Final = 1_024
+LATER: Final = ("priority", "delay_ms", "start_at")
 """Fields of later issues: refused until they work, never accepted silently (decision 22)."""
 
 _JSON: Final = (b"content-type", b"application/json")
@@ -56,6 +57,18 @@ class TimeoutsBody(msgspec.Struct, forbid_unknown_fields=True):
     request_timeout_ms: int | None = None
 
 
+class ParentBody(msgspec.Struct, forbid_unknown_fields=True):
+    """The running attempt that starts this as its child.
+
+    `token`: its task token; `key`: what its journal calls the child; `on_close`: `cancel` or `keep` the child when the
+    parent ends first.
+    """
+
+    token: str
+    key: str
+    on_close: Literal["cancel", "keep"] = "cancel"
+
+
 class StartBody(msgspec.Struct, forbid_unknown_fields=True):
     """Body of POST /v1/operations. `input` stays the caller's own bytes; absent is Nexus null (decision 19)."""
 
@@ -66,6 +79,7 @@ class StartBody(msgspec.Struct, forbid_unknown_fields=True):
     callback: CallbackBody | None = None
     timeouts: TimeoutsBody | None = None
     labels: dict[str, str] = {}
+    parent: ParentBody | None = None
 
 
 _decode = msgspec.json.Decoder(StartBody).decode
@@ -183,10 +197,13 @@ class OperationsSurface:
             _timeout(timeouts, "start_to_close_ms"),
             _timeout(timeouts, "request_timeout_ms"),
             body.labels,
+            parent=_parent(body.parent) if body.parent else None,
         )
         try:
             placed = await self._operations.start(order, wait=wait_ms > 0)
         except Conflict as conflict:
+            if conflict.code != "key_reused":
+                raise
             # 409 on the Nexus surface, 422 here (api.md section 5, httpapi draft 07).
             raise Unprocessable(conflict.detail, code=conflict.code, operation_id=conflict.operation_id) from None
         known = await self._operations.first_outcome(placed, wait_ms / 1000, request.gone)
@@ -216,9 +233,11 @@ class OperationsSurface:
         if applied:
             headers.append((b"preference-applied", applied))
         if known is not None:
-            return Answer(200, headers, encode_json(record_fields(placed.id, known.head, known.request, known.outcome)))
+            record = record_fields(placed.id, known.head, known.request, known.outcome, known.journal, known.beat)
+            return Answer(200, headers, encode_json(record))
         headers.append((b"retry-after", b"%d" % RETRY_AFTER_S))
-        return Answer(202, headers, encode_json(record_fields(placed.id, placed.head, placed.request, None)))
+        record = record_fields(placed.id, placed.head, placed.request, None, placed.journal)
+        return Answer(202, headers, encode_json(record))
 
     async def result(self, request: Request) -> Answer:
         """200 the result's own bytes and type, 424 the failure, 202 with the record while it runs."""
@@ -236,7 +255,8 @@ class OperationsSurface:
             (b"retry-after", b"%d" % RETRY_AFTER_S),
             (b"cache-control", b"no-store"),
         ]
-        return Answer(202, headers, encode_json(record_fields(operation, known.head, known.request, None)))
+        record = record_fields(operation, known.head, known.request, None, known.journal, known.beat)
+        return Answer(202, headers, encode_json(record))
 
     def _wait_s(self, text: str) -> float:
         if not text:
@@ -248,6 +268,12 @@ class OperationsSurface:
         if not 0 <= wait_s < TIMEOUT_MS_MAX:
             raise Malformed("wait is a number of seconds, such as wait=30", code="wait_invalid")
         return min(wait_s, self._wait_max_ms / 1000)
+
+
+def _parent(parent: ParentBody) -> Parent:
+    if not 1 <= len(parent.key.encode()) <= PARENT_KEY_BYTES_MAX:
+        raise _breach("/parent/key", f"the key has 1 to {PARENT_KEY_BYTES_MAX} bytes")
+    return Parent(parent.token, parent.key, parent.on_close == "cancel")
 
 
 def _callback_headers(callback: CallbackBody) -> list[tuple[bytes, bytes]]:

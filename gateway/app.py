@@ -167,7 +167,7 @@ class Mesh:
         waits = {"wait_default_ms": settings.gateway.wait_default_ms, "wait_max_ms": settings.gateway.wait_max_ms}
         self._nexus = NexusSurface(self.operations, self.auth, public_url=public_url, **waits)
         self._api = OperationsSurface(self.operations, self.auth, public_url=public_url, **waits)
-        self._tasks = TasksSurface(self.operations)
+        self._tasks = TasksSurface(self.operations, settings.gateway.wait_max_ms)
         self._gauges()
         await self.ticker.join()
         self.subscriber.subscribe(self.store.keys.registry_channel, self.catalog.hint)

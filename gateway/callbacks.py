@@ -73,12 +73,14 @@ def operation_link(public_url: str, operation_id: str) -> str:
     return f'<{public_url}/v1/operations/{operation_id}>; type="mesh.Operation"'
 
 
-def callback_request(operation_id: str, head: Head, request: Request, outcome: Outcome, plan: CallbackPlan) -> Sending:
-    """The headers and body of one try; signature and timestamp are of now."""
+def callback_request(
+    operation_id: str, head: Head, request: Request, outcome: Outcome, plan: CallbackPlan, journal: int = 0
+) -> Sending:
+    """The headers and body of one try; signature and timestamp are of now. `journal`: how many entries it has."""
     if request.callback_format == NEXUS:
         headers, body = _nexus(operation_id, head, request, outcome, plan)
     else:
-        headers, body = _cloud_event(operation_id, head, request, outcome)
+        headers, body = _cloud_event(operation_id, head, request, outcome, journal)
         headers += request.callback_headers
     headers += _trace(request)
     secret = plan.secrets.get(head.namespace)
@@ -106,8 +108,10 @@ def _nexus(
     return headers, body
 
 
-def _cloud_event(operation_id: str, head: Head, request: Request, outcome: Outcome) -> tuple[Headers, bytes]:
-    record = record_fields(operation_id, head, request, outcome)
+def _cloud_event(
+    operation_id: str, head: Head, request: Request, outcome: Outcome, journal: int
+) -> tuple[Headers, bytes]:
+    record = record_fields(operation_id, head, request, outcome, journal)
     data: dict[str, Any] = msgspec.json.decode(encode_json(record))  # `record_fields` took only what can be read
     event = CloudEvent(
         attributes={

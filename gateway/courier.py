@@ -62,6 +62,7 @@ class Courier:
     ) -> None:
         self._catalog = catalog
         self._router = router
+        self.wake = wake
         self._starts = Starts(
             store=store,
             pool=pool,

@@ -112,7 +112,8 @@ class Deliveries:
         final = False
         try:
             target = self._egress.cached(request.callback_url) or await self._egress.resolve(request.callback_url)
-            sending = callback_request(work.id, head, request, decode_outcome(work.extra), self._callback_plan)
+            outcome = decode_outcome(work.extra)
+            sending = callback_request(work.id, head, request, outcome, self._callback_plan, work.journal)
             reply = await self._pool.post(
                 target, target.path, sending.headers, sending.body, timeout_s=CALLBACK_TIMEOUT_S
             )

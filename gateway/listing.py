@@ -107,7 +107,7 @@ class Listing:
                 return {"items": items, "next_cursor": encode_cursor(*last)}
             looked, last = looked + 1, place
             if record is not None:
-                items.append(record_fields(record.id, record.head, record.request, None))
+                items.append(record_fields(record.id, record.head, record.request, None, record.journal, record.beat))
         return {"items": items, "next_cursor": None}
 
     async def deliveries(

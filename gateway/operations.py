@@ -6,36 +6,39 @@ routes nor keys of the store.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
-from gateway.orders import Known, Order, Placed, fresh_head, start_arguments, stored_request
-from gateway.reading import Reading, unknown_operation
+from gateway.journals import Journals
+from gateway.orders import Known, Order, Parent, Placed, fresh_head, start_arguments, stored_request
+from gateway.reading import unknown_operation
 from mesh.clock import now_ms
 from mesh.errors import Conflict, Gone, NotFound, Unauthenticated, Unavailable
 from mesh.ids import is_operation_id
 from mesh.machine import Event, Kind
 from mesh.store.layout import Outcome, Request
-from mesh.store.store import NoEndpoint, NoSession, Store
-from mesh.store.verbs import Accepted, Completion, KeyReused, Replayed, Start, Task, Work
+from mesh.store.store import NoEndpoint, NoSession, ParentLost, Store
+from mesh.store.verbs import Accepted, Completion, KeyReused, Replayed, Start, Work
 from mesh.wire import failure_json, format_links
 from registry.routing import Outcome as Routed
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
+    from collections.abc import Awaitable, Callable
 
     from gateway.courier import Courier, Session
     from gateway.egress import Egress
     from gateway.metrics import Metrics
     from gateway.waiters import Waiters
-    from mesh.tokens import CompletionTokens
+    from mesh.tokens import Claim, CompletionTokens
     from mesh.wire import Completion as WireCompletion
     from registry.catalog import Catalog
     from registry.routing import Router
 
-__all__ = ["Known", "Operations", "Order", "Placed"]
+TRACE: Final = (b"traceparent", b"tracestate", b"baggage")
+
+__all__ = ["Known", "Operations", "Order", "Parent", "Placed"]
 
 
-class Operations(Reading):
+class Operations(Journals):
     """Operations as callers and agents see them, for one gateway."""
 
     def __init__(
@@ -55,12 +58,11 @@ class Operations(Reading):
         recheck: Callable[[], Awaitable[None]],
     ) -> None:
         """`rejoin` replaces a lost session, `recheck` raises StoreUnsafe when the store is no longer the one it was."""
-        super().__init__(store, waiters)
+        super().__init__(store, waiters, tokens, courier.wake)
         self._catalog = catalog
         self._router = router
         self._courier = courier
         self._egress = egress
-        self._tokens = tokens
         self._session = session
         self._metrics = metrics
         self._retention_ms = retention_ms
@@ -78,11 +80,12 @@ class Operations(Reading):
             listed.input.check(order.body or b"null", order.input_at)
         if order.callback_url:
             self._egress.vet(order.callback_url)
+        order, claim = await self._as_child(order, order.parent) if order.parent is not None else (order, None)
         request = stored_request(order, endpoint)
         admitted = self._router.admit(endpoint)
         blocked = admitted if isinstance(admitted, str) else ""
         start = start_arguments(
-            order, endpoint, session=self._session.name, blocked=blocked, retention_ms=self._retention_ms
+            order, endpoint, session=self._session.name, blocked=blocked, retention_ms=self._retention_ms, claim=claim
         )
         first = self._waiters.open(start.id) if wait else None
         sent = False
@@ -112,12 +115,23 @@ class Operations(Reading):
                 # Purged in between: the key is free again, so a repeat starts a new operation.
                 detail = "the earlier operation of this key was just purged; repeat the request"
                 raise Unavailable(detail, code="purged_meanwhile")
-            return Placed(reply.id, replayed=True, head=record.head, request=record.request, first=None)
+            return Placed(reply.id, True, record.head, record.request, None, record.journal)  # noqa: FBT003
         finally:
             if first is not None:
                 self._waiters.close(start.id, first)
             if not sent and not isinstance(admitted, str):
                 self._router.settle(endpoint, admitted, Routed.NEUTRAL)
+
+    async def _as_child(self, order: Order, parent: Parent) -> tuple[Order, Claim]:
+        """`order` in the trace of its parent, unless it names one itself. Raises Unauthenticated, Gone."""
+        claim = self._tokens.check(parent.token, now_ms() / 1000)
+        if any(name == b"traceparent" for name, _ in order.headers):
+            return order, claim
+        record = await self._store.read(claim.operation_id)
+        if record is None:
+            raise Gone(f"operation {claim.operation_id} is past its retention", code="operation_gone")
+        trace = [header for header in record.request.headers if header[0] in TRACE]
+        return order._replace(headers=[*order.headers, *trace]), claim
 
     async def _accept(self, start: Start, request: Request, body: bytes) -> Accepted | Replayed | KeyReused:
         try:
@@ -127,6 +141,9 @@ class Operations(Reading):
                 await self._rejoin(start.session)
                 start.session = self._session.name
                 return await self._store.start(start, request, body)
+        except ParentLost as lost:
+            detail = "the attempt that starts this child was given up, or its operation has ended"
+            raise Conflict(detail, code="lease_lost", operation_id=str(lost)) from None
         except NoEndpoint:
             # Known a moment ago: deleted since, or the store lost everything.
             await self._recheck()
@@ -143,6 +160,7 @@ class Operations(Reading):
         self._waiters.tell(operation)
         if moved.work is not None:
             self._courier.take([moved.work])
+        self._wake(moved.line)
         return moved.verdict
 
     async def complete(self, token: str, completion: WireCompletion, *, about: str = "") -> None:
@@ -165,23 +183,6 @@ class Operations(Reading):
             claim.operation_id, claim.run, claim.attempt, event, outcome
         )
         raise_for(completed.verdict, claim.operation_id)
-
-    async def heartbeat(self, tasks: Sequence[tuple[str, int]]) -> list[str]:
-        """Renew leases: (completion token, lease_ms or 0) -> `ok`, `cancel`, `lost`, `ended`, `unknown`, `invalid`."""
-        now_s = now_ms() / 1000
-        replies = ["invalid"] * len(tasks)
-        genuine: list[tuple[int, Task]] = []
-        for position, (token, lease_ms) in enumerate(tasks):
-            try:
-                claim = self._tokens.check(token, now_s)
-            except Unauthenticated:
-                continue
-            genuine.append((position, Task(claim.operation_id, claim.run, claim.attempt, lease_ms)))
-        if genuine:
-            answers = await self._store.heartbeat([task for _, task in genuine])
-            for (position, _), answer in zip(genuine, answers, strict=True):
-                replies[position] = answer
-        return replies
 
 
 def raise_for(verdict: Completion, operation: str) -> None:

@@ -10,18 +10,32 @@ from functools import lru_cache
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+import msgspec
+
 from gateway.callbacks import NEXUS
 from mesh.ids import operation_id
 from mesh.machine import Delivery, State
-from mesh.store.layout import Head, Outcome, Request
-from mesh.store.verbs import Accepted, Start
+from mesh.store.layout import Head, Line, Outcome, Request
+from mesh.store.verbs import Accepted, ChildStart, Start
 
 if TYPE_CHECKING:
     from gateway.waiters import FirstRequest
+    from mesh.tokens import Claim
     from registry.catalog import Endpoint
 
 LEASE_GRACE_MS: Final = 5_000
 """A start request's lease outlives its timeout by this much, so that the sender books its own timeout first."""
+
+
+class Parent(NamedTuple):
+    """The running attempt that starts a child: its task token, and what its journal calls the child.
+
+    `close`: the child is canceled when the parent ends first.
+    """
+
+    token: str
+    key: str
+    close: bool = True
 
 
 class Order(NamedTuple):
@@ -46,6 +60,7 @@ class Order(NamedTuple):
     request_ms: int = 0
     labels: dict[str, str] = {}  # noqa: RUF012 - read only
     links: list[str] = []  # noqa: RUF012 - read only
+    parent: Parent | None = None
 
 
 class Placed(NamedTuple):
@@ -56,6 +71,7 @@ class Placed(NamedTuple):
     head: Head
     request: Request
     first: FirstRequest | None
+    journal: int = 0
 
 
 class Known(NamedTuple):
@@ -65,6 +81,10 @@ class Known(NamedTuple):
     head: Head
     request: Request
     outcome: Outcome | None
+    journal: int = 0
+    """Entries in its journal."""
+    beat: Line | None = None
+    """The last heartbeat that had details."""
 
     @property
     def state(self) -> State:
@@ -100,13 +120,15 @@ def stored_request(order: Order, endpoint: Endpoint) -> Request:
     )
 
 
-def start_arguments(order: Order, endpoint: Endpoint, *, session: str, blocked: str, retention_ms: int) -> Start:
+def start_arguments(
+    order: Order, endpoint: Endpoint, *, session: str, blocked: str, retention_ms: int, claim: Claim | None = None
+) -> Start:
     """The store call that accepts `order`; `blocked`: why this gateway cannot send it now, or ""."""
     policy = endpoint.policy
     called = _address(order.endpoint, order.service, order.operation)
     namespace, key, callback = order.namespace.encode(), order.key.encode(), order.callback_url.encode()
     content_type = b"" if order.content_type is None else b"=" + order.content_type.encode("latin-1")
-    return Start(
+    start = Start(
         id=operation_id(),
         ns=order.namespace,
         endpoint=endpoint.id,
@@ -125,6 +147,16 @@ def start_arguments(order: Order, endpoint: Endpoint, *, session: str, blocked: 
         callback=_owed(order),
         blocked=blocked,
     )
+    if claim is None or order.parent is None:
+        return start
+    return ChildStart(
+        **msgspec.structs.asdict(start),
+        parent=claim.operation_id,
+        parent_run=claim.run,
+        parent_attempt=claim.attempt,
+        parent_key=order.parent.key,
+        parent_close=int(order.parent.close),
+    )
 
 
 def _owed(order: Order) -> int:
@@ -137,13 +169,16 @@ def _owed(order: Order) -> int:
 def fresh_head(start: Start, accepted: Accepted) -> Head:
     """The head that `start.lua` wrote."""
     at_ms = accepted.at_ms
+    close_by = accepted.close_by_ms or (at_ms + start.close_ms if start.close_ms else 0)
     return Head(
         state=State.SCHEDULED, run=1, attempt=accepted.attempt, seq=2, stamp=0, created_at=at_ms, closed_at=0,
         owner=start.session if accepted.attempt else "", start=Delivery.LEASED if accepted.attempt else Delivery.DUE,
         start_at=at_ms + start.lease_ms, cancel=0, cancel_at=0, cancel_tries=0, wants_callback=start.callback,
-        callback=0, callback_at=0, callback_tries=0, close_by=at_ms + start.close_ms if start.close_ms else 0,
+        callback=0, callback_at=0, callback_tries=0, close_by=close_by,
         start_by=at_ms + start.start_ms if start.start_ms else 0, run_ms=start.run_ms, finish_by=0,
         beat_ms=0, beat_by=0, lease_ms=start.lease_ms, attempts_max=start.attempts_max,
         retention_ms=start.retention_ms, cancel_asked=0, slot=1, blocked=accepted.blocked, endpoint=start.endpoint,
         namespace=start.ns, key=start.key, digest=start.digest,
+        parent=f"{start.parent}.{start.parent_run}" if isinstance(start, ChildStart) else "",
+        parent_key=start.parent_key if isinstance(start, ChildStart) else "",
     )  # fmt: skip

@@ -12,7 +12,7 @@ import msgspec
 from mesh.clock import to_rfc3339
 from mesh.edge import Answer, Headers
 from mesh.machine import State
-from mesh.store.layout import Entry, Head, Outcome, Request
+from mesh.store.layout import Entry, Head, Line, Outcome, Request
 from mesh.wire import failure_json, handler_failure, operation_failure
 from mesh.wire.headers import is_json_type
 
@@ -101,8 +101,15 @@ def result_fields(state: State, outcome: Outcome | None) -> dict[str, Any]:
     return {"result_base64": outcome.body, "result_type": outcome.content_type}
 
 
-def record_fields(operation_id: str, head: Head, request: Request, outcome: Outcome | None) -> dict[str, Any]:
-    """The flat /v1 record (decision 33), ready for `encode_json`."""
+def record_fields(
+    operation_id: str,
+    head: Head,
+    request: Request,
+    outcome: Outcome | None,
+    journal: int = 0,
+    beat: Line | None = None,
+) -> dict[str, Any]:
+    """The flat /v1 record (decision 33), ready for `encode_json`; `journal` entries stand among its events."""
     state = State(head.state)
     record: dict[str, Any] = {
         "id": operation_id,
@@ -118,8 +125,10 @@ def record_fields(operation_id: str, head: Head, request: Request, outcome: Outc
         "updated_at": to_rfc3339(head.created_at + head.stamp),
         "closed_at": to_rfc3339(head.closed_at) if head.closed_at else None,
         "deadline": to_rfc3339(head.close_by) if head.close_by else None,
-        "events": head.seq,
+        "events": head.seq + journal,
     }
+    if head.parent or head.journal or beat is not None:
+        record |= durable_fields(head, journal, beat)
     if head.blocked:
         record["blocked"] = head.blocked
     if head.cancel_asked:
@@ -130,6 +139,23 @@ def record_fields(operation_id: str, head: Head, request: Request, outcome: Outc
         record["idempotency_key"] = request.idempotency_key
     record.update(result_fields(state, outcome))
     return record
+
+
+def durable_fields(head: Head, journal: int, beat: Line | None) -> dict[str, Any]:
+    """What a record says of a child, of work that keeps a journal, and of a heartbeat with details."""
+    fields: dict[str, Any] = {}
+    if head.parent:
+        fields |= {"parent": head.parent.partition(".")[0], "parent_key": head.parent_key}
+    if head.journal:
+        fields["journal"] = journal
+    if head.suspended and head.state == State.STARTED:
+        fields["suspended"] = {
+            "since": to_rfc3339(head.suspended),
+            "until": to_rfc3339(head.start_at) if head.start_at else None,
+        }
+    if beat is not None:
+        fields["heartbeat"] = {"at": to_rfc3339(head.created_at + beat.after_ms), "details": msgspec.Raw(beat.body)}
+    return fields
 
 
 encode_json: Final = msgspec.json.Encoder().encode

@@ -52,7 +52,7 @@ class Reading:
         try:
             ending = await first.wait(min(wait_s, QUICK_S))
             if ending is not None:
-                return _ended(placed, ending)
+                return await self._known(placed, ending)
             if wait_s > QUICK_S:
                 found = await self._watch_first(placed, first, deadline_s, gone)
                 if found is not None:
@@ -61,10 +61,15 @@ class Reading:
             first.close()
             ending = await first.wait(BOOKING_S)
             if ending is not None:
-                return _ended(placed, ending)
+                return await self._known(placed, ending)
             return await self.outcome(placed, 0) if first.unsure or not first.settled else None
         finally:
             self._waiters.close(placed.id, first)
+
+    async def _known(self, placed: Placed, ending: Ending) -> Known:
+        if not ending.journal:
+            return _ended(placed, ending)
+        return await self._try_read(placed.id, monotonic_s()) or _ended(placed, ending)
 
     async def _watch_first(
         self, placed: Placed, first: FirstRequest, deadline_s: float, gone: Callable[[], Awaitable[None]]
@@ -105,7 +110,9 @@ class Reading:
     async def read(self, operation: str) -> Known | None:
         """The present record whatever its namespace; routes use `get`."""
         record = await self._store.read(operation)
-        return None if record is None else Known(operation, record.head, record.request, record.outcome)
+        if record is None:
+            return None
+        return Known(operation, record.head, record.request, record.outcome, record.journal, record.beat)
 
     async def get(self, operation: str, namespace: str) -> Known:
         """Raises NotFound, also for another namespace's operation."""

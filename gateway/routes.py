@@ -98,10 +98,10 @@ async def get_operation(request: Request, operation_id: str) -> Response:
     """The record, with result or failure once it ended; `ETag` moves with every event."""
     mesh = mesh_of(request)
     known = await mesh.operations.get(operation_id, _namespace(request))
-    etag = f'"{known.head.run}.{known.head.seq}"'
+    etag = f'"{known.head.run}.{known.head.seq + known.journal}"'
     if request.headers.get("if-none-match") == etag:
         return Response(status_code=304, headers={"etag": etag})
-    body = record_fields(operation_id, known.head, known.request, known.outcome)
+    body = record_fields(operation_id, known.head, known.request, known.outcome, known.journal, known.beat)
     if not known.state.terminal and known.head.attempt > 1:
         record, _ = await mesh.operations.events(operation_id, known.head.namespace, 0)
         body["last_failure"] = last_failure(record.events)
@@ -115,7 +115,7 @@ async def cancel_operation(request: Request, operation_id: str) -> Response:
     namespace = _namespace(request)
     await mesh.operations.cancel(operation_id, namespace)
     known = await mesh.operations.get(operation_id, namespace)
-    return _reply(record_fields(operation_id, known.head, known.request, None), 202)
+    return _reply(record_fields(operation_id, known.head, known.request, None, known.journal, known.beat), 202)
 
 
 @router.get("/v1/operations/{operation_id}/events", tags=["operations"], summary="History, as JSON or SSE")

@@ -158,6 +158,10 @@ class Starts:
         if head.close_by:
             left_ms = head.close_by - (head.start_at - head.lease_ms)
             headers.append((b"operation-timeout", format_duration(left_ms).encode()))
+        if head.journal:
+            headers.append((b"mesh-journal", b"%d" % work.journal))
+        if head.cancel_asked:
+            headers.append((b"mesh-cancel-requested", b"1"))
         if request.content_type is not None:
             headers.append((b"content-type", request.content_type.encode("latin-1")))
         headers += [(b"nexus-link", link.encode("latin-1")) for link in request.links]
@@ -202,7 +206,9 @@ class Starts:
         if claimed is not None:
             # An equal outcome that stands already may be this very call, sent again after its reply was lost.
             if completed.verdict in (Completion.DONE, Completion.SAME):
-                claimed.settle(Ending(_STATES[event], outcome, attempt, completed.seq, completed.at_ms))
+                claimed.settle(
+                    Ending(_STATES[event], outcome, attempt, completed.seq, completed.at_ms, completed.journal)
+                )
             else:
                 claimed.release()
         if completed.verdict is Completion.DONE:
@@ -217,7 +223,8 @@ class Starts:
     async def _retry(self, work: Work, endpoint: Endpoint, answer: TryAgain) -> None:
         retry = endpoint.policy.retry
         head = work.head
-        delay_ms = min(retry.initial_ms * retry.factor ** min(head.attempt - 1, 64), retry.max_ms)
+        tries = max(head.attempt - head.resumes, 1)
+        delay_ms = min(retry.initial_ms * retry.factor ** min(tries - 1, 64), retry.max_ms)
         delay_ms = max(jittered(delay_ms, retry.jitter), min(answer.retry_after_ms, RETRY_AFTER_MS_MAX))
         detail = f"{answer.type}: {answer.message}"[:DETAIL_CHARS_MAX]
         failure = answer.failure or handler_failure(answer.type, answer.message)

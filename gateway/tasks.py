@@ -1,71 +1,211 @@
-"""What agents say about running attempts: `POST /v1/tasks/heartbeat`, many in one request. HTTP in, thin."""
+"""What agents say about running attempts: `/v1/tasks/{heartbeat,journal,emit,suspend,read}`. HTTP in, thin.
+
+Every verb takes many tasks in one request, each with its task token, and answers each; or one task, whose token then
+comes in a header and whose refusal is the request's.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import msgspec
 
+from gateway.journals import raise_for_step
 from gateway.outcomes import encode_json
 from gateway.problems import problem
+from gateway.tasks_body import (
+    DETAILS_BYTES_MAX,
+    EmitBody,
+    EmitTask,
+    HeartbeatBody,
+    HeartbeatTask,
+    JournalBody,
+    JournalTask,
+    ReadBody,
+    SuspendBody,
+    SuspendTask,
+    breach,
+    check_chunks,
+    check_entries,
+)
+from mesh.clock import to_rfc3339
 from mesh.edge import Answer, HotRoute, Request
 from mesh.errors import Malformed, Unprocessable
+from mesh.wire import check_json
 
 if TYPE_CHECKING:
+    from gateway.journals import Steps
     from gateway.operations import Operations
+    from mesh.store.verbs import Step
 
-PATH: Final = b"/v1/tasks/heartbeat"
+PREFIX: Final = b"/v1/tasks/"
 TASKS_MAX: Final = 1_000
 LEASE_MS_MIN: Final = 1_000
 LEASE_MS_MAX: Final = 3_600_000
+WAKE_MS_MAX: Final = 366 * 86_400_000
+READ_MAX: Final = 1_000
+OURS: Final = b"m1."
+"""How task tokens begin; another bearer is a namespace's key."""
+ALONE: Final = ("",)
+_JSON: Final = [(b"content-type", b"application/json"), (b"cache-control", b"no-store")]
+
+Task = TypeVar("Task", HeartbeatTask, JournalTask, EmitTask, SuspendTask)
 
 
-class TaskBody(msgspec.Struct, forbid_unknown_fields=True):
-    """`token`: the attempt's completion token; `lease_ms`: how long from now, absent = as before."""
-
-    token: str
-    lease_ms: int = 0
-
-
-class HeartbeatBody(msgspec.Struct, forbid_unknown_fields=True):
-    """Body of the heartbeat."""
-
-    tasks: list[TaskBody]
+def header_token(request: Request) -> str:
+    """The task token of a request about one task, or ""."""
+    given = request.first.get(b"mesh-task-token")
+    if given is None:
+        scheme, _, credentials = request.first.get(b"authorization", b"").partition(b" ")
+        given = credentials if scheme.lower() == b"bearer" and credentials.startswith(OURS) else b""
+    return given.decode("latin-1").strip()
 
 
-_decode = msgspec.json.Decoder(HeartbeatBody).decode
+def _decoded(decoder: msgspec.json.Decoder[Any], body: bytes) -> Any:
+    check_json(body)
+    try:
+        return decoder.decode(body)
+    except msgspec.ValidationError as error:
+        text, _, path = str(error).partition(" - at `$")
+        pointer = path.rstrip("`").replace("[...]", "").replace(".", "/")
+        detail = f"the body is not what this verb takes: {text}"
+        raise Unprocessable(detail, code="body_invalid", errors=[{"pointer": pointer, "detail": text}]) from None
+    except msgspec.DecodeError as error:
+        raise Malformed(f"not JSON: {error}", code="json_invalid") from None
+
+
+class Shapes:
+    """How the bodies of a verb are decoded: about many tasks, and about one."""
+
+    def __init__(self, many: Any, one: Any) -> None:
+        self._many = msgspec.json.Decoder(many)
+        self._one = msgspec.json.Decoder(one)
+
+    def tasks(self, request: Request) -> tuple[Sequence[Any], Sequence[str]]:
+        """The tasks, and where in the body each is (ALONE: one, the whole of it). Raises Malformed, Unprocessable."""
+        token = header_token(request)
+        if token:
+            task = _decoded(self._one, request.body or b"{}")
+            task.token = token
+            return [task], ALONE
+        tasks = _decoded(self._many, request.body).tasks
+        if len(tasks) > TASKS_MAX:
+            raise Unprocessable(f"one request names at most {TASKS_MAX} tasks", code="body_invalid")
+        for position, task in enumerate(tasks):
+            if not task.token:
+                raise breach(f"/tasks/{position}/token", "a task is named by its token")
+        return tasks, [f"/tasks/{position}" for position in range(len(tasks))]
+
+
+_HEARTBEAT: Final = Shapes(HeartbeatBody, HeartbeatTask)
+_JOURNAL: Final = Shapes(JournalBody, JournalTask)
+_EMIT: Final = Shapes(EmitBody, EmitTask)
+_SUSPEND: Final = Shapes(SuspendBody, SuspendTask)
+_READ: Final = msgspec.json.Decoder(ReadBody)
+
+
+def _in_ms(task: SuspendTask) -> int:
+    return 0 if task.wake_in_ms is None else max(task.wake_in_ms, 1)
+
+
+def _step(step: Step) -> dict[str, Any]:
+    shown: dict[str, Any] = {"status": step.status, "length": step.length}
+    if step.cancel:
+        shown["cancel"] = True
+    return shown
+
+
+def _answer(steps: Steps, wheres: Sequence[str]) -> Answer:
+    if wheres == ALONE:
+        raise_for_step(steps.steps[0].status)
+        return Answer(200, _JSON, encode_json({"now_ms": steps.now_ms, **_step(steps.steps[0])}))
+    return Answer(200, _JSON, encode_json({"now_ms": steps.now_ms, "tasks": [_step(step) for step in steps.steps]}))
 
 
 class TasksSurface:
     """The task token is the whole proof, as for completions; no key is asked for."""
 
-    def __init__(self, operations: Operations) -> None:
+    def __init__(self, operations: Operations, wait_max_ms: int) -> None:
         self._operations = operations
-        self._heartbeat = HotRoute(self.heartbeat, problem)
+        self._wait_max_ms = wait_max_ms
+        self._routes = {
+            PREFIX + name: HotRoute(verb, problem)
+            for name, verb in (
+                (b"heartbeat", self.heartbeat),
+                (b"journal", self.journal),
+                (b"emit", self.emit),
+                (b"suspend", self.suspend),
+                (b"read", self.read),
+            )
+        }
 
     def find(self, method: str, raw_path: bytes) -> HotRoute | None:
-        """POST /v1/tasks/heartbeat."""
-        return self._heartbeat if method == "POST" and raw_path == PATH else None
+        """POST /v1/tasks/{verb}."""
+        return self._routes.get(raw_path) if method == "POST" else None
 
     async def heartbeat(self, request: Request) -> Answer:
         """`{"tasks": [{"status": "ok"|"cancel"|"lost"|"ended"|"unknown"|"invalid"}, ...]}`, in the order asked."""
-        try:
-            body = _decode(request.body)
-        except msgspec.ValidationError as error:
-            raise Unprocessable(f"the body is not a heartbeat: {error}", code="body_invalid") from None
-        except msgspec.DecodeError as error:
-            raise Malformed(f"not JSON: {error}", code="json_invalid") from None
-        if len(body.tasks) > TASKS_MAX:
-            raise Unprocessable(f"one heartbeat names at most {TASKS_MAX} tasks", code="body_invalid")
-        for position, task in enumerate(body.tasks):
+        tasks, wheres = _HEARTBEAT.tasks(request)
+        wanted: list[tuple[str, int, bytes]] = []
+        for task, where in zip(tasks, wheres, strict=True):
             if task.lease_ms and not LEASE_MS_MIN <= task.lease_ms <= LEASE_MS_MAX:
-                detail = f"lease_ms is between {LEASE_MS_MIN} and {LEASE_MS_MAX}"
-                raise Unprocessable(
-                    detail, code="body_invalid", errors=[{"pointer": f"/tasks/{position}/lease_ms", "detail": detail}]
-                )
-        replies = await self._operations.heartbeat([(task.token, task.lease_ms) for task in body.tasks])
+                raise breach(f"{where}/lease_ms", f"lease_ms is between {LEASE_MS_MIN} and {LEASE_MS_MAX}")
+            details = b"" if isinstance(task.details, msgspec.UnsetType) else bytes(task.details)
+            if len(details) > DETAILS_BYTES_MAX:
+                raise breach(f"{where}/details", f"details have at most {DETAILS_BYTES_MAX} bytes")
+            wanted.append((task.token, task.lease_ms, details))
+        replies = await self._operations.heartbeat(wanted)
+        if wheres == ALONE:
+            raise_for_step(replies[0])
+            return Answer(200, _JSON, encode_json({"status": replies[0]}))
+        return Answer(200, _JSON, encode_json({"tasks": [{"status": reply} for reply in replies]}))
+
+    async def journal(self, request: Request) -> Answer:
+        """`{"now_ms", "tasks": [{"status", "length", "cancel"?}, ...]}`."""
+        tasks, wheres = _JOURNAL.tasks(request)
+        wanted = [
+            (task.token, task.at, check_entries(task.entries, where)) for task, where in zip(tasks, wheres, strict=True)
+        ]
+        return _answer(await self._operations.journal(wanted), wheres)
+
+    async def emit(self, request: Request) -> Answer:
+        """As `journal`, for the stream."""
+        tasks, wheres = _EMIT.tasks(request)
+        wanted = [
+            (task.token, task.at, check_chunks(task.chunks, where)) for task, where in zip(tasks, wheres, strict=True)
+        ]
+        return _answer(await self._operations.emit(wanted), wheres)
+
+    async def suspend(self, request: Request) -> Answer:
+        """As `journal`; `grown` when there is something that the agent has not seen."""
+        tasks, wheres = _SUSPEND.tasks(request)
+        for task, where in zip(tasks, wheres, strict=True):
+            if not 0 <= (task.wake_in_ms or 0) <= WAKE_MS_MAX:
+                raise breach(f"{where}/wake_in_ms", f"wake_in_ms is between 0 and {WAKE_MS_MAX}, or null")
+        # 0 means no time at all to the store: what is due at once is due in a moment.
+        wanted = [(task.token, task.at, _in_ms(task), task.wake_at_ms or 0, task.cancel) for task in tasks]
+        return _answer(await self._operations.suspend(wanted), wheres)
+
+    async def read(self, request: Request) -> Answer:
+        """`{"entries", "length", "stream", "now", "now_ms", "cancel"}`: the journal after the first `after` entries."""
+        body = _decoded(_READ, request.body or b"{}")
+        token = header_token(request) or body.token
+        if not 1 <= body.limit <= READ_MAX:
+            raise breach("/limit", f"limit is between 1 and {READ_MAX}")
+        wait_s = min(max(body.wait_ms, 0), self._wait_max_ms) / 1000
+        page, entries = await self._operations.journal_page(token, body.after, body.limit, wait_s)
         return Answer(
             200,
-            [(b"content-type", b"application/json")],
-            encode_json({"tasks": [{"status": reply} for reply in replies]}),
+            _JSON,
+            encode_json(
+                {
+                    "entries": entries,
+                    "length": page.journal,
+                    "stream": page.stream,
+                    "now": to_rfc3339(page.now_ms),
+                    "now_ms": page.now_ms,
+                    "cancel": page.cancel,
+                }
+            ),
         )

@@ -14,6 +14,7 @@ from mesh.clock import monotonic_s, sleep
 from mesh.errors import ConfigError, StoreUnsafe, Unavailable
 from mesh.ids import short_id
 from mesh.store.store import NoSession
+from mesh.store.verbs import LOOK
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -75,9 +76,10 @@ class Ticker:
         self.beat_at_s = 0.0
 
     def wake(self, line: str) -> None:
-        """Look now: a slot became free, a timer was set before the next look, or `line` has work."""
+        """Look now: a slot became free, a timer was set before the next look (LOOK), or `line` has work."""
         if line:
-            self._lines.add(line)
+            if line != LOOK:
+                self._lines.add(line)
             self._claim_now.set()
 
     async def join(self) -> None:

@@ -29,6 +29,8 @@ class Ending(NamedTuple):
     attempt: int
     seq: int
     closed_at_ms: int
+    journal: bool = False
+    """There is more to its record than this and what is known from its start."""
 
 
 class FirstRequest:

@@ -38,6 +38,10 @@ class EventKind(IntEnum):
     REDELIVERED = 17
     RELEASED = 30
     """Whoever fetched the attempt gave it back; it counts against nothing."""
+    SUSPENDED = 18
+    """The handler waits for a time or a child, and no attempt is out."""
+    REFUSED = 19
+    """A step or an outcome of an attempt that was given up; nothing of it was taken."""
 
     @property
     def word(self) -> str:
@@ -83,6 +87,8 @@ DETAIL: Final[dict[EventKind, tuple[str, dict[str, Any]]]] = {
     EventKind.CALLBACK_DEAD: _ERROR,
     EventKind.RELEASED: _reason(),
     EventKind.REDELIVERED: ("delivery", {"type": "string", "enum": ["cancel", "callback"]}),
+    EventKind.SUSPENDED: ("until_ms", {"type": "integer", "description": "Unix time in ms; absent: a child wakes it"}),
+    EventKind.REFUSED: ("verb", {"type": "string", "description": "what it tried"}),
 }
 """Kind -> the name its one detail has in JSON, and that field's JSON Schema. Any event may come without."""
 
@@ -118,7 +124,7 @@ def to_json(operation_id: str, seq: int, created_at_ms: int, packed: Entry) -> d
         "operation_id": operation_id,
         "attempt": packed.attempt,
     }
-    if packed.detail is not None:
+    if packed.detail is not None and packed.detail is not False:
         event[_FIELD_OF_CODE.get(code, "detail")] = packed.detail
     return event
 

@@ -62,7 +62,9 @@ class Event(StrEnum):
     WITHDRAW = "withdraw"
     """The caller cancels and nothing is out there: never dispatched, or backing off (decision 16)."""
     REQUEST_CANCEL = "request_cancel"
-    """The caller cancels and an attempt is out there: remembered, sent once the agent's token is known."""
+    """The caller cancels and the handler is to know: an attempt is out there, or there is a journal to wind up."""
+    SUSPEND = "suspend"
+    """The handler waits and needs no process for it; a later dispatch goes on with its journal."""
     TIME_OUT = "time_out"
 
 
@@ -147,8 +149,13 @@ def _operation_table() -> dict[State, dict[Event, Cell]]:
             Event.BLOCK: Move(scheduled),
             Event.RETRY: ABSORB,
             Event.WITHDRAW: Move(State.CANCELED),
+            Event.REQUEST_CANCEL: Move(backing_off),
         },
         started: {
+            # Only of suspended work: nothing is out there.
+            Event.DISPATCH: Move(scheduled),
+            Event.BLOCK: Move(scheduled),
+            Event.SUSPEND: Move(started),
             Event.START: ABSORB,
             Event.RETRY: Move(backing_off),
             Event.LOSE: Move(scheduled),
@@ -161,7 +168,8 @@ def _operation_table() -> dict[State, dict[Event, Cell]]:
         # A late 201, retry, lost lease, timer or cancel changes nothing (I17, I18). An equal outcome is a duplicate;
         # another outcome has no cell: conflict, the first one stands (I14, I16).
         late = (
-            Event.START, Event.RETRY, Event.LOSE, Event.EXHAUST, Event.TIME_OUT, Event.WITHDRAW, Event.REQUEST_CANCEL
+            Event.START, Event.RETRY, Event.LOSE, Event.EXHAUST, Event.TIME_OUT, Event.WITHDRAW, Event.REQUEST_CANCEL,
+            Event.SUSPEND,
         )  # fmt: skip
         table[state] = dict.fromkeys(late, ABSORB)
     table[State.SUCCEEDED][Event.SUCCEED] = ABSORB

@@ -14,7 +14,11 @@ SCHEMA: Final = 2
 PREFIX: Final = "m:"
 
 SUFFIXES: Final = {
-    "operation": ":o:",  # + operation id; hash h q i r t e, see layout.py
+    "operation": ":o:",  # + operation id; hash h q i r t e b, see layout.py
+    "journal": ":j:",  # + operation id; list of what its handler did, layout.Line
+    "stream": ":c:",  # + operation id; list of chunks that its handler emitted, layout.Line
+    "children": ":kids:",  # + operation id; zset, operations that its handler started by acceptance, ms
+    "unfinished": ":live:",  # + operation id; set, those of its children that are canceled when it ends first
     "idempotency": ":k:",  # + digest of the scoped key; string, the operation id
     "due": ":due",  # zset, operation id by its earliest timer, ms; operations that no session holds
     "held": ":held:",  # + session; zset like `due`, operations with a delivery leased to that session
@@ -56,6 +60,8 @@ class Keys:
         self.waiting_endpoints = self._key("waiting_endpoints")
         self.meta = self._key("meta")
         self._operation = self._key("operation")
+        self._journal = self._key("journal")
+        self._stream = self._key("stream")
         self._channel = self.root + CHANNELS["operation"].encode()
         self.registry_channel = self.root + CHANNELS["registry"].encode()
 
@@ -70,6 +76,15 @@ class Keys:
 
     def pull_channel(self, endpoint_id: str) -> bytes:
         return self.root + CHANNELS["pull"].encode() + endpoint_id.encode()
+
+    def journal(self, operation_id: str) -> bytes:
+        return self._journal + operation_id.encode()
+
+    def stream(self, operation_id: str) -> bytes:
+        return self._stream + operation_id.encode()
+
+    def children(self, operation_id: str) -> bytes:
+        return self._key("children") + operation_id.encode()
 
     def index(self, namespace: str) -> bytes:
         return self._key("index") + namespace.encode()

@@ -2,12 +2,14 @@
 
 Hash fields: `h` head (msgpack array in the order of HEAD, rewritten by transitions), `q` request (msgpack, written
 once, opaque to Lua), `i` input bytes, `r` outcome (msgpack array), `t` the agent's own token, `e` events (msgpack
-arrays one after the other). A field is absent when it is empty.
+arrays one after the other), `b` the last heartbeat's details (`Line`). A field is absent when it is empty. Journal and
+stream are lists of their own, whose elements are `Line`s.
 """
 
 from __future__ import annotations
 
-from typing import Any, Final
+from struct import Struct
+from typing import Any, Final, NamedTuple
 
 import msgspec
 
@@ -47,6 +49,12 @@ HEAD: Final = (
     "digest",  # digest of the content
     "instance",  # who fetched the present or the last attempt of an endpoint of kind pull, or ""
     "resumes",  # attempts that do not count against attempts_max
+    "journal",  # 1 once it keeps a journal (the list may be empty): only its handler ends it when it is canceled
+    "suspended",  # since when no attempt is out because the handler waits, or 0
+    "refused",  # the highest superseded attempt whose late step was refused and shown
+    "parent",  # `{operation id}.{run}` whose handler started it, or ""
+    "parent_key",  # what the parent's journal calls it
+    "children",  # 0 none, 1 it started some, 2 it ended and the unfinished ones are yet to be canceled
 )
 """Times in milliseconds of the store's clock. Order is stored; append only, and raise keys.SCHEMA on any change."""
 
@@ -89,6 +97,12 @@ class Head(msgspec.Struct, array_like=True):
     digest: str
     instance: str = ""
     resumes: int = 0
+    journal: int = 0
+    suspended: int = 0
+    refused: int = 0
+    parent: str = ""
+    parent_key: str = ""
+    children: int = 0
 
 
 class Request(msgspec.Struct, array_like=True, omit_defaults=True):
@@ -128,12 +142,32 @@ class Outcome(msgspec.Struct, array_like=True, omit_defaults=True):
 
 
 class Entry(msgspec.Struct, array_like=True):
-    """One packed event: code of mesh.events.EventKind, milliseconds since acceptance, attempt, optional detail."""
+    """One packed event: code of mesh.events.EventKind, milliseconds since acceptance, attempt, optional detail.
+
+    `journal` is the length of the journal at that moment, which gives the event its place between the entries. Lua
+    writes False for a detail that only stands in front of it.
+    """
 
     code: int
     after_ms: int
     attempt: int
     detail: Any = None
+    journal: int = 0
+
+
+class Line(NamedTuple):
+    """One element of a journal or stream: a fixed head, written by the store (prelude.lua), and a body.
+
+    `total` counts the bytes of all bodies up to this one. `child` is (state, operation id, key): the store's own
+    entry about a child that ended, whose body is its packed `Outcome`, or nothing where that would be too large; else
+    the body is the agent's own JSON, byte for byte.
+    """
+
+    after_ms: int
+    attempt: int
+    total: int
+    child: tuple[int, str, str] | None
+    body: bytes
 
 
 _encoder = msgspec.msgpack.Encoder()
@@ -142,8 +176,24 @@ decode_head = msgspec.msgpack.Decoder(Head, strict=False).decode
 decode_request = msgspec.msgpack.Decoder(Request).decode
 decode_outcome = msgspec.msgpack.Decoder(Outcome).decode
 _decode_entries = msgspec.msgpack.Decoder(list[Entry]).decode
+_LINE: Final = Struct(">BQII")  # 1: about a child; after_ms, attempt, total
+_CHILD: Final = Struct(">BBH")  # state, bytes of the id, bytes of the key
+_line, _line_bytes = _LINE.unpack_from, _LINE.size
+_child, _child_bytes = _CHILD.unpack_from, _CHILD.size
 
 
 def decode_events(packed: bytes, count: int) -> list[Entry]:
     """`e` holds `count` msgpack arrays without a frame; put the frame (array 32) in front and decode."""
     return _decode_entries(b"\xdd" + count.to_bytes(4, "big") + packed) if count else []
+
+
+def decode_line(element: bytes) -> Line:
+    """One element of a journal or stream."""
+    child, after_ms, attempt, total = _line(element)
+    if not child:
+        return Line(after_ms, attempt, total, None, element[_line_bytes:])
+    state, id_bytes, key_bytes = _child(element, _line_bytes)
+    key_at = _line_bytes + _child_bytes + id_bytes
+    body_at = key_at + key_bytes
+    known = (state, element[key_at - id_bytes : key_at].decode(), element[key_at:body_at].decode())
+    return Line(after_ms, attempt, total, known, element[body_at:])

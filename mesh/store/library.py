@@ -27,16 +27,25 @@ LIMITS: Final = {
     "instances": 512,  # instances per endpoint
     "rate_ahead_ms": 250,  # how far `rate_per_s` may run ahead of an even pace: one look of a courier
     "pull_look": 256,  # operations of a waiting line looked at per pull
+    "journal_entries": 100_000,  # of one operation
+    "journal_bytes": 64 << 20,  # of one operation, all entries together
+    "stream_chunks": 100_000,
+    "stream_bytes": 64 << 20,
+    "page_entries": 1_000,  # elements of a journal or stream in one reply
+    "page_bytes": 1 << 20,  # about so many bytes of them
+    "children_closed": 64,  # children canceled per claim for a parent that ended
     "beat_ms": 30_000,  # lease of a heartbeat that names no length when none was named before
 }
 
 FILES: Final = (
-    "prelude", "pulling", "start", "started", "complete", "retry", "release", "cancel", "heartbeat", "claim", "unblock",
-    "pull", "answers", "delivery", "sessions", "registry",
+    "prelude", "pulling", "durable", "start", "started", "complete", "retry", "release", "cancel", "heartbeat", "claim",
+    "unblock", "pull", "answers", "delivery", "sessions", "journal", "suspend", "registry",
 )  # fmt: skip
 
-ADMISSION: Final = frozenset({"mesh1_start", "mesh1_endpoint_put"})
+ADMISSION: Final = frozenset({"mesh1_start", "mesh1_endpoint_put", "mesh1_append"})
 """The only functions that a full store refuses; all others may end or move what is already kept (I29)."""
+READS: Final = frozenset({"mesh1_page"})
+"""Functions that write nothing."""
 
 
 def _literal(pairs: Mapping[str, str | int]) -> str:
@@ -84,12 +93,13 @@ def source() -> str:
         f"local S = {_codes(State)}",
         f"local D = {_codes(Delivery)}",
         f"local E = {_codes(EventKind)}",
+        f"local H = {_literal({name: position for position, name in enumerate(HEAD, start=1)})}",
         f"local OPERATION = {_table(OPERATION)}",  # pyright: ignore[reportArgumentType]
         f"local DELIVERY = {_table(DELIVERY)}",  # pyright: ignore[reportArgumentType]
         _head_code(),
         *bodies,
     ]
     for verb in verbs:
-        flags = "{}" if verb in ADMISSION else "{'allow-oom'}"
+        flags = "{'no-writes'}" if verb in READS else "{}" if verb in ADMISSION else "{'allow-oom'}"
         parts.append(f"redis.register_function{{function_name='{verb}', callback={verb}, flags={flags}}}")
     return "\n".join(parts) + "\n"

@@ -28,8 +28,8 @@ _CODES: Final = {
 
 def read_work(packed: list[Any]) -> Work:
     """One piece of work as the Lua function `work` gives it."""
-    operation_id, kind, head, request, extra = packed
-    return Work(operation_id.decode(), Kind(kind.decode()), decode_head(head), decode_request(request), extra)
+    operation_id, kind, head, request, extra, *journal = packed
+    return Work(operation_id.decode(), Kind(kind.decode()), decode_head(head), decode_request(request), extra, *journal)
 
 
 def read_optional_work(packed: Any) -> Work | None:
@@ -60,7 +60,8 @@ def read_completed(reply: list[Any]) -> Completed:
         return Completed(verdict, reply[1], reply[2])
     if verdict is not Completion.DONE:
         return Completed(verdict)
-    return Completed(verdict, reply[1], reply[2], reply[3].decode(), read_optional_work(reply[4]))
+    work, journal = read_optional_work(reply[4]), len(reply) > 5  # noqa: PLR2004
+    return Completed(verdict, reply[1], reply[2], reply[3].decode(), work, journal)
 
 
 def refused_completion(refused: Refused) -> Completed:

@@ -7,8 +7,13 @@ from typing import Any
 
 from mesh.ids import PARTITION
 from mesh.machine import Delivery, Event, Kind, State
-from mesh.store.functions import Functions, Refused
-from mesh.store.layout import Outcome, Request, decode_events, decode_head, decode_outcome, decode_request, encode
+from mesh.store.durable import Durable
+from mesh.store.functions import Refused
+from mesh.store.layout import (
+    Outcome,
+    Request,
+    encode,
+)
 from mesh.store.library import LIMITS
 from mesh.store.link import Link
 from mesh.store.parcels import (
@@ -30,7 +35,6 @@ from mesh.store.verbs import (
     Record,
     Replayed,
     Start,
-    Task,
     Work,
 )
 
@@ -46,7 +50,14 @@ class NoSession(Exception):
     """The session was taken for dead; join anew."""
 
 
-class Store(Functions):
+class ParentLost(Exception):
+    """The attempt that starts a child was given up, or its operation ended."""
+
+
+_REFUSALS = {"NO_ENDPOINT": NoEndpoint, "NO_SESSION": NoSession, "PARENT_LOST": ParentLost}
+
+
+class Store(Durable):
     """The operations of one partition.
 
     All methods raise StoreUnavailable or OutcomeUnknown when the store cannot answer; both may be repeated, for every
@@ -55,8 +66,6 @@ class Store(Functions):
 
     def __init__(self, link: Link, partition: str = PARTITION) -> None:
         super().__init__(link, partition)
-        self.alone = False
-        """No other gateway was alive at the last beat."""
 
     async def secret(self, name: str, candidate: str) -> str:
         """A secret that the store keeps for all gateways; `candidate` becomes it when there is none."""
@@ -68,15 +77,19 @@ class Store(Functions):
     async def start(
         self, start: Start, request: Request, body: bytes, seat: tuple[bytes, ...] = ()
     ) -> Accepted | Replayed | KeyReused:
-        """Accept an operation and lease its first attempt; `seat` is PullStore.seat. Raises NoEndpoint, NoSession."""
+        """Accept an operation and lease its first attempt; `seat` is PullStore.seat.
+
+        Raises NoEndpoint, NoSession, ParentLost.
+        """
         try:
             reply = await self.fcall("mesh1_start", start, encode(request), body, *seat)
         except Refused as refused:
             if refused.word == "KEY_REUSED":
                 return KeyReused(refused.about)
-            raise {"NO_ENDPOINT": NoEndpoint, "NO_SESSION": NoSession}[refused.word](refused.about) from None
+            raise _REFUSALS[refused.word](refused.about) from None
         if reply[0] == b"accepted":
-            return Accepted(reply[1], reply[2], reply[3].decode(), len(reply) > 4)  # noqa: PLR2004
+            at_ms, attempt, blocked, *more = reply[1:]
+            return Accepted(at_ms, attempt, blocked.decode(), *([more[0] == 1, more[1]] if more else []))
         return Replayed(reply[2].decode(), State(reply[3]))
 
     async def cancel(self, operation_id: str, namespace: str, session: str) -> Moved | None:
@@ -92,52 +105,9 @@ class Store(Functions):
             reply = await self.fcall("mesh1_cancel", arguments)
         except Refused:
             return None
-        return Moved(reply[0].decode(), "", read_optional_work(reply[3]) if len(reply) > 3 else None)  # noqa: PLR2004
-
-    async def read(self, operation_id: str, *, events: bool = False) -> Record | None:
-        """The record, or None. Reads only; state changes never start with it."""
-        return (await self.read_many([operation_id], events=events))[0]
-
-    async def read_many(self, operation_ids: Sequence[str], *, events: bool = False) -> list[Record | None]:
-        """Records in the order of the ids, in one pipeline."""
-        fields = (b"h", b"q", b"r", b"e") if events else (b"h", b"q", b"r")
-        calls = [self.link.call(b"HMGET", self.keys.operation(one), *fields) for one in operation_ids]
-        records: list[Record | None] = []
-        for operation_id, call in zip(operation_ids, calls, strict=True):
-            values = await call
-            if values[0] is None:
-                records.append(None)
-                continue
-            head = decode_head(values[0])
-            outcome = decode_outcome(values[2]) if values[2] is not None else None
-            entries = decode_events(values[3], head.seq) if events else []
-            records.append(Record(operation_id, head, decode_request(values[1]), outcome, entries))
-        return records
-
-    async def input(self, operation_id: str) -> bytes | None:
-        """The input's bytes; None when the operation is unknown or its input is empty."""
-        return await self.link.call(b"HGET", self.keys.operation(operation_id), b"i")
-
-    async def page(
-        self, namespace: str, *, before: tuple[int, str] | None, since_ms: int, until_ms: int, limit: int
-    ) -> list[tuple[str, int]]:
-        """Ids with their acceptance time, newest first, strictly older than the cursor `before` (time, id)."""
-        top = min(until_ms, before[0]) if before else until_ms
-        # Several operations may share the cursor's millisecond; they come in reverse id order, and those at or after
-        # the cursor's id were on earlier pages.
-        found: list[tuple[str, int]] = []
-        offset = 0
-        while len(found) < limit:
-            raw = await self.link.call(
-                b"ZRANGE", self.keys.index(namespace), top, since_ms, b"BYSCORE", b"REV", b"LIMIT", offset, limit,
-                b"WITHSCORES",
-            )  # fmt: skip
-            rows = [(raw[i].decode(), int(float(raw[i + 1]))) for i in range(0, len(raw), 2)]
-            found += [row for row in rows if before is None or (row[1], row[0]) < before]
-            offset += len(rows)
-            if len(rows) < limit:
-                break
-        return found[:limit]
+        if len(reply) < 5:  # noqa: PLR2004
+            return Moved(reply[0].decode())
+        return Moved(reply[0].decode(), reply[4].decode(), read_optional_work(reply[3]))
 
     # Agents -------------------------------------------------------------------------------------------------------
 
@@ -202,11 +172,6 @@ class Store(Functions):
         except Refused:
             return Moved("unknown")
         return Moved(reply[0].decode())
-
-    async def heartbeat(self, tasks: Sequence[Task]) -> list[str]:
-        """`ok`, `cancel`, `lost`, `ended` or `unknown` per task."""
-        arguments = {"tasks": [task._asdict() for task in tasks]}
-        return [reply.decode() for reply in await self.fcall("mesh1_heartbeat", arguments)]
 
     # Couriers -----------------------------------------------------------------------------------------------------
 

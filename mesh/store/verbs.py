@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import StrEnum
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import msgspec
 
 from mesh.machine import Delivery, Kind, State
-from mesh.store.layout import Entry, Head, Outcome, Request
+from mesh.store.layout import Entry, Head, Line, Outcome, Request
 
 
 class Start(msgspec.Struct):
@@ -35,6 +36,19 @@ class Start(msgspec.Struct):
     blocked: str = ""
 
 
+class ChildStart(Start):
+    """A start by the handler of another operation, in the journal of which it is called `parent_key`.
+
+    `parent_close` 1: it is canceled when the parent ends before it.
+    """
+
+    parent: str = ""
+    parent_run: int = 0
+    parent_attempt: int = 0
+    parent_key: str = ""
+    parent_close: int = 1
+
+
 class Accepted(NamedTuple):
     """`attempt` 1: leased to the accepting session, which sends it now; 0: it waits, `blocked` says why."""
 
@@ -43,6 +57,7 @@ class Accepted(NamedTuple):
     blocked: str
     fetched: bool = False
     """The attempt is the poller's that was named; its lease has begun."""
+    close_by_ms: int = 0
 
 
 class Replayed(NamedTuple):
@@ -61,7 +76,8 @@ class KeyReused(NamedTuple):
 class Work(NamedTuple):
     """One delivery leased to this session.
 
-    `extra`: the input of a start, the packed outcome of a callback, the agent's own token of a cancel.
+    `extra`: the input of a start, the packed outcome of a callback, the agent's own token of a cancel. `journal`: how
+    many entries its journal has.
     """
 
     id: str
@@ -69,6 +85,7 @@ class Work(NamedTuple):
     head: Head
     request: Request
     extra: bytes
+    journal: int = 0
 
 
 class Completion(StrEnum):
@@ -87,17 +104,23 @@ class Completion(StrEnum):
 
 
 class Completed(NamedTuple):
-    """`line` is an endpoint with waiting operations, or ''. `callback` is leased to this session."""
+    """`line` is an endpoint with waiting operations, LOOK or ''. `callback` is leased to this session."""
 
     verdict: Completion
     at_ms: int = 0
     seq: int = 0
     line: str = ""
     callback: Work | None = None
+    journal: bool = False
+    """It has a journal, which this reply says nothing of."""
+
+
+LOOK: Final = "*"
+"""In place of an endpoint's line: something that belongs to no line became due, so claim at once."""
 
 
 class Moved(NamedTuple):
-    """Reply of retry, release, started, cancel: the verdict's word, a waiting line or '', and leased work."""
+    """Reply of retry, release, started, cancel: the verdict's word, a waiting line, LOOK or '', and leased work."""
 
     verdict: str
     line: str = ""
@@ -125,12 +148,63 @@ class Beat(NamedTuple):
 
 
 class Task(NamedTuple):
-    """One running attempt that an agent reports on; `lease_ms` 0 keeps the length of the lease."""
+    """One running attempt that an agent reports on; `lease_ms` 0 keeps the length of the lease.
+
+    `details`: JSON to show beside the operation until the next that has some.
+    """
 
     id: str
     run: int
     attempt: int
     lease_ms: int
+    details: bytes = b""
+
+
+class Append(NamedTuple):
+    """Elements for a journal or stream, of which the agent knows the first `at`."""
+
+    id: str
+    run: int
+    attempt: int
+    at: int
+    bodies: Sequence[bytes]
+
+
+class Suspend(NamedTuple):
+    """An attempt that ends because its handler waits; see suspend.lua."""
+
+    id: str
+    run: int
+    attempt: int
+    at: int
+    wake_in_ms: int = 0
+    wake_at_ms: int = 0
+    cancel: int = 0
+
+
+class Step(NamedTuple):
+    """What became of an Append or Suspend.
+
+    `status`: `ok`, `grown` (there is news that the agent does not know), `full`, `lost`, `ended`, `unknown`. `length`
+    is the number of elements, after its own when it is ok. `line`: an endpoint whose line may move, LOOK, or "".
+    """
+
+    status: str
+    length: int = 0
+    cancel: bool = False
+    line: str = ""
+
+
+class Page(NamedTuple):
+    """Elements of a journal or stream, and how long both are. `status`: `ok`, `lost`, `ended`, `unknown`."""
+
+    status: str
+    now_ms: int
+    cancel: bool = False
+    journal: int = 0
+    stream: int = 0
+    created_at_ms: int = 0
+    lines: Sequence[Line] = ()
 
 
 class Seat(msgspec.Struct):
@@ -151,13 +225,18 @@ class Pulled(NamedTuple):
 
 
 class Record(NamedTuple):
-    """An operation as read. `events` is empty when they were not asked for."""
+    """An operation as read. `events` is empty when they were not asked for.
+
+    `journal` is the number of entries, `beat` the last heartbeat that had details.
+    """
 
     id: str
     head: Head
     request: Request
     outcome: Outcome | None
     events: list[Entry]
+    journal: int = 0
+    beat: Line | None = None
 
     @property
     def state(self) -> State:

@@ -114,7 +114,7 @@ async def test_a_superseded_attempt_that_was_asked_to_stop_may_report_it(room: R
 async def test_leased_attempts_are_fenced_once_superseded(room: Room) -> None:
     """Attempt 1 ran under a heartbeat lease and lost it: whatever it says now is `lease_lost` (decision 6, I10).
 
-    Also while attempt 2, which is out, has not shown yet whether it heartbeats.
+    It is shown once. Also while attempt 2, which is out, has not shown yet whether it heartbeats.
     """
     one = await room.accepted()
     await room.started(one, beat_ms=1)
@@ -127,7 +127,10 @@ async def test_leased_attempts_are_fenced_once_superseded(room: Room) -> None:
     assert (await room.succeed(one, attempt=1)).verdict is Completion.LEASE_LOST
     assert (await room.fail(one, attempt=1)).verdict is Completion.LEASE_LOST
     assert await room.store.heartbeat([Task(one, 1, 1, 1_000)]) == ["lost"]
-    assert await room.kept(one) == before
+    kept = await room.kept(one)
+    assert kept.words == [*before.words, "refused"]
+    assert (kept.events[-1].attempt, kept.events[-1].detail) == (1, "complete")
+    assert (kept.state, kept.head.attempt, kept.head.start_at) == (before.state, 2, before.head.start_at)
     assert (await room.succeed(one, attempt=2)).verdict is Completion.DONE
 
 

@@ -200,7 +200,9 @@ async def test_silence_loses_the_attempt_and_the_line_gets_it(pulled: Room) -> N
     )
     assert [reply.verdict for reply in replies] == [Completion.LEASE_LOST, Completion.LEASE_LOST, "lost", "lost"]
     assert await pulled.store.heartbeat([Task(one, 1, 1, 0)]) == ["lost"]
-    assert await pulled.kept(one) == kept
+    now = await pulled.kept(one)
+    assert now.words == [*kept.words, "refused"]
+    assert (now.head.attempt, now.head.beat_by) == (2, kept.head.beat_by)
 
 
 async def test_a_heartbeat_keeps_it(pulled: Room) -> None:

@@ -56,6 +56,8 @@ class Op:
     leased: bool = False
     """Whether the present attempt has begun a lease."""
     cancel_asked: bool = False
+    refused: int = 0
+    """The highest attempt of which a late step was refused."""
     closed: int = 0
     outcome: bytes | tuple[str, str] | None = None
     token: str = ""
@@ -83,6 +85,12 @@ class Op:
 
     def note(self, event: str) -> None:
         self.history.append((event, self.attempt))
+
+    def note_refused(self, attempt: int) -> None:
+        """Something of an attempt that was given up was refused; shown once per attempt."""
+        if attempt > self.refused:
+            self.refused = attempt
+            self.history.append(("refused", attempt))
 
     def let_go(self) -> None:
         """Nobody holds an operation of which nothing is leased."""

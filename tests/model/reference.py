@@ -101,6 +101,7 @@ class Reference(Ground):
             return Completion.SAME if (op.state, op.outcome) == (state, outcome) else Completion.OTHER, None
         if attempt != op.attempt:
             if op.beat_ms:
+                op.note_refused(attempt)
                 return Completion.LEASE_LOST, None
             if state is State.FAILED or (state is State.CANCELED and not op.cancel_asked):
                 return Completion.DROPPED, None

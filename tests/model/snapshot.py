@@ -27,6 +27,7 @@ for _, key in ipairs(redis.call('KEYS', '*')) do
   if kind == 'hash' then value = redis.call('HGETALL', key)
   elseif kind == 'zset' then value = redis.call('ZRANGE', key, 0, -1, 'WITHSCORES')
   elseif kind == 'set' then value = redis.call('SMEMBERS', key)
+  elseif kind == 'list' then value = redis.call('LRANGE', key, 0, -1)
   else value = redis.call('GET', key) end
   all[#all + 1] = { key, value }
 end
@@ -185,9 +186,10 @@ def _of_record(kept: Kept) -> Iterator[str]:  # noqa: C901, PLR0912 - one senten
         yield "the request is missing"
     if state.terminal and head.start in OWED:
         yield "ended, and its start is still owed"
-    if state is State.STARTED and (head.start != Delivery.DELIVERED or not ("t" in kept.fields or head.instance)):
+    out = state is State.STARTED and not head.suspended
+    if out and (head.start != Delivery.DELIVERED or not ("t" in kept.fields or head.instance)):
         yield "started without a delivered start and the agent's token, or who fetched it"
-    if state is State.STARTED and head.instance and (head.beat_by == 0 or head.owner):
+    if out and head.instance and (head.beat_by == 0 or head.owner):
         yield f"fetched by {head.instance} without a lease, or held by {head.owner!r}"
     if not 0 <= head.resumes <= head.attempt:
         yield f"{head.resumes} of {head.attempt} attempts count against nothing"

@@ -27,7 +27,7 @@ def test_codes_are_stored_and_never_move() -> None:
         "cancel_requested": 7, "cancel_delivered": 8, "cancel_failed": 9, "succeeded": 10, "failed": 11,
         "canceled": 12,
         "timed_out": 13, "callback_delivered": 14, "callback_failed": 15, "callback_dead": 16,
-        "redelivered": 17, "released": 30,
+        "redelivered": 17, "suspended": 18, "refused": 19, "released": 30,
     }  # fmt: skip
     assert [kind.word for kind in EventKind if kind.terminal] == [
         "succeeded",
@@ -88,10 +88,11 @@ validator = Draft202012Validator(events.schema())
 def test_every_event_fits_the_schema(
     kind: EventKind, data: Any, seq: int, after_ms: int, attempt: int
 ) -> None:
-    detail: str | None = None
+    detail: str | int | None = None
     if kind in DETAIL:
-        words = DETAIL[kind][1].get("enum")
-        detail = data.draw(st.none() | (st.sampled_from(words) if words else st.text(max_size=20)))
+        words, numbers = DETAIL[kind][1].get("enum"), DETAIL[kind][1]["type"] == "integer"
+        some = st.sampled_from(words) if words else st.integers(0, 1 << 45) if numbers else st.text(max_size=20)
+        detail = data.draw(st.none() | some)
     event = to_json("00-a", seq, 1_700_000_000_000, Stored(kind.value, after_ms, attempt, detail))
     validator.validate(event)
     assert from_rfc3339(event["at"]) == 1_700_000_000_000 + after_ms

@@ -21,8 +21,8 @@ SPECS = Path(__file__).parents[2] / "specs"
 # `.` the cell is illegal, `=` a duplicate. Written out, so that a change of the machine is a change here too.
 OPERATION_GRID = """
                 scheduled    backing_off  started    succeeded  failed  canceled  timed_out
-dispatch        scheduled    scheduled    .          .          .       .         .
-block           scheduled    scheduled    .          .          .       .         .
+dispatch        scheduled    scheduled    scheduled  .          .       .         .
+block           scheduled    scheduled    scheduled  .          .       .         .
 start           started      .            =          =          =       =         =
 retry           backing_off  =            backing_off  =        =       =         =
 lose            scheduled    .            scheduled  =          =       =         =
@@ -31,7 +31,8 @@ succeed         succeeded    succeeded    succeeded  =          .       .       
 fail            failed       failed       failed     .          =       .         .
 cancel          canceled     canceled     canceled   .          .       =         .
 withdraw        canceled     canceled     .          =          =       =         =
-request_cancel  scheduled    .            started    =          =       =         =
+request_cancel  scheduled    backing_off  started    =          =       =         =
+suspend         .            .            started    =          =       =         =
 time_out        timed_out    timed_out    timed_out  =          =       =         =
 """
 DELIVERY_GRID = """

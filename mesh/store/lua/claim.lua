@@ -51,11 +51,11 @@ local function fire(op, now, a, endpoints)
       end
       forget_if_freed(endpoints, op)
       if op.start == D.due and op.blocked == '' and overdue(op.start_at, now) then
-        if op.cancel_asked == 1 then
+        if op.cancel_asked == 1 and op.journal == 0 then
           apply(op, 'cancel')
           settle(op, now, E.canceled)
           outcome = cmsgpack.pack({ 'mesh', 'canceled_before_start' })
-        elseif op.attempts_max > 0 and op.attempt - op.resumes >= op.attempts_max then
+        elseif op.attempts_max > 0 and spent(op) >= op.attempts_max then
           apply(op, 'exhaust')
           settle(op, now, E.failed, 'attempts_exhausted')
           outcome = cmsgpack.pack({ 'mesh', 'attempts_exhausted' })
@@ -87,6 +87,25 @@ local function fire(op, now, a, endpoints)
   return outcome, kinds
 end
 
+-- The handler of `op` ended: what it started and did not end is not wanted any more, some of it per call.
+local function close_children(op, now)
+  local key = op.root .. KEY.unfinished .. op.id
+  for _, id in ipairs(redis.call('SPOP', key, LIMIT.children_closed)) do
+    local sound, child = pcall(load, op.root, id)
+    if sound and child and child.state < S.succeeded and child.cancel_asked == 0 then
+      local outcome = ask_to_end(child, now)
+      if outcome then
+        save(child, 'r', outcome)
+      else
+        if child.state == S.started and child.suspended == 0 and apply_delivery(child, 'cancel', 'owe') then child.cancel_at = now end
+        save(child)
+      end
+      tell(child)
+    end
+  end
+  if redis.call('EXISTS', key) == 0 then op.children = 3 end
+end
+
 local function mesh1_claim(keys, argv)
   local root = keys[1]
   local a = given(argv[1], 'session', 'count', 'bytes', 'cancel_lease_ms', 'callback_lease_ms')
@@ -99,7 +118,10 @@ local function mesh1_claim(keys, argv)
       local op = load_listed(root, key, id)
       if op and bytes < a.bytes then
         left = left - 1
-        if op.state >= S.succeeded and not owed(op.cancel) and not owed(op.callback) then
+        if op.children == 2 then
+          close_children(op, now)
+          save(op)
+        elseif op.state >= S.succeeded and not owed(op.cancel) and not owed(op.callback) then
           purge(op)
         else
           local outcome, kinds = fire(op, now, a, endpoints)

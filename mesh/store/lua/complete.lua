@@ -3,7 +3,7 @@
 --   answered, callback_lease_ms, alone}, outcome.
 --   `alone` 1: no other gateway lives that could wait for a message (a late joiner looks again by itself).
 --   `answered` 1: the caller's first request is still open and gets this outcome, so no callback is owed (decision 37).
--- Reply: {'done', now, seq, endpoint with a waiting line or '', callback work or false}
+-- Reply: {'done', now, seq, endpoint with a waiting line or '', callback work or false [, 1: it has a journal]}
 --     or {'same', closed_at, seq}: an equal duplicate
 --     or {'dropped', now, state}: failure of a superseded attempt, or its `canceled` that no caller asked for.
 -- Refuses: UNKNOWN, STALE_RUN, LEASE_LOST, OTHER_OUTCOME. Flag allow-oom: what is under way may always end.
@@ -18,7 +18,10 @@ local function mesh1_complete(keys, argv)
   local now = now_ms()
   local live = op.state < S.succeeded
   if live and a.attempt ~= op.attempt then
-    if op.beat_ms ~= 0 then return refuse('LEASE_LOST', a.id) end
+    if op.beat_ms ~= 0 or op.journal == 1 then
+      if show_refused(op, a.attempt, now, 'complete') then save(op) end
+      return refuse('LEASE_LOST', a.id)
+    end
     local wanted = a.event == 'succeed' or (a.event == 'cancel' and op.cancel_asked == 1)
     if not wanted then return { 'dropped', now, op.state } end
   end
@@ -26,7 +29,10 @@ local function mesh1_complete(keys, argv)
   if verdict == 'same' and redis.call('HGET', root .. KEY.operation .. a.id, 'r') == argv[2] then
     return { 'same', op.closed_at, op.seq }
   end
-  if verdict ~= 'moved' then return refuse('OTHER_OUTCOME', a.id) end
+  if verdict ~= 'moved' then
+    if a.attempt < op.attempt and op.journal == 1 and show_refused(op, a.attempt, now, 'complete') then save(op) end
+    return refuse('OTHER_OUTCOME', a.id)
+  end
   if owed(op.start) then apply_delivery(op, 'start', 'deliver') end
   settle(op, now, a.code)
   local told = false
@@ -40,5 +46,7 @@ local function mesh1_complete(keys, argv)
   end
   save(op, 'r', argv[2])
   if a.alone == 0 then tell(op) end
-  return { 'done', now, op.seq, waiting_line(op), told and work(op, 'callback') }
+  local reply = { 'done', now, op.seq, waiting_line(op), told and work(op, 'callback') }
+  if op.journal == 1 then reply[6] = 1 end
+  return reply
 end

@@ -53,12 +53,31 @@ local function load_listed(root, key, id)
   return nil
 end
 
-local function emit(op, code, now, detail)
+-- The fixed head of an element of a journal or stream (layout.Line): 1 for a child's, after_ms, attempt, total bytes.
+local LINE, LINE_BYTES = '>BI8I4I4', 17
+
+-- Length, time of the last entry and bytes of a journal.
+local function journal_end(op)
+  local key = op.root .. KEY.journal .. op.id
+  local last = redis.call('LINDEX', key, -1)
+  if not last then return 0, 0, 0 end
+  local _, after, _, total = struct.unpack(LINE, last)
+  return redis.call('LLEN', key), after, total
+end
+
+-- `attempt`: of another attempt than the present one.
+local function emit(op, code, now, detail, attempt)
   if op.seq >= LIMIT.events and op.state < S.succeeded then return end
   op.seq = op.seq + 1
   op.stamp = math.max(op.stamp, now - op.created_at)
-  local entry = { code, op.stamp, op.attempt }
+  local entry = { code, op.stamp, attempt or op.attempt }
   if detail and detail ~= '' then entry[4] = detail end
+  if op.journal == 1 then
+    -- Its place among the journal's entries, whose times it must not run behind.
+    local length, after = journal_end(op)
+    if after > op.stamp then op.stamp, entry[2] = after, after end
+    entry[4], entry[5] = entry[4] or false, length
+  end
   op.events = op.events .. cmsgpack.pack(entry)
 end
 
@@ -101,8 +120,9 @@ local function earliest(op)
   end
   if owed(op.cancel) then best = min_set(best, op.cancel_at) end
   if owed(op.callback) then best = min_set(best, op.callback_at) end
-  if op.state >= S.succeeded and not owed(op.cancel) and not owed(op.callback) then
-    return op.closed_at + op.retention_ms
+  if op.state >= S.succeeded then
+    if op.children == 2 then return op.closed_at end
+    if not owed(op.cancel) and not owed(op.callback) then return op.closed_at + op.retention_ms end
   end
   return best
 end
@@ -111,6 +131,8 @@ local function timer_key(root, owner)
   if owner == '' then return root .. KEY.due end
   return root .. KEY.held .. owner
 end
+
+local wake_parent -- durable.lua; it saves another operation
 
 -- Writes head and events, moves the one timer entry and the waiting entry to where the record says they belong.
 local function save(op, ...)
@@ -130,6 +152,7 @@ local function save(op, ...)
   elseif op.was_blocked ~= '' then
     redis.call('ZREM', root .. KEY.waiting .. op.endpoint, op.id)
   end
+  if op.ended_child then wake_parent(op, select(2, ...)) end
 end
 
 local function tell(op)
@@ -178,13 +201,25 @@ local function pace(ep, now)
   end
 end
 
+-- Attempts that count against attempts_max: going on with suspended work is none.
+local function spent(op)
+  return op.attempt - op.resumes - (op.suspended > 0 and 1 or 0)
+end
+
+local function next_attempt(op)
+  op.attempt = op.attempt + 1
+  if op.suspended > 0 then op.suspended, op.resumes = 0, op.resumes + 1 end
+  -- The start itself says that a cancel was asked.
+  if op.cancel_asked == 1 and owed(op.cancel) then apply_delivery(op, 'cancel', 'drop') end
+end
+
 -- Takes a slot of the endpoint and the start lease for `session`. The caller has checked `hindrance`.
 local function dispatch(op, ep, session, now)
   apply(op, 'dispatch')
   apply_delivery(op, 'start', 'lease')
   op.blocked = ''
   op.owner = session
-  op.attempt = op.attempt + 1
+  next_attempt(op)
   op.start_at = now + op.lease_ms
   -- Below zero: an earlier attempt was leased, this one is not yet. Tokens of the earlier one stay fenced (decision 6).
   if op.beat_ms > 0 then op.beat_ms = -op.beat_ms end
@@ -204,8 +239,9 @@ local function free_slot(op)
 end
 
 -- '' or the endpoint id, when operations wait for the slot that was just freed: the caller's gateway looks at once
--- instead of at its next tick.
+-- instead of at its next tick. '*' when it is to look for another reason: a parent was made due.
 local function waiting_line(op)
+  if op.woke then return '*' end
   if op.freed and redis.call('EXISTS', op.root .. KEY.waiting .. op.endpoint) == 1 then return op.endpoint end
   return ''
 end
@@ -228,7 +264,7 @@ end
 
 -- Owes the agent a cancel, and leases it to `session` if that is alive. Returns whether it did.
 local function owe_cancel(op, session, now, lease_ms)
-  apply_delivery(op, 'cancel', 'owe')
+  if apply_delivery(op, 'cancel', 'owe') ~= 'moved' then return false end
   op.cancel_at = now
   if not listed(op.root, session) then return false end
   lease_cancel(op, session, now, lease_ms)
@@ -240,6 +276,9 @@ local function settle(op, now, code, detail)
   op.closed_at = now
   op.blocked = ''
   op.beat_by = 0
+  op.suspended = 0
+  op.ended_child = op.parent ~= ''
+  if op.children == 1 then op.children = 2 end
   if owed(op.start) then apply_delivery(op, 'start', 'drop') end
   if op.state ~= S.timed_out and owed(op.cancel) then
     apply_delivery(op, 'cancel', 'drop')
@@ -255,6 +294,10 @@ end
 local function purge(op)
   local root = op.root
   redis.call('DEL', root .. KEY.operation .. op.id)
+  if op.journal == 1 or op.children > 0 then
+    for _, kind in ipairs({ KEY.journal, KEY.stream, KEY.children, KEY.unfinished }) do redis.call('DEL', root .. kind .. op.id) end
+  end
+  if op.parent ~= '' then redis.call('ZREM', root .. KEY.children .. string.match(op.parent, '^[^.]*'), op.id) end
   if op.key ~= '' and redis.call('GET', root .. KEY.idempotency .. op.key) == op.id then
     redis.call('DEL', root .. KEY.idempotency .. op.key)
   end
@@ -263,10 +306,12 @@ local function purge(op)
   redis.call('ZREM', timer_key(root, op.owner), op.id)
 end
 
--- One piece of work for a courier: {id, kind, head, request, extra}. `extra` is the input of a start, the outcome of a
--- callback, the agent's token of a cancel.
+-- One piece of work for a courier: {id, kind, head, request, extra [, entries in its journal]}. `extra` is the
+-- input of a start, the outcome of a callback, the agent's token of a cancel.
 local function work(op, kind)
   local extra = kind == 'start' and 'i' or kind == 'callback' and 'r' or 't'
   local fields = redis.call('HMGET', op.root .. KEY.operation .. op.id, 'h', 'q', extra)
-  return { op.id, kind, fields[1], fields[2], fields[3] or '' }
+  local piece = { op.id, kind, fields[1], fields[2], fields[3] or '' }
+  if op.journal == 1 then piece[6] = redis.call('LLEN', op.root .. KEY.journal .. op.id) end
+  return piece
 end

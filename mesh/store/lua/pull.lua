@@ -54,7 +54,7 @@ local function mesh1_pull(keys, argv)
         end
         return { now, works, instances, reason, 0, 0 }
       end
-      if op.attempts_max > 0 and op.attempt - op.resumes >= op.attempts_max then
+      if op.attempts_max > 0 and spent(op) >= op.attempts_max then
         -- Left to the timer, which ends it: attempts are exhausted.
         op.blocked, op.start_at = '', now
         save(op)

@@ -22,7 +22,7 @@ local function hand_out(op, ep, instance, lease_ms, now)
   apply(op, 'start')
   op.start, op.start_at, op.start_by = D.delivered, 0, 0
   op.blocked = ''
-  op.attempt = op.attempt + 1
+  next_attempt(op)
   op.instance = instance
   op.beat_ms, op.beat_by = lease_ms, now + lease_ms
   if op.run_ms > 0 then op.finish_by = now + op.run_ms end

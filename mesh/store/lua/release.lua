@@ -8,7 +8,7 @@ local function give_back(op, a, now)
   local word = standing(op, a.run, a.attempt)
   if word == 'lost' and a.run == op.run and a.attempt == op.attempt then word = 'same' end
   if word ~= 'ok' then return { word, now, op.state } end
-  if op.cancel_asked == 1 then
+  if op.cancel_asked == 1 and op.journal == 0 then
     apply(op, 'cancel')
     settle(op, now, E.canceled)
     save(op, 'r', cmsgpack.pack({ 'mesh', 'canceled_before_start' }))
@@ -41,7 +41,7 @@ local function mesh1_release(keys, argv)
   if a.run ~= op.run or a.attempt ~= op.attempt or op.state ~= S.scheduled or op.start ~= D.leased or others then
     return { 'same', now, op.state }
   end
-  if op.cancel_asked == 1 then
+  if op.cancel_asked == 1 and op.journal == 0 then
     apply(op, 'cancel')
     settle(op, now, E.canceled)
     save(op, 'r', cmsgpack.pack({ 'mesh', 'canceled_before_start' }))

@@ -37,14 +37,14 @@ local function mesh1_retry(keys, argv)
     if word ~= 'ok' then return { word, now, op.state } end
   end
   emit(op, E.attempt_failed, now, a.detail)
-  if op.cancel_asked == 1 then
+  if op.cancel_asked == 1 and op.journal == 0 then
     apply(op, 'cancel')
     settle(op, now, E.canceled)
     save(op, 'r', cmsgpack.pack({ 'mesh', 'canceled_before_start' }))
     tell(op)
     return { 'canceled', now, op.seq, waiting_line(op) }
   end
-  if op.attempts_max > 0 and op.attempt - op.resumes >= op.attempts_max then
+  if op.attempts_max > 0 and spent(op) >= op.attempts_max then
     apply(op, 'exhaust')
     settle(op, now, E.failed, 'attempts_exhausted')
     save(op, 'r', outcome)

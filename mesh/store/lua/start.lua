@@ -2,13 +2,48 @@
 -- Keys: partition root. Arguments: msgpack {id, ns, endpoint, key, digest, session, close_ms, start_ms, run_ms,
 --   lease_ms, attempts_max, retention_ms, callback, blocked}, request, input
 --   [, instance, lease ms: it polls at the caller's for this endpoint of kind pull and gets the attempt].
+--   A child also has {parent, parent_run, parent_attempt, parent_key, parent_close (1: canceled when the parent ends first)}.
 -- Reply: {'accepted', time of acceptance, attempt (1: leased to `session`, which sends it; 0: nothing to send), blocked
---     [, 1: the attempt is `instance`'s]}
+--     [, 1: the attempt is `instance`'s, else 0, close_by of a child]}
 --     or {'replayed', now, id, state}
--- Refuses: KEY_REUSED id, NO_ENDPOINT, NO_SESSION. Effects: record, key, index, timer, events accepted [+ dispatched].
+-- Refuses: KEY_REUSED id, NO_ENDPOINT, NO_SESSION, PARENT_LOST (its attempt was given up, or it ended). Effects: record,
+--   key, index, timer, events accepted [+ dispatched].
 -- The link sends a call again when its reply was lost, so the same id answers as the first time did, except that an
 --   attempt which was taken from this session meanwhile, or has ended, is no longer its to send.
 -- Admission: refused by the server itself when memory is full (no allow-oom flag).
+
+-- Makes `op` a child of the attempt that names itself. Returns the parent, or '' when that attempt may start nothing.
+local function child_of(op, a)
+  local parent = load(op.root, a.parent)
+  local why = not parent and 'unknown'
+    or fenced(a.parent_run, a.parent_attempt, parent.run, parent.attempt, parent.state, parent.start)
+  if why then
+    local late = why == 'lost' and a.parent_run == parent.run and parent.suspended == 0
+    if late and show_refused(parent, a.parent_attempt, op.created_at, 'call') then save(parent) end
+    return ''
+  end
+  op.parent, op.parent_key = a.parent .. '.' .. a.parent_run, a.parent_key
+  local _ = #a.parent_key + a.parent_close
+  -- A child has no more time than what is left of its parent's.
+  if parent.close_by > 0 then op.close_by = min_set(op.close_by > 0 and op.close_by or INF, parent.close_by) end
+  return parent
+end
+
+local function adopt(parent, op, close)
+  redis.call('ZADD', op.root .. KEY.children .. parent.id, op.created_at, op.id)
+  if close == 1 then redis.call('SADD', op.root .. KEY.unfinished .. parent.id, op.id) end
+  if parent.children == 0 then
+    parent.children = 1
+    save(parent)
+  end
+end
+
+local function accepted(op, attempt, fetched)
+  local reply = { 'accepted', op.created_at, attempt, op.blocked }
+  if fetched or op.parent ~= '' then reply[5], reply[6] = fetched and 1 or 0, op.close_by end
+  return reply
+end
+
 local function mesh1_start(keys, argv)
   local root = keys[1]
   local a = cmsgpack.unpack(argv[1])
@@ -22,11 +57,15 @@ local function mesh1_start(keys, argv)
     run_ms = a.run_ms, finish_by = 0, beat_ms = 0, beat_by = 0, lease_ms = a.lease_ms,
     attempts_max = a.attempts_max, retention_ms = a.retention_ms, cancel_asked = 0, slot = 0, blocked = '',
     endpoint = a.endpoint, namespace = a.ns, key = key, digest = a.digest, instance = '', resumes = 0, was_blocked = '',
+    journal = 0, suspended = 0, refused = 0, parent = '', parent_key = '', children = 0,
   }
   -- A missing argument fails here, before the key is claimed below (see `given`).
   local _ = #request + #input + a.callback + a.run_ms + a.lease_ms + a.attempts_max + a.retention_ms
     + #a.id + #a.ns + #a.endpoint + #a.session + #a.digest + #a.blocked
   local poll_lease_ms = instance and assert(tonumber(argv[5]))
+
+  local parent = a.parent and child_of(op, a)
+  if parent == '' then return refuse('PARENT_LOST', a.parent) end
 
   local ep = endpoint_of(root, a.endpoint)
   local hindered = not ep or ep.gone or not listed(root, a.session)
@@ -44,7 +83,7 @@ local function mesh1_start(keys, argv)
     if known == a.id then
       local fetched = instance and earlier.instance == instance and held(earlier)
       local mine = earlier.attempt == 1 and (fetched or (earlier.start == D.leased and earlier.owner == a.session))
-      return { 'accepted', earlier.created_at, mine and 1 or 0, earlier.blocked, fetched and 1 or nil }
+      return accepted(earlier, mine and 1 or 0, fetched)
     end
     if earlier.digest ~= a.digest then return refuse('KEY_REUSED', known) end
     -- The repeat may be answered 201, here or by another gateway: from now on the callback is owed whatever the first
@@ -73,10 +112,11 @@ local function mesh1_start(keys, argv)
     if ep.pull then call_pollers(root, ep.id) end
   end
   redis.call('ZADD', root .. KEY.index .. a.ns, now, a.id)
+  if parent then adopt(parent, op, a.parent_close) end
   if input ~= '' then
     save(op, 'q', request, 'i', input)
   else
     save(op, 'q', request)
   end
-  return { 'accepted', now, op.attempt, op.blocked, op.instance ~= '' and 1 or nil }
+  return accepted(op, op.attempt, op.instance ~= '')
 end

@@ -11,7 +11,8 @@ local function mesh1_started(keys, argv)
   if not op then return refuse('UNKNOWN', a.id) end
   local now = now_ms()
   if a.run ~= op.run then return { 'same', now, op.state, false } end
-  local late = a.attempt ~= op.attempt or apply(op, 'start') ~= 'moved'
+  -- A suspended attempt is over, however late its 201 is booked.
+  local late = a.attempt ~= op.attempt or op.suspended > 0 or apply(op, 'start') ~= 'moved'
   if late then
     -- The outcome came first, or the attempt was given up: only an operation that ended without its handler knowing
     -- still has something to say to it.

@@ -40,7 +40,7 @@ local function mesh1_unblock(keys, argv)
       local reason = hindrance(ep, now, true)
       if reason == '' then reason = a.reason end
       if reason == '' and ep.pull then reason = 'busy' end -- taken by those who poll (pull.lua)
-      if reason == '' and op.attempts_max > 0 and op.attempt - op.resumes >= op.attempts_max then
+      if reason == '' and op.attempts_max > 0 and spent(op) >= op.attempts_max then
         -- Left to the timer, which ends it: attempts are exhausted.
         op.blocked, op.start_at = '', now
         save(op)

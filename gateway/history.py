@@ -1,0 +1,70 @@
+"""The history of an operation as readers see it: what happened to it, merged with what its handler did.
+
+Transitions are packed in the record, what the handler did is its journal; neither is copied. A transition says how
+long the journal was at its moment, so transition k (from 1) has the number k + that length, and entry i (from 0) the
+number i + 1 + how many transitions came while the journal had at most i entries: 1..n without gaps, and a number never
+changes. Pure.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+import msgspec
+
+from gateway.outcomes import encode_json, result_fields
+from mesh.machine import State
+from mesh.store.layout import decode_outcome
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from mesh.store.layout import Entry
+
+PREVIEW_BYTES: Final = 1_024
+"""Longer values of an entry are cut for readers of the history."""
+
+
+class Span(NamedTuple):
+    """What stands between two numbers of a history: transitions [first, last) and entries [from_, to)."""
+
+    first: int
+    last: int
+    from_: int
+    to: int
+
+
+def span(transitions: Sequence[Entry], journal: int, after: int, limit: int) -> Span:
+    """Where to look for the events after number `after`, at most `limit` of them."""
+    numbers = [position + entry.journal for position, entry in enumerate(transitions, start=1)]
+    first, last = bisect_right(numbers, after), bisect_right(numbers, after + limit)
+    return Span(first, last, min(max(after - first, 0), journal), min(after + limit - last, journal))
+
+
+def child_entry(child: tuple[int, str, str], outcome: bytes) -> bytes:
+    """The entry about a child that ended; `outcome` as packed in the store, or nothing when it is gone."""
+    state, operation_id, key = State(child[0]), child[1], child[2]
+    fields: dict[str, Any] = {"kind": "child", "key": key, "id": operation_id, "state": state.word}
+    if outcome:
+        fields |= result_fields(state, decode_outcome(outcome))
+    return encode_json(fields)
+
+
+_fields = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
+_RESERVED: Final = frozenset({"seq", "at", "type", "operation_id", "attempt", "kind"})
+
+
+def preview(entry: bytes) -> dict[str, Any]:
+    """The fields of an entry; of a long one `{name}_preview`, the beginning of its JSON text, and `{name}_bytes`."""
+    shown: dict[str, Any] = {}
+    for name, value in _fields(entry).items():
+        text = bytes(value)
+        if name in _RESERVED:
+            continue
+        if len(text) <= PREVIEW_BYTES:
+            shown[name] = value
+        else:
+            shown[f"{name}_preview"] = text[:PREVIEW_BYTES].decode("utf-8", "ignore")
+            shown[f"{name}_bytes"] = len(text)
+    return shown

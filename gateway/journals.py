@@ -1,0 +1,180 @@
+"""What agents say of running attempts under their task tokens: heartbeats, journal, stream, suspension.
+
+Owns what a token may do and who is told of it. Entries and chunks are the agents' own JSON, checked by the route and
+kept byte for byte. Knows no HTTP.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+import msgspec
+
+from gateway.history import child_entry
+from gateway.reading import Reading
+from gateway.waiters import wait_for
+from mesh.clock import monotonic_s, now_ms
+from mesh.errors import Conflict, Gone, Unauthenticated
+from mesh.store.durable import JOURNAL, STREAM
+from mesh.store.layout import Line
+from mesh.store.verbs import LOOK, Append, Page, Step, Suspend, Task
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Sequence
+
+    from gateway.waiters import Waiters
+    from mesh.store.store import Store
+    from mesh.tokens import Claim, CompletionTokens
+
+SOON_MS: Final = 300
+"""A wake-up nearer than this is before the ticker's next look."""
+INVALID: Final = Step("invalid")
+
+
+class Steps(NamedTuple):
+    """The store's time, and what became of each task in the order asked."""
+
+    now_ms: int
+    steps: list[Step]
+
+
+class Entries(NamedTuple):
+    """A page of a journal, ready to be sent."""
+
+    page: Page
+    entries: list[msgspec.Raw]
+
+
+class Journals(Reading):
+    """The verbs of /v1/tasks, for one gateway."""
+
+    def __init__(self, store: Store, waiters: Waiters, tokens: CompletionTokens, wake: Callable[[str], None]) -> None:
+        """`wake` makes the ticker look at once (LOOK), or at the line of an endpoint."""
+        super().__init__(store, waiters)
+        self._tokens = tokens
+        self._wake = wake
+
+    def _claims(self, tokens: Sequence[str]) -> list[Claim | None]:
+        now_s = now_ms() / 1000
+        claims: list[Claim | None] = []
+        for token in tokens:
+            try:
+                claims.append(self._tokens.check(token, now_s))
+            except Unauthenticated:
+                claims.append(None)
+        return claims
+
+    async def heartbeat(self, tasks: Sequence[tuple[str, int, bytes]]) -> list[str]:
+        """Renew leases: (task token, lease_ms or 0, details) -> the store's word for each, or `invalid`."""
+        replies = ["invalid"] * len(tasks)
+        genuine: list[tuple[int, Task]] = []
+        for position, claim in enumerate(self._claims([token for token, _, _ in tasks])):
+            if claim is not None:
+                _, lease_ms, details = tasks[position]
+                genuine.append((position, Task(claim.operation_id, claim.run, claim.attempt, lease_ms, details)))
+        if genuine:
+            answers = await self._store.heartbeat([task for _, task in genuine])
+            for (position, _), answer in zip(genuine, answers, strict=True):
+                replies[position] = answer
+        return replies
+
+    async def journal(self, tasks: Sequence[tuple[str, int, list[bytes]]]) -> Steps:
+        """Append entries: (task token, entries known, new entries)."""
+        return await self._append(JOURNAL, tasks)
+
+    async def emit(self, tasks: Sequence[tuple[str, int, list[bytes]]]) -> Steps:
+        """Append chunks to streams: (task token, chunks known, new chunks)."""
+        return await self._append(STREAM, tasks)
+
+    async def _append(self, into: str, tasks: Sequence[tuple[str, int, list[bytes]]]) -> Steps:
+        genuine: list[tuple[int, Append]] = []
+        for position, claim in enumerate(self._claims([token for token, _, _ in tasks])):
+            if claim is not None:
+                _, at, bodies = tasks[position]
+                genuine.append((position, Append(claim.operation_id, claim.run, claim.attempt, at, bodies)))
+        return await self._send(len(tasks), genuine, lambda some: self._store.append(into, some))
+
+    async def suspend(self, tasks: Sequence[tuple[str, int, int, int, bool]]) -> Steps:
+        """Give attempts up until they are woken: (task token, entries known, wake_in_ms, wake_at_ms, cancel known)."""
+        genuine: list[tuple[int, Suspend]] = []
+        for position, claim in enumerate(self._claims([task[0] for task in tasks])):
+            if claim is not None:
+                _, at, in_ms, at_ms, cancel = tasks[position]
+                task = Suspend(claim.operation_id, claim.run, claim.attempt, at, in_ms, at_ms, int(cancel))
+                genuine.append((position, task))
+        done = await self._send(len(tasks), genuine, self._store.suspend)
+        for step in done.steps:
+            if step.line:
+                self._wake(step.line)
+        if any(
+            task.wake_at_ms - done.now_ms < SOON_MS if task.wake_at_ms else 0 < task.wake_in_ms < SOON_MS
+            for _, task in genuine
+        ):
+            self._wake(LOOK)
+        return done
+
+    async def _send(
+        self,
+        count: int,
+        genuine: list[tuple[int, Any]],
+        call: Callable[[list[Any]], Awaitable[tuple[int, list[Step]]]],
+    ) -> Steps:
+        steps = [INVALID] * count
+        if not genuine:
+            return Steps(now_ms(), steps)
+        at_ms, answers = await call([task for _, task in genuine])
+        for (position, task), answer in zip(genuine, answers, strict=True):
+            steps[position] = answer
+            self._waiters.tell(task.id)
+        return Steps(at_ms, steps)
+
+    async def journal_page(self, token: str, after: int, limit: int, wait_s: float) -> Entries:
+        """Entries after the first `after`, at once or within `wait_s`, for the attempt that holds the work.
+
+        Raises Unauthenticated, Conflict (`lease_lost`, `operation_ended`), Gone.
+        """
+        claim = self._tokens.check(token, now_ms() / 1000)
+        page = await self._own_page(claim, after, limit)
+        if page.lines or wait_s <= 0:
+            return await self._shown(page)
+        deadline_s = monotonic_s() + wait_s
+        with self._waiters.watching(claim.operation_id) as moved:
+            while True:
+                page = await self._own_page(claim, after, limit)
+                left_s = deadline_s - monotonic_s()
+                if page.lines or page.cancel or left_s <= 0 or self._waiters.ended:
+                    return await self._shown(page)
+                await wait_for(moved, left_s)
+
+    async def _own_page(self, claim: Claim, after: int, limit: int) -> Page:
+        page = await self._store.lines(claim.operation_id, JOURNAL, after, limit, run=claim.run, attempt=claim.attempt)
+        raise_for_step(page.status, claim.operation_id)
+        return page
+
+    async def _shown(self, page: Page) -> Entries:
+        return Entries(page, [msgspec.Raw(await self.entry(line)) for line in page.lines])
+
+    async def entry(self, line: Line) -> bytes:
+        """A journal entry as JSON. What the store left out of a child's is looked up with the child."""
+        if line.child is None:
+            return line.body
+        if line.body:
+            return child_entry(line.child, line.body)
+        child = await self._store.outcome(line.child[1])
+        return child_entry(line.child, child)
+
+
+def raise_for_step(status: str, operation: str = "") -> None:
+    """The refusal that a task's status stands for, where it is asked for alone; returns for all that is no refusal."""
+    about = operation or None
+    if status == "lost":
+        detail = "this attempt was given up; another attempt owns the operation now, or it waits for one"
+        raise Conflict(detail, code="lease_lost", operation_id=about)
+    if status == "ended":
+        raise Conflict("the operation has ended", code="operation_ended", operation_id=about)
+    if status == "full":
+        raise Conflict("the operation keeps as much as it may", code="journal_full", operation_id=about)
+    if status == "unknown":
+        raise Gone("the operation is past its retention", code="operation_gone", operation_id=about)
+    if status == "invalid":
+        raise Unauthenticated("the task token is not valid", code="token_invalid")

@@ -1,0 +1,82 @@
+"""Reading operations: plain commands, no function; nothing changes here and no transition begins with it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from mesh.store.functions import Functions
+from mesh.store.layout import decode_events, decode_head, decode_line, decode_outcome, decode_request
+from mesh.store.verbs import Record
+
+
+class Records(Functions):
+    """The records of one partition. Raises as Store does."""
+
+    async def read(self, operation_id: str, *, events: bool = False) -> Record | None:
+        """The record, or None. Reads only; state changes never start with it."""
+        return (await self.read_many([operation_id], events=events))[0]
+
+    async def read_many(self, operation_ids: Sequence[str], *, events: bool = False) -> list[Record | None]:
+        """Records in the order of the ids, in one pipeline."""
+        fields = (b"h", b"q", b"r", b"b", b"e") if events else (b"h", b"q", b"r", b"b")
+        calls = [self.link.call(b"HMGET", self.keys.operation(one), *fields) for one in operation_ids]
+        records: list[Record | None] = []
+        for operation_id, call in zip(operation_ids, calls, strict=True):
+            values = await call
+            if values[0] is None:
+                records.append(None)
+                continue
+            head = decode_head(values[0])
+            outcome = decode_outcome(values[2]) if values[2] is not None else None
+            entries = decode_events(values[4], head.seq) if events else []
+            beat = decode_line(values[3]) if values[3] is not None else None
+            records.append(Record(operation_id, head, decode_request(values[1]), outcome, entries, 0, beat))
+        return await self._with_journals(records)
+
+    async def _with_journals(self, records: list[Record | None]) -> list[Record | None]:
+        calls = {
+            number: self.link.call(b"LLEN", self.keys.journal(record.id))
+            for number, record in enumerate(records)
+            if record is not None and record.head.journal
+        }
+        for number, call in calls.items():
+            records[number] = records[number]._replace(journal=await call)  # pyright: ignore[reportOptionalMemberAccess]
+        return records
+
+    async def input(self, operation_id: str) -> bytes | None:
+        """The input's bytes; None when the operation is unknown or its input is empty."""
+        return await self.link.call(b"HGET", self.keys.operation(operation_id), b"i")
+
+    async def page(
+        self, namespace: str, *, before: tuple[int, str] | None, since_ms: int, until_ms: int, limit: int
+    ) -> list[tuple[str, int]]:
+        """Ids with their acceptance time, newest first, strictly older than the cursor `before` (time, id)."""
+        return await self.newest(self.keys.index(namespace), before, since_ms, until_ms, limit)
+
+    async def outcome(self, operation_id: str) -> bytes:
+        """An operation's packed outcome; empty while it runs, and when it is gone."""
+        return await self.link.call(b"HGET", self.keys.operation(operation_id), b"r") or b""
+
+    async def children(self, operation_id: str, before: tuple[int, str] | None, limit: int) -> list[tuple[str, int]]:
+        """Operations that its handler started, with the time of acceptance, newest first, older than `before`."""
+        return await self.newest(self.keys.children(operation_id), before, 0, 1 << 53, limit)
+
+    async def newest(
+        self, key: bytes, before: tuple[int, str] | None, since_ms: int, until_ms: int, limit: int
+    ) -> list[tuple[str, int]]:
+        """Members of a sorted set by time, newest first, strictly older than the cursor `before` (time, member)."""
+        top = min(until_ms, before[0]) if before else until_ms
+        # Several may share the cursor's millisecond; they come in reverse order, and those at or after the cursor's
+        # member were on earlier pages.
+        found: list[tuple[str, int]] = []
+        offset = 0
+        while len(found) < limit:
+            raw = await self.link.call(
+                b"ZRANGE", key, top, since_ms, b"BYSCORE", b"REV", b"LIMIT", offset, limit, b"WITHSCORES"
+            )
+            rows = [(raw[i].decode(), int(float(raw[i + 1]))) for i in range(0, len(raw), 2)]
+            found += [row for row in rows if before is None or (row[1], row[0]) < before]
+            offset += len(rows)
+            if len(rows) < limit:
+                break
+        return found[:limit]

@@ -1,0 +1,251 @@
+"""Agents that keep a journal, over real sockets with bare hands: P220 to P232."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from tests.surface.actors import Actor, Call, started
+from tests.surface.checks import TIME, check_problem
+from tests.surface.gateways import ASYNC, Caller, token_for
+from tests.surface.wire import Answer, Pairs, ask, pairs
+
+LEASE: Pairs = [("mesh-lease-ms", "30000")]
+STEP_1 = {"kind": "step", "name": "clone", "n": 1, "result": {"files": 3}, "tries": 1}
+STEP_2 = {"kind": "step", "name": "lint", "n": 1, "result": "clean"}
+
+
+async def say(caller: Caller, verb: str, body: Any, token: str = "", headers: Pairs = ()) -> Answer:
+    """POST /v1/tasks/{verb}; with `token` about that attempt alone."""
+    given = [("content-type", "application/json"), *pairs(headers)]
+    if token:
+        given.append(("mesh-task-token", token))
+    raw = body if isinstance(body, bytes) else json.dumps(body).encode()
+    return await ask(caller.gateway.port, "POST", f"/v1/tasks/{verb}", given, raw)
+
+
+async def one(caller: Caller, verb: str, token: str, **fields: Any) -> dict[str, Any]:
+    """The answer about one attempt."""
+    answer = await say(caller, verb, fields, token)
+    assert answer.status == 200, answer
+    return answer.json
+
+
+class Ground:
+    """A durable operation that runs: its agent has answered 201."""
+
+    def __init__(self, caller: Caller, agent: Actor, endpoint: str, operation: str, call: Call) -> None:
+        self.caller, self.agent, self.endpoint, self.operation, self.call = caller, agent, endpoint, operation, call
+
+    @property
+    def token(self) -> str:
+        return self.call.completion_token
+
+    async def say(self, verb: str, **fields: Any) -> dict[str, Any]:
+        return await one(self.caller, verb, self.token, **fields)
+
+    async def next_attempt(self, number: int) -> Call:
+        """Wait for the start of attempt `number`, and go on with it."""
+        self.call = await self.agent.until(number)
+        assert self.call.attempt == number
+        return self.call
+
+
+@pytest.fixture
+async def ground(caller: Caller, agent: Actor) -> Ground:
+    agent.replies(started(headers=LEASE))
+    endpoint = await caller.register(agent.url)
+    operation = await caller.begin(endpoint, [("traceparent", "00-" + "a" * 32 + "-" + "b" * 16 + "-01")])
+    call = await agent.until(1)
+    await caller.until(operation, state="started")
+    return Ground(caller, agent, endpoint, operation, call)
+
+
+class TestJournal:
+    async def test_entries_are_kept_and_read_byte_for_byte(self, ground: Ground) -> None:
+        """P220, P221: in the order of their coming; the store's time comes along."""
+        assert ground.call.get("mesh-journal") is None
+        said = await ground.say("journal", at=0, entries=[STEP_1, {"kind": "odd_one", "x": 1e-7}])
+        assert (said["status"], said["length"]) == ("ok", 2)
+        await ground.say("journal", at=2, entries=[STEP_2])
+        page = await ground.say("read")
+        assert page["entries"] == [STEP_1, {"kind": "odd_one", "x": 1e-7}, STEP_2]
+        assert (page["length"], page["stream"], page["cancel"]) == (3, 0, False)
+        assert TIME(page["now"])
+        assert abs(page["now_ms"] - said["now_ms"]) < 10_000
+        assert (await ground.say("read", after=1, limit=1))["entries"] == [{"kind": "odd_one", "x": 1e-7}]
+        assert (await ground.caller.record(ground.operation))["journal"] == 3
+
+    async def test_a_repeat_is_ok_and_adds_nothing(self, ground: Ground) -> None:
+        """P222: the reply was lost, the same entries come again."""
+        await ground.say("journal", at=0, entries=[STEP_1])
+        await ground.say("journal", at=1, entries=[STEP_2])
+        assert (await ground.say("journal", at=0, entries=[STEP_1]))["status"] == "ok"
+        other = await ground.say("journal", at=0, entries=[STEP_2])
+        assert (other["status"], other["length"]) == ("grown", 2)
+        ahead = await ground.say("journal", at=7, entries=[STEP_2])
+        assert (ahead["status"], ahead["length"]) == ("grown", 2)
+        assert (await ground.say("read"))["length"] == 2
+
+    async def test_many_attempts_in_one_request(self, ground: Ground) -> None:
+        """P220: each task is answered, in order."""
+        forged = ground.token[:-1] + ("0" if ground.token[-1] != "0" else "1")
+        tasks = [{"token": token, "at": 0, "entries": [STEP_1]} for token in (ground.token, forged)]
+        stale = token_for(ground.operation, attempt=7)
+        tasks.append({"token": stale, "at": 0, "entries": [STEP_1]})
+        answer = await say(ground.caller, "journal", {"tasks": tasks})
+        assert [task["status"] for task in answer.json["tasks"]] == ["ok", "invalid", "lost"]
+
+    async def test_what_ended_takes_no_entries(self, ground: Ground) -> None:
+        """P223."""
+        await ground.call.complete()
+        late = await say(ground.caller, "journal", {"at": 0, "entries": [STEP_1]}, ground.token)
+        check_problem(late, 409, "operation_ended")
+
+    @pytest.mark.parametrize(
+        ("entries", "pointer"),
+        [
+            (["text"], "/entries/0"),
+            ([{"name": "no kind"}], "/entries/0"),
+            ([STEP_1, {"kind": "child"}], "/entries/1/kind"),
+            ([{"kind": "succeeded"}], "/entries/0/kind"),
+            ([{"kind": "Loud!"}], "/entries/0/kind"),
+        ],
+    )
+    async def test_what_is_no_entry_changes_nothing(self, ground: Ground, entries: list[Any], pointer: str) -> None:
+        """P221."""
+        answer = await say(ground.caller, "journal", {"at": 0, "entries": entries}, ground.token)
+        check_problem(answer, 422, "body_invalid", pointer)
+        assert (await ground.say("read"))["length"] == 0
+
+    async def test_bounds(self, ground: Ground) -> None:
+        """P221: 1 MiB an entry, 1000 of them in a request; strict JSON."""
+        large = {"at": 0, "entries": [{"kind": "step", "result": "x" * (1 << 20)}]}
+        check_problem(await say(ground.caller, "journal", large, ground.token), 413, "entry_too_large")
+        many = {"at": 0, "entries": [STEP_1] * 1001}
+        check_problem(await say(ground.caller, "journal", many, ground.token), 422, "body_invalid", "/entries")
+        twice = b'{"at":0,"entries":[{"kind":"step","a":1,"a":2}]}'
+        check_problem(await say(ground.caller, "journal", twice, ground.token), 400, "json_invalid")
+        check_problem(await say(ground.caller, "journal", {"at": -1}, ground.token), 422, "body_invalid", "/at")
+        check_problem(await say(ground.caller, "journal", {"at": 0}, "m1.forged"), 401, "token_invalid")
+
+
+class TestSuspend:
+    async def test_a_time_wakes_it(self, ground: Ground) -> None:
+        """P224, P225: the attempt is over, and the next one brings the journal's length."""
+        await ground.say("journal", at=0, entries=[STEP_1, {"kind": "timer", "name": "nap", "n": 1}])
+        assert (await ground.say("suspend", at=2, wake_in_ms=400))["status"] == "ok"
+        record = await ground.caller.record(ground.operation)
+        assert record["state"] == "started"
+        assert TIME(record["suspended"]["since"])
+        assert TIME(record["suspended"]["until"])
+        late = await say(ground.caller, "journal", {"at": 2, "entries": [STEP_2]}, ground.token)
+        check_problem(late, 409, "lease_lost")
+        call = await ground.next_attempt(2)
+        assert (call["mesh-journal"], call.get("mesh-cancel-requested")) == ("2", None)
+        record = await ground.caller.until(ground.operation, state="started")
+        assert "suspended" not in record
+        assert (await ground.say("read"))["entries"][0] == STEP_1
+        await call.complete()
+        assert (await ground.caller.record(ground.operation))["state"] == "succeeded"
+
+    async def test_it_is_repeatable(self, ground: Ground) -> None:
+        """P224: the reply was lost."""
+        for _ in range(2):
+            assert (await ground.say("suspend", at=0, wake_in_ms=60_000))["status"] == "ok"
+
+    async def test_what_the_agent_has_not_seen_keeps_it_awake(self, ground: Ground) -> None:
+        """P224: an entry or a cancel that it does not know of would be slept through."""
+        await ground.say("journal", at=0, entries=[STEP_1])
+        assert (await ground.say("suspend", at=0))["status"] == "grown"
+        await ground.caller.cancel(ground.operation)
+        said = await ground.say("suspend", at=1)
+        assert (said["status"], said["cancel"]) == ("grown", True)
+        assert (await ground.say("suspend", at=1, cancel=True))["status"] == "ok"
+
+    async def test_a_cancel_wakes_it(self, ground: Ground) -> None:
+        """P226: its handler runs again and is told; it decides how it ends."""
+        await ground.say("suspend", at=0)
+        assert (await ground.caller.cancel(ground.operation)).status == 202
+        call = await ground.next_attempt(2)
+        assert call["mesh-cancel-requested"] == "1"
+        await ground.caller.until(ground.operation, state="started")
+        await call.complete("canceled", json.dumps({"message": "wound up"}).encode())
+        assert (await ground.caller.record(ground.operation))["state"] == "canceled"
+
+    async def test_resumptions_are_no_attempts(self, caller: Caller, agent: Actor) -> None:
+        """P225: `max_attempts` counts those that failed."""
+        agent.replies(started(headers=LEASE))
+        endpoint = await caller.register(agent.url, policy={"retry": {"max_attempts": 1}})
+        operation = await caller.begin(endpoint)
+        for attempt in range(1, 5):
+            call = await agent.until(attempt)
+            await caller.until(operation, state="started", attempt=attempt)
+            assert (await one(caller, "suspend", call.completion_token, at=0, wake_in_ms=0))["status"] == "ok"
+        await (await agent.until(5)).complete()
+        assert (await caller.record(operation))["state"] == "succeeded"
+
+
+class TestChildren:
+    async def test_a_child_wakes_its_parent(self, ground: Ground, agent: Actor) -> None:
+        """P230, P231: the outcome is in the parent's journal, in the same step as the child's end."""
+        caller = ground.caller
+        answer = await caller.v1(ground.endpoint, [ASYNC], input=5, parent={"token": ground.token, "key": "lint#1"})
+        child = answer.json["id"]
+        assert (answer.json["parent"], answer.json["parent_key"]) == (ground.operation, "lint#1")
+        call = await agent.until(2)
+        assert (call.operation, call["traceparent"]) == (child, ground.call["traceparent"])
+        assert (await ground.say("suspend", at=0))["status"] == "ok"
+        assert (await call.complete(body=b'{"ok":true}')).status == 200
+        resumed = await agent.until(3)
+        assert (resumed.operation, resumed.attempt, resumed["mesh-journal"]) == (ground.operation, 2, "1")
+        page = await one(caller, "read", resumed.completion_token)
+        assert page["entries"] == [
+            {"kind": "child", "key": "lint#1", "id": child, "state": "succeeded", "result": {"ok": True}}
+        ]
+        assert (await caller.record(child))["parent"] == ground.operation
+
+    async def test_a_running_parent_hears_of_it(self, ground: Ground, agent: Actor) -> None:
+        """P231, P221: `read` with a wait returns when the child ended; a failure is shown as such."""
+        caller = ground.caller
+        await caller.v1(ground.endpoint, [ASYNC], parent={"token": ground.token, "key": "a#1"})
+        call = await agent.until(2)
+        failure = {"message": "no", "metadata": {"type": "nexus.OperationError"}, "details": {"state": "failed"}}
+        await call.complete("failed", json.dumps(failure).encode())
+        page = await ground.say("read", wait_ms=10_000)
+        assert (page["entries"][0]["state"], page["entries"][0]["failure"]["message"]) == ("failed", "no")
+
+    async def test_an_attempt_that_was_given_up_starts_nothing(self, ground: Ground) -> None:
+        """P230."""
+        await ground.say("suspend", at=0)
+        answer = await ground.caller.v1(ground.endpoint, [ASYNC], parent={"token": ground.token, "key": "a#1"})
+        check_problem(answer, 409, "lease_lost")
+        answer = await ground.caller.v1(ground.endpoint, [ASYNC], parent={"token": "m1.x", "key": "a#1"})
+        check_problem(answer, 401, "token_invalid")
+
+    async def test_no_more_time_than_the_parent_has(self, caller: Caller, agent: Actor) -> None:
+        """P230."""
+        agent.replies(started(headers=LEASE))
+        endpoint = await caller.register(agent.url)
+        operation = await caller.begin(endpoint, [("operation-timeout", "30s")])
+        token = (await agent.until(1)).completion_token
+        for timeouts in ({}, {"schedule_to_close_ms": 90_000}):
+            answer = await caller.v1(endpoint, [ASYNC], parent={"token": token, "key": "a#1"}, timeouts=timeouts)
+            assert answer.json["deadline"] == (await caller.record(operation))["deadline"]
+
+    async def test_what_its_parent_leaves_behind_is_canceled(self, ground: Ground, agent: Actor) -> None:
+        """P232: unless it was to be kept."""
+        caller = ground.caller
+        children = [
+            (await caller.v1(ground.endpoint, [ASYNC], parent={"token": ground.token, "key": "a#1", **more})).json["id"]
+            for more in ({}, {"on_close": "keep"})
+        ]
+        await agent.until(3)
+        for child in children:
+            await caller.until(child, state="started")
+        await ground.call.complete()
+        cancel = await agent.until(1, cancels=True)
+        assert cancel.operation == children[0]
+        assert "cancel_requested" not in await caller.record(children[1])
