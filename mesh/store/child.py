@@ -59,7 +59,8 @@ class Run:
             "aof-use-rdb-preamble": "yes",
             "aof-load-truncated": "yes",
             "auto-aof-rewrite-percentage": "100",
-            # A rewrite takes a core for a while, and at 64 MB came every few seconds under load. This much is read back in 2 s.
+            # A rewrite takes a core for a while, and at 64 MB came every few seconds under load. This much is read back
+            # in 2 s.
             "auto-aof-rewrite-min-size": "192mb",
             "rdbcompression": "no",
             "save": "",
