@@ -91,6 +91,8 @@ class Courier:
         self._tasks: set[asyncio.Task[None]] = set()
         self.in_flight: Counter[str] = Counter()
         """Operations this process is working on: what `held` in the store should say."""
+        self.sent_to: dict[str, str] = {}
+        """Operation -> the instance that a start of it is out at."""
 
     @property
     def busy(self) -> int:
@@ -121,6 +123,7 @@ class Courier:
 
     def start(self, work: Work, endpoint: Endpoint, admitted: Admitted) -> None:
         """Send a leased start to the admitted instance."""
+        self.sent_to[work.id] = admitted.id
         self._spawn(work.id, self._starts.send(work, endpoint, admitted))
 
     async def drain(self, grace_s: float) -> None:
@@ -146,3 +149,4 @@ class Courier:
             self.in_flight[operation_id] -= 1
             if not self.in_flight[operation_id]:
                 del self.in_flight[operation_id]
+                self.sent_to.pop(operation_id, None)

@@ -16,7 +16,7 @@ from fastapi.openapi.utils import get_openapi
 from gateway.api import StartBody
 from gateway.declared import FAILURE, schema
 from gateway.tasks import HeartbeatBody
-from mesh.machine import BLOCKED_REASONS, State
+from mesh.machine import BLOCKED_REASONS, Delivery, State
 
 _REF: Final = "#/components/schemas/{name}"
 _OPEN: Final = ("/healthz", "/readyz", "/metrics", "/nexus/callback", "/v1/tasks/heartbeat")
@@ -81,7 +81,19 @@ _SHAPES: Final[dict[str, Any]] = {
         blocked={"type": "string", "enum": list(BLOCKED_REASONS)},
         cancel_requested={"type": "boolean"},
         next_attempt_at=_TIME,
-        last_failure=_or_null(_TEXT),
+        instance={**_TEXT, "description": "that had the last attempt; `GET /v1/operations/{id}` only, as the next two"},
+        last_failure=_object(
+            "attempt type message at", attempt=_COUNT, type=_TEXT, message=_TEXT, at=_TIME, instance=_TEXT
+        ),
+        callback=_object(
+            "url format state",
+            url=_TEXT,
+            format=_TEXT,
+            state={"type": "string", "enum": [state.word for state in Delivery]},
+            tries=_COUNT,
+            next_at=_TIME,
+            why=_TEXT,
+        ),
         idempotency_key=_TEXT,
         result={"description": "the result, where it is JSON"},
         result_base64={"type": "string", "format": "byte"},

@@ -12,7 +12,7 @@ import msgspec
 from mesh.clock import to_rfc3339
 from mesh.edge import Answer, Headers
 from mesh.machine import State
-from mesh.store.layout import Entry, Head, Line, Outcome, Request
+from mesh.store.layout import Head, Line, Outcome, Request
 from mesh.wire import failure_json, handler_failure, operation_failure
 from mesh.wire.headers import is_json_type
 
@@ -159,8 +159,3 @@ def durable_fields(head: Head, journal: int, beat: Line | None) -> dict[str, Any
 
 
 encode_json: Final = msgspec.json.Encoder().encode
-
-
-def last_failure(entries: list[Entry]) -> str | None:
-    """The detail of the newest failed attempt."""
-    return next((str(entry.detail) for entry in reversed(entries) if entry.code == 5 and entry.detail), None)  # noqa: PLR2004

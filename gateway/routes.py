@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import StreamingResponse
 
+from gateway.details import details
 from gateway.listing import LIMIT_DEFAULT, LIMIT_MAX, Filters, redeliver
-from gateway.outcomes import encode_json, last_failure, record_fields
+from gateway.outcomes import encode_json, record_fields
 from gateway.waiters import wait_for
 from mesh.errors import Malformed, MeshError
 from mesh.events import to_json
@@ -95,16 +96,16 @@ async def list_operations(
 
 @router.get("/v1/operations/{operation_id}", tags=["operations"], summary="One operation")
 async def get_operation(request: Request, operation_id: str) -> Response:
-    """The record, with result or failure once it ended; `ETag` moves with every event."""
+    """The record, with result or failure once it ended, and what `details` says; `ETag` moves with every event."""
     mesh = mesh_of(request)
-    known = await mesh.operations.get(operation_id, _namespace(request))
-    etag = f'"{known.head.run}.{known.head.seq + known.journal}"'
+    known, _ = await mesh.operations.events(operation_id, _namespace(request), 0)
+    head = known.head
+    sent_to = mesh.courier.sent_to.get(operation_id, "") if head.start == Delivery.LEASED else ""
+    etag = f'"{head.run}.{head.seq + known.journal}.{head.callback}.{head.callback_tries}.{int(bool(sent_to))}"'
     if request.headers.get("if-none-match") == etag:
         return Response(status_code=304, headers={"etag": etag})
-    body = record_fields(operation_id, known.head, known.request, known.outcome, known.journal, known.beat)
-    if not known.state.terminal and known.head.attempt > 1:
-        record, _ = await mesh.operations.events(operation_id, known.head.namespace, 0)
-        body["last_failure"] = last_failure(record.events)
+    body = record_fields(operation_id, head, known.request, known.outcome, known.journal, known.beat)
+    body |= details(known, sent_to)
     return _reply(body, headers={"etag": etag, **_NO_STORE})
 
 

@@ -123,23 +123,23 @@ class Starts:
         except PeerFault as fault:
             self._metrics.attempt(endpoint.id, fault.code)
             if fault.code == "reply_too_large":
-                await self._complete(work, Event.FAIL, Outcome("mesh", "result_too_large"))
+                await self._complete(work, Event.FAIL, Outcome("mesh", "result_too_large"), admitted.id)
                 return Routed.OK
-            await self._retry(work, endpoint, TryAgain("UPSTREAM_TIMEOUT", fault.detail, None, 0))
+            await self._retry(work, endpoint, TryAgain("UPSTREAM_TIMEOUT", fault.detail, None, 0), admitted.id)
             return Routed.FAILED
         answer = read_start_reply(reply)
         self._metrics.attempt(endpoint.id, answer.word)
         if isinstance(answer, Succeeded):
-            await self._complete(work, Event.SUCCEED, answer.outcome)
+            await self._complete(work, Event.SUCCEED, answer.outcome, admitted.id)
         elif isinstance(answer, Started):
-            await self._started(work, answer, policy.heartbeat_ms or 0)
+            await self._started(work, answer, policy.heartbeat_ms or 0, admitted.id)
         elif isinstance(answer, Unsuccessful):
             event = Event.CANCEL if answer.state == "canceled" else Event.FAIL
-            await self._complete(work, event, answer.outcome)
+            await self._complete(work, event, answer.outcome, admitted.id)
         elif isinstance(answer, Refused):
-            await self._complete(work, Event.FAIL, answer.outcome)
+            await self._complete(work, Event.FAIL, answer.outcome, admitted.id)
         else:
-            await self._retry(work, endpoint, answer)
+            await self._retry(work, endpoint, answer, admitted.id)
             return Routed.OK if answer.own_word else Routed.FAILED
         return Routed.OK
 
@@ -168,20 +168,22 @@ class Starts:
         headers += request.headers
         return headers
 
-    async def _started(self, work: Work, answer: Started, policy_beat_ms: int) -> None:
+    async def _started(self, work: Work, answer: Started, policy_beat_ms: int, instance: str) -> None:
         head = work.head
         beat_ms = answer.lease_ms or policy_beat_ms
-        moved = await self._store.started(work.id, head.run, head.attempt, self._session.name, answer.token, beat_ms)
+        moved = await self._store.started(
+            work.id, head.run, head.attempt, self._session.name, answer.token, beat_ms, instance
+        )
         self._waiters.tell(work.id)
         if moved.work is not None:
             self._take([moved.work])
 
-    async def _complete(self, work: Work, event: Event, outcome: Outcome) -> None:
+    async def _complete(self, work: Work, event: Event, outcome: Outcome, instance: str = "") -> None:
         head = work.head
-        await self.complete(work.id, head.run, head.attempt, event, outcome)
+        await self.complete(work.id, head.run, head.attempt, event, outcome, instance)
 
     async def complete(
-        self, operation_id: str, run: int, attempt: int, event: Event, outcome: Outcome
+        self, operation_id: str, run: int, attempt: int, event: Event, outcome: Outcome, instance: str = ""
     ) -> Completed:
         """Record an outcome, answer the first request if it waits here, send the callback that is owed.
 
@@ -198,6 +200,7 @@ class Starts:
                 pack(outcome),
                 session=self._session.name,
                 answered=claimed is not None,
+                instance=instance,
             )
         except BaseException:
             if claimed is not None:
@@ -220,7 +223,7 @@ class Starts:
         self._waiters.tell(operation_id)
         return completed
 
-    async def _retry(self, work: Work, endpoint: Endpoint, answer: TryAgain) -> None:
+    async def _retry(self, work: Work, endpoint: Endpoint, answer: TryAgain, instance: str) -> None:
         retry = endpoint.policy.retry
         head = work.head
         tries = max(head.attempt - head.resumes, 1)
@@ -236,6 +239,7 @@ class Starts:
             delay_ms=delay_ms,
             detail=detail,
             outcome=pack(last),
+            instance=instance,
         )
         self._waiters.tell(work.id)
         self._wake(moved.line)

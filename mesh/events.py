@@ -76,7 +76,6 @@ def _reason(*words: str) -> tuple[str, dict[str, Any]]:
 
 DETAIL: Final[dict[EventKind, tuple[str, dict[str, Any]]]] = {
     EventKind.BLOCKED: _reason(*BLOCKED_REASONS),
-    EventKind.STARTED: ("instance", {"type": "string", "description": "who fetched it, on an endpoint of kind pull"}),
     EventKind.ATTEMPT_FAILED: _ERROR,
     EventKind.ATTEMPT_LOST: _reason("heartbeat", "request_lease", "gateway"),
     EventKind.CANCEL_FAILED: _ERROR,
@@ -92,13 +91,18 @@ DETAIL: Final[dict[EventKind, tuple[str, dict[str, Any]]]] = {
 }
 """Kind -> the name its one detail has in JSON, and that field's JSON Schema. Any event may come without."""
 
+ANSWERS: Final = frozenset(
+    {EventKind.STARTED, EventKind.ATTEMPT_FAILED, EventKind.SUCCEEDED, EventKind.FAILED, EventKind.CANCELED}
+)
+"""Kinds that may be the answer of an instance to a start, and then name it."""
+
 # By plain number: an enum lookup would cost as much as the rest of `to_json`.
 _WORD_OF_CODE: Final[dict[int, str]] = {kind.value: word for kind, word in _WORDS.items()}
 _FIELD_OF_CODE: Final[dict[int, str]] = {kind.value: field for kind, (field, _) in DETAIL.items()}
 
 
 class Entry(Protocol):
-    """One event as stored, a msgpack array `[code, after_ms, attempt, detail?]`; ms since acceptance."""
+    """As stored, a msgpack array `[code, after_ms, attempt, detail?, journal?, instance?]`; ms since acceptance."""
 
     @property
     def code(self) -> int: ...
@@ -108,10 +112,12 @@ class Entry(Protocol):
     def attempt(self) -> int: ...
     @property
     def detail(self) -> Any: ...
+    @property
+    def instance(self) -> str: ...
 
 
 def to_json(operation_id: str, seq: int, created_at_ms: int, packed: Entry) -> dict[str, Any]:
-    """`{seq, at, type, operation_id, attempt}` and the kind's detail: on /v1, in SSE, as CloudEvents data.
+    """`{seq, at, type, operation_id, attempt}`, the kind's detail, and `instance` where one answered; /v1 and SSE.
 
     `seq` counts 1..n per operation, `at` is RFC 3339. During a rolling upgrade a newer gateway may have
     written a code that is unknown here; it reads `event_{code}`.
@@ -126,6 +132,8 @@ def to_json(operation_id: str, seq: int, created_at_ms: int, packed: Entry) -> d
     }
     if packed.detail is not None and packed.detail is not False:
         event[_FIELD_OF_CODE.get(code, "detail")] = packed.detail
+    if packed.instance:
+        event["instance"] = packed.instance
     return event
 
 
@@ -137,6 +145,7 @@ def schema() -> dict[str, Any]:
         "operation_id": {"type": "string"},
         "attempt": {"type": "integer", "minimum": 0, "description": "0 before the first dispatch"},
     }
+    instance = {"instance": {"type": "string", "description": "the one whose answer it was"}}
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "Event of an operation's history",
@@ -148,7 +157,8 @@ def schema() -> dict[str, Any]:
                 "required": [*fixed, "type"],
                 "properties": fixed
                 | {"type": {"const": word}}
-                | dict([DETAIL[kind]] if kind in DETAIL else []),
+                | dict([DETAIL[kind]] if kind in DETAIL else [])
+                | (instance if kind in ANSWERS else {}),
             }
             for kind, word in _WORDS.items()
         ],

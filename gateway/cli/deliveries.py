@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from gateway.cli.options import ApiKey, Json, Url
-from gateway.cli.show import Show, ago, plain, word
+from gateway.cli.show import Show, plain, soon, word
 from gateway.cli.wire import Gateway
 from mesh.wire import quote_segment
 
@@ -44,7 +44,7 @@ def list_(
             word(one["state"]),
             str(one["tries"]),
             plain(one.get("url") or one["endpoint"]),
-            f"next {ago(one['next_at'])}" if one.get("next_at") else "",
+            f"next {soon(one['next_at'])}" if one.get("next_at") else "",
         )
         for one in page["items"]
     ]

@@ -10,7 +10,7 @@ import typer
 
 from gateway.cli.exits import Problem
 from gateway.cli.options import ApiKey, Json, Labels, Url, pairs, read_json
-from gateway.cli.show import Show, ago, plain, span, until, word
+from gateway.cli.show import Show, ago, plain, soon, span, word
 from gateway.cli.wire import Gateway
 from mesh.wire import quote_segment
 
@@ -154,7 +154,7 @@ def _breaker(breaker: dict[str, Any]) -> str:
     failures = f"{breaker['failures']} of {breaker['failures_max']} requests in a row did not get through"
     if breaker["state"] == "closed":
         return f"{word('closed')}{since}" + (f", {failures}" if breaker["failures"] else "")
-    probe = f"a probe in {until(breaker['retry_at'])}" if breaker.get("retry_at") else "one probe decides"
+    probe = f"a probe {soon(breaker['retry_at'])}" if breaker.get("retry_at") else "one probe decides"
     rests = f"rests {span(breaker['open_ms'])}, at most {span(breaker['open_ms_max'])}"
     return f"{word(breaker['state'])}{since}, {failures}; {rests}; {probe}"
 

@@ -11,7 +11,7 @@ import typer
 from gateway.cli.call import finish, story
 from gateway.cli.exits import Exit, Problem
 from gateway.cli.options import ApiKey, Json, Labels, Url, pairs
-from gateway.cli.show import Show, ago, between, plain, span, word
+from gateway.cli.show import Show, ago, between, plain, soon, span, word
 from gateway.cli.wire import Gateway
 from mesh.clock import from_rfc3339, monotonic_s, now_ms, pause, to_rfc3339
 from mesh.errors import Unavailable
@@ -128,8 +128,10 @@ def show_(operation_id: Id, *, url: Url = "", api_key: ApiKey = "", as_json: Jso
             ("run, attempt", f"{record['run']}, {record['attempt']}"),
             ("accepted", f"{record['created_at']}, {ago(record['created_at'])}"),
             ("deadline", record.get("deadline") or ""),
-            ("next attempt", record.get("next_attempt_at") or ""),
-            ("last failure", plain(record.get("last_failure") or "")),
+            ("instance", plain(record.get("instance", ""))),
+            ("next attempt", soon(record.get("next_attempt_at"))),
+            ("last failure", _failed(record.get("last_failure"))),
+            ("callback", _callback(record.get("callback"))),
             ("labels", plain(", ".join(f"{name}={value}" for name, value in record["labels"].items()))),
             ("key", plain(record.get("idempotency_key", ""))),
             ("failure", plain(story(record["failure"])) if record.get("failure") else ""),
@@ -139,6 +141,23 @@ def show_(operation_id: Id, *, url: Url = "", api_key: ApiKey = "", as_json: Jso
     show.line("")
     for event in events:
         show.line(_event_line(event, record["created_at"]))
+
+
+def _failed(failure: dict[str, Any] | None) -> str:
+    if not failure:
+        return ""
+    at = f" at {failure['instance']}" if failure.get("instance") else ""
+    return plain(f"attempt {failure['attempt']}{at}, {ago(failure['at'])}: {failure['type']}: {failure['message']}")
+
+
+def _callback(callback: dict[str, Any] | None) -> str:
+    if not callback:
+        return ""
+    state = str({"none": "not owed yet", "dropped": "not sent"}.get(callback["state"], callback["state"]))
+    tries = f", {callback['tries']} tries" if callback.get("tries") else ""
+    following = f", next {soon(callback['next_at'])}" if callback.get("next_at") else ""
+    why = f": {callback['why']}" if callback.get("why") else ""
+    return f"{word(state)}{plain(f'{tries}{following}{why}')}  [dim]{plain(callback['url'])}[/]"
 
 
 def _result(record: dict[str, Any]) -> str:

@@ -114,10 +114,12 @@ def ago(at: str | None) -> str:
     return f"{span(max(0, now_ms() - from_rfc3339(at)))} ago" if at else ""
 
 
-def until(at: str) -> str:
-    """`3 s` for an RFC 3339 time that comes, `no time` for one that has passed."""
+def soon(at: str | None) -> str:
+    """`in 3 s` for an RFC 3339 time that comes, `now` for one that has come."""
+    if not at:
+        return ""
     left_ms = from_rfc3339(at) - now_ms()
-    return span(left_ms) if left_ms > 0 else "no time"
+    return f"in {span(left_ms)}" if left_ms > 0 else "now"
 
 
 def between(start: str | None, end: str | None) -> str:

@@ -146,6 +146,7 @@ class Entry(msgspec.Struct, array_like=True):
 
     `journal` is the length of the journal at that moment, which gives the event its place between the entries. Lua
     writes False for a detail that only stands in front of it.
+    `instance`: the one whose answer it was, or "".
     """
 
     code: int
@@ -153,6 +154,7 @@ class Entry(msgspec.Struct, array_like=True):
     attempt: int
     detail: Any = None
     journal: int = 0
+    instance: str = ""
 
 
 class Line(NamedTuple):

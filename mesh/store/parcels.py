@@ -37,8 +37,9 @@ def read_optional_work(packed: Any) -> Work | None:
 
 
 def complete_arguments(
-    operation_id: str, run: int, attempt: int, event: Event, *, session: str, answered: bool, alone: bool
-) -> dict[str, Any]:
+    operation_id: str, run: int, attempt: int, event: Event, *, session: str, answered: bool, alone: bool,
+    instance: str = "",
+) -> dict[str, Any]:  # fmt: skip
     """Arguments of mesh1_complete, but for the outcome."""
     return {
         "id": operation_id,
@@ -50,6 +51,7 @@ def complete_arguments(
         "answered": int(answered),
         "callback_lease_ms": CALLBACK_LEASE_MS,
         "alone": int(alone),
+        "instance": instance,
     }
 
 

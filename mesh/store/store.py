@@ -95,12 +95,9 @@ class Store(Durable):
     async def cancel(self, operation_id: str, namespace: str, session: str) -> Moved | None:
         """None: no such operation in this namespace. The reply's work is leased to `session`."""
         arguments = {
-            "id": operation_id,
-            "ns": namespace,
-            "session": session,
-            "cancel_lease_ms": CANCEL_LEASE_MS,
+            "id": operation_id, "ns": namespace, "session": session, "cancel_lease_ms": CANCEL_LEASE_MS,
             "callback_lease_ms": CALLBACK_LEASE_MS,
-        }
+        }  # fmt: skip
         try:
             reply = await self.fcall("mesh1_cancel", arguments)
         except Refused:
@@ -111,8 +108,10 @@ class Store(Durable):
 
     # Agents -------------------------------------------------------------------------------------------------------
 
-    async def started(self, operation_id: str, run: int, attempt: int, session: str, token: str, beat_ms: int) -> Moved:
-        """The handler answered 201 with its `token`; `beat_ms` > 0 makes the attempt leased."""
+    async def started(
+        self, operation_id: str, run: int, attempt: int, session: str, token: str, beat_ms: int, instance: str = ""
+    ) -> Moved:
+        """`instance` answered 201 with its `token`; `beat_ms` > 0 makes the attempt leased."""
         arguments = {
             "id": operation_id,
             "run": run,
@@ -120,6 +119,7 @@ class Store(Durable):
             "session": session,
             "beat_ms": beat_ms,
             "cancel_lease_ms": CANCEL_LEASE_MS,
+            "instance": instance,
         }
         try:
             reply = await self.fcall("mesh1_started", arguments, token.encode())
@@ -137,10 +137,11 @@ class Store(Durable):
         *,
         session: str,
         answered: bool = False,
+        instance: str = "",
     ) -> Completed:
-        """Record an outcome (packed `Outcome`) and lease the callback it owes."""
+        """Record an outcome (packed `Outcome`) and lease the callback it owes; `instance` answered a start with it."""
         arguments = complete_arguments(
-            operation_id, run, attempt, event, session=session, answered=answered, alone=self.alone
+            operation_id, run, attempt, event, session=session, answered=answered, alone=self.alone, instance=instance
         )
         try:
             return read_completed(await self.fcall("mesh1_complete", arguments, outcome))
@@ -148,11 +149,13 @@ class Store(Durable):
             return refused_completion(refused)
 
     async def retry(
-        self, operation_id: str, run: int, attempt: int, *, delay_ms: int, detail: str, outcome: bytes
-    ) -> Moved:
+        self, operation_id: str, run: int, attempt: int, *, delay_ms: int, detail: str, outcome: bytes,
+        instance: str = "",
+    ) -> Moved:  # fmt: skip
         """The attempt failed; back off `delay_ms`, or end with `outcome` when no attempt is left."""
         arguments = {
-            "id": operation_id, "run": run, "attempt": attempt, "delay_ms": delay_ms, "detail": detail
+            "id": operation_id, "run": run, "attempt": attempt, "delay_ms": delay_ms, "detail": detail,
+            "instance": instance,
         }  # fmt: skip
         try:
             reply = await self.fcall("mesh1_retry", arguments, outcome)

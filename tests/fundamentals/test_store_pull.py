@@ -62,7 +62,7 @@ async def test_a_start_is_handed_to_the_poller_in_the_same_step(pulled: Room) ->
     assert (head.beat_ms, head.beat_by) == (LEASE_MS, head.created_at + LEASE_MS)
     assert head.finish_by == head.created_at + 90_000
     assert kept.words == ["accepted", "started"]
-    assert kept.events[1].detail == A
+    assert kept.events[1].instance == A
     assert (await pulled.claim()).works == []
 
 

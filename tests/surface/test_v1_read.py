@@ -27,7 +27,61 @@ class TestRecord:
         record = await caller.until(operation, state="backing_off", attempt=3)
         assert TIME(record["deadline"])
         assert TIME(record["next_attempt_at"])
-        assert "still busy" in record["last_failure"]
+        failure = record["last_failure"]
+        assert (failure["attempt"], failure["type"], failure["message"]) == (3, "UNAVAILABLE", "still busy")
+        assert record["created_at"] <= failure["at"] <= record["next_attempt_at"]
+
+    async def test_where_its_attempts_went(self, caller: Caller, agent: Actor) -> None:
+        """P65, P67: the instance of the last attempt, while the request is out and after; so do the events."""
+        gate = agent.holds()
+        name = await caller.register(None)
+        for instance in ("one", "two"):
+            lease = {"url": agent.url, "ttl_ms": 60_000}
+            assert (await caller.ask("PUT", f"/v1/endpoints/{name}/instances/{instance}", (), lease)).status == 201
+        operation = await caller.begin(name)
+        await agent.until(1)
+        out = (await caller.record(operation))["instance"]
+        assert out in ("one", "two")
+        gate.set()
+        record = await caller.until(operation, state="succeeded")
+        assert (record["instance"], "last_failure" in record, "callback" in record) == (out, False, False)
+        assert [one.get("instance") for one in await caller.events(operation)] == [None, None, out]
+        agent.replies(handler_error(503, "UNAVAILABLE", "busy: very"), started())
+        operation = await caller.begin(name)
+        failed = await caller.until(operation, state="backing_off")
+        assert (failed["instance"], failed["last_failure"]["message"]) == (
+            failed["last_failure"]["instance"],
+            "busy: very",
+        )
+        await caller.until(operation, state="started")
+        types = {one["type"]: one.get("instance") for one in await caller.events(operation)}
+        assert types["attempt_failed"] == failed["instance"]
+        assert types["started"] == (await caller.record(operation))["instance"]
+        await caller.cancel(operation)
+
+    async def test_what_becomes_of_the_callback(self, caller: Caller, agent: Actor, receiver: Actor) -> None:
+        """P65, P80: not owed yet, spared since the first request got the outcome, refused for good."""
+        name = await caller.register(agent.url)
+        spared = (await caller.nexus(name, callback=receiver.url))["mesh-operation-id"]
+        callback = (await caller.record(spared))["callback"]
+        assert (callback["state"], callback["url"], callback["format"]) == ("dropped", receiver.url, "nexus")
+        assert callback["why"] == "the first request was answered with the outcome"
+        agent.replies(started())
+        receiver.replies(Reply(404))
+        operation = await caller.begin(name, callback=receiver.url)
+        call = await agent.until(2)
+        assert (await caller.record(operation))["callback"]["why"] == "it is owed once the operation ends"
+        await call.complete()
+        await caller.until_delivery(operation, "dead")
+        callback = (await caller.record(operation))["callback"]
+        assert (callback["state"], callback["tries"], callback["why"]) == ("dead", 1, "the receiver answered 404")
+        receiver.replies(Reply(500))
+        operation = await caller.begin(name, callback=receiver.url)
+        await (await agent.until(3)).complete()
+        await caller.until_delivery(operation, "pending")
+        callback = (await caller.record(operation))["callback"]
+        assert (callback["state"], callback["why"]) == ("pending", "the receiver answered 500")
+        assert TIME(callback["next_at"])
 
     async def test_etag_moves_with_every_event(self, caller: Caller, agent: Actor) -> None:
         """P65: 304 while nothing happened."""
@@ -203,7 +257,7 @@ class TestList:
         name, ids = three
         items = (await caller.get(f"/v1/operations?endpoint={name}")).json["items"]
         record = await caller.record(ids[0])
-        assert items[2] == {key: value for key, value in record.items() if key != "result"}
+        assert items[2] == {key: value for key, value in record.items() if key not in ("result", "instance")}
 
     async def test_time_bounds_are_inclusive(self, caller: Caller, three: tuple[str, list[str]]) -> None:
         """P69: by acceptance."""

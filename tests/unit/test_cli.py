@@ -570,8 +570,24 @@ class TestOperation:
         shown = place("operation", "show", operation)
         for words in (operation, "succeeded", "greeter/greet", '"Hello, [red]Ada!"', "accepted", "dispatched"):
             assert words in shown.out
+        assert re.search(r"instance +127\.0\.0\.1-\d+", shown.out)
         told = place("operation", "show", operation, "--json").json
         assert [event["seq"] for event in told["history"]] == list(range(1, told["events"] + 1))
+
+    def test_show_tells_why_it_goes_on_and_what_becomes_of_the_callback(self, place: Place, receiver: Any) -> None:
+        name = short_id("busy")
+        receiver.statuses = [500]
+        place("endpoint", "register", name, "-t", receiver.url, "--policy", '{"retry": {"initial_ms": 60000}}')
+        args = ("call", name, "any", "thing", "--async", "--callback", receiver.url, "--json")
+        operation = place(*args).json["id"]
+        until(lambda: place("operation", "show", operation, "--json").json["state"] == "backing_off", "it backs off")
+        shown = place("operation", "show", operation).out
+        assert re.search(r"next attempt +in (\d\d\.?\d* s|1 min)", shown), shown
+        assert re.search(r"last failure +attempt 1 at target, .* ago: INTERNAL: 500", shown), shown
+        assert re.search(r"callback +not owed yet: it is owed once the operation ends +" + receiver.url, shown), shown
+        listed = place("delivery", "list", "--kind", "start", "--state", "pending").out
+        assert re.search(r"next in (\d\d\.?\d* s|1 min)", listed), listed
+        place("operation", "cancel", operation)
 
     def test_cancel_ends_it_and_may_be_repeated(self, place: Place) -> None:
         operation = started(place)

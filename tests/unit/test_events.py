@@ -19,6 +19,7 @@ class Stored(NamedTuple):
     after_ms: int
     attempt: int
     detail: Any = None
+    instance: str = ""
 
 
 def test_codes_are_stored_and_never_move() -> None:
@@ -53,6 +54,14 @@ def test_an_event_as_json() -> None:
         "operation_id": "00-a",
         "attempt": 2,
         "error": "connection reset",
+    }
+    assert to_json("00-a", 3, 1_700_000_000_000, Stored(4, 123, 1, False, "i-1")) == {
+        "seq": 3,
+        "at": "2023-11-14T22:13:20.123Z",
+        "type": "started",
+        "operation_id": "00-a",
+        "attempt": 1,
+        "instance": "i-1",
     }
 
 

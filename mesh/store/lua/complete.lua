@@ -1,6 +1,6 @@
 -- complete: record the outcome of a run and take the lease of its callback in one step.
 -- Keys: partition root. Arguments: msgpack {id, run, attempt, event ('succeed', 'fail', 'cancel'), code, session,
---   answered, callback_lease_ms, alone}, outcome.
+--   answered, callback_lease_ms, alone, instance}, outcome.
 --   `alone` 1: no other gateway lives that could wait for a message (a late joiner looks again by itself).
 --   `answered` 1: the caller's first request is still open and gets this outcome, so no callback is owed (decision 37).
 -- Reply: {'done', now, seq, endpoint with a waiting line or '', callback work or false [, 1: it has a journal]}
@@ -12,6 +12,7 @@ local function mesh1_complete(keys, argv)
   local a = cmsgpack.unpack(argv[1])
   -- A missing argument fails here, before the first write (see `given`).
   local _ = #argv[2] + #a.id + #a.event + #a.session + a.run + a.attempt + a.code + a.answered + a.callback_lease_ms + a.alone
+    + #a.instance
   local op = load(root, a.id)
   if not op then return refuse('UNKNOWN', a.id) end
   if a.run ~= op.run then return refuse('STALE_RUN', a.id) end
@@ -34,7 +35,7 @@ local function mesh1_complete(keys, argv)
     return refuse('OTHER_OUTCOME', a.id)
   end
   if owed(op.start) then apply_delivery(op, 'start', 'deliver') end
-  settle(op, now, a.code)
+  settle(op, now, a.code, nil, a.instance ~= '' and a.instance or op.instance)
   local told = false
   if op.callback == D.due then
     if a.answered == 1 and op.wants_callback == 1 then

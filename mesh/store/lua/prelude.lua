@@ -65,8 +65,8 @@ local function journal_end(op)
   return redis.call('LLEN', key), after, total
 end
 
--- `attempt`: of another attempt than the present one.
-local function emit(op, code, now, detail, attempt)
+-- `attempt`: of another attempt than the present one. `instance`: the one whose answer it is, or nil.
+local function emit(op, code, now, detail, attempt, instance)
   if op.seq >= LIMIT.events and op.state < S.succeeded then return end
   op.seq = op.seq + 1
   op.stamp = math.max(op.stamp, now - op.created_at)
@@ -77,6 +77,9 @@ local function emit(op, code, now, detail, attempt)
     local length, after = journal_end(op)
     if after > op.stamp then op.stamp, entry[2] = after, after end
     entry[4], entry[5] = entry[4] or false, length
+  end
+  if instance and instance ~= '' then
+    entry[4], entry[5], entry[6] = entry[4] or false, entry[5] or 0, instance
   end
   op.events = op.events .. cmsgpack.pack(entry)
 end
@@ -272,7 +275,7 @@ local function owe_cancel(op, session, now, lease_ms)
 end
 
 -- Everything that follows from reaching a terminal state, whatever the way. `apply` has moved op.state already.
-local function settle(op, now, code, detail)
+local function settle(op, now, code, detail, instance)
   op.closed_at = now
   op.blocked = ''
   op.beat_by = 0
@@ -284,7 +287,7 @@ local function settle(op, now, code, detail)
     apply_delivery(op, 'cancel', 'drop')
   end
   free_slot(op)
-  emit(op, code, now, detail)
+  emit(op, code, now, detail, nil, instance)
   if op.wants_callback > 0 then
     apply_delivery(op, 'callback', 'owe')
     op.callback_at = now

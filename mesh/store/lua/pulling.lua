@@ -28,7 +28,7 @@ local function hand_out(op, ep, instance, lease_ms, now)
   if op.run_ms > 0 then op.finish_by = now + op.run_ms end
   take_slot(op, ep)
   pace(ep, now)
-  emit(op, E.started, now, instance)
+  emit(op, E.started, now, nil, nil, instance)
 end
 
 -- The attempt that a task token names, seen from the record: 'ok' while it is out, else 'lost' or 'ended'.

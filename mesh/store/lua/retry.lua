@@ -1,5 +1,5 @@
 -- retry: the attempt failed in a way worth repeating; back off, or end when no attempt is left.
--- Keys: partition root. Arguments: msgpack {id, run, attempt, delay_ms, detail}, outcome for the last attempt;
+-- Keys: partition root. Arguments: msgpack {id, run, attempt, delay_ms, detail, instance}, outcome for the last attempt;
 --   from an agent by its task token {id, run, attempt, least_ms, chance, detail}: the policy that the endpoint has now
 --   says how long, `chance` in [-1, 1] moves it by its jitter, `least_ms` is what the agent asked for.
 -- Reply: {'backing_off', now, due_at, endpoint with a waiting line or ''} or {'exhausted', now, seq, endpoint...}
@@ -19,7 +19,7 @@ end
 local function mesh1_retry(keys, argv)
   local root = keys[1]
   local a = given(argv[1], 'id', 'run', 'attempt')
-  local _ = a.delay_ms or (a.least_ms + a.chance)
+  local _ = a.delay_ms and #a.instance or (a.least_ms + a.chance)
   local outcome = assert(argv[2])
   local op = load(root, a.id)
   if not op then return refuse('UNKNOWN', a.id) end
@@ -36,7 +36,7 @@ local function mesh1_retry(keys, argv)
     end
     if word ~= 'ok' then return { word, now, op.state } end
   end
-  emit(op, E.attempt_failed, now, a.detail)
+  emit(op, E.attempt_failed, now, a.detail, nil, a.instance or op.instance)
   if op.cancel_asked == 1 and op.journal == 0 then
     apply(op, 'cancel')
     settle(op, now, E.canceled)

@@ -1,11 +1,11 @@
 -- started: the handler answered 201; keep its token, hand the start lease back, arm the running timers.
--- Keys: partition root. Arguments: msgpack {id, run, attempt, session, beat_ms, cancel_lease_ms}, agent token.
+-- Keys: partition root. Arguments: msgpack {id, run, attempt, session, beat_ms, cancel_lease_ms, instance}, agent token.
 -- Reply: {'started' | 'same', now, state, cancel work or false}. A cancel that was asked before the token was known
 --   (and the courtesy cancel of an operation that ended meanwhile) is leased to `session` in the same step (I17).
 -- Refuses: UNKNOWN. Flag allow-oom.
 local function mesh1_started(keys, argv)
   local root = keys[1]
-  local a = given(argv[1], 'id', 'run', 'attempt', 'session', 'beat_ms', 'cancel_lease_ms')
+  local a = given(argv[1], 'id', 'run', 'attempt', 'session', 'beat_ms', 'cancel_lease_ms', 'instance')
   local token = assert(argv[2])
   local op = load(root, a.id)
   if not op then return refuse('UNKNOWN', a.id) end
@@ -28,7 +28,7 @@ local function mesh1_started(keys, argv)
     if op.run_ms > 0 then op.finish_by = now + op.run_ms end
     if a.beat_ms > 0 then op.beat_ms = a.beat_ms end
     if op.beat_ms > 0 then op.beat_by = now + op.beat_ms end
-    emit(op, E.started, now)
+    emit(op, E.started, now, nil, nil, a.instance)
   end
   local sent = (late or op.cancel_asked == 1) and owe_cancel(op, a.session, now, a.cancel_lease_ms)
   save(op, 't', token)
