@@ -9,7 +9,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from gateway.journals import Journals
-from gateway.orders import Known, Order, Parent, Placed, fresh_head, start_arguments, stored_request
+from gateway.orders import (
+    Known,
+    Order,
+    Parent,
+    Placed,
+    check_json_type,
+    fresh_head,
+    start_arguments,
+    stored_request,
+)
 from gateway.reading import unknown_operation
 from mesh.clock import now_ms
 from mesh.errors import Conflict, Gone, NotFound, Unauthenticated, Unavailable
@@ -77,6 +86,7 @@ class Operations(Journals):
         endpoint = await self._catalog.locate(order.endpoint, order.namespace)
         listed = self._catalog.check_operation(endpoint, order.service, order.operation)
         if listed is not None and listed.input is not None:
+            check_json_type(order)
             listed.input.check(order.body or b"null", order.input_at)
         if order.callback_url:
             self._egress.vet(order.callback_url)

@@ -13,10 +13,12 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 import msgspec
 
 from gateway.callbacks import NEXUS
+from mesh.errors import Malformed
 from mesh.ids import operation_id
 from mesh.machine import Delivery, State
 from mesh.store.layout import Head, Line, Outcome, Request
 from mesh.store.verbs import Accepted, ChildStart, Start
+from mesh.wire import is_json_type
 
 if TYPE_CHECKING:
     from gateway.waiters import FirstRequest
@@ -102,6 +104,16 @@ def _address(endpoint: str, service: str, operation: str) -> bytes:
     return b"".join([b"%d:%b" % (len(part), part) for part in map(str.encode, (endpoint, service, operation))])
 
 
+def check_json_type(order: Order) -> None:
+    """For an operation with a schema: what is labelled as something else is not what the schema is about.
+
+    Raises Malformed `type_invalid`.
+    """
+    if order.body and not is_json_type((order.content_type or "").encode("latin-1")):
+        shown = (order.content_type or "")[:100]
+        raise Malformed(f"the operation has a JSON Schema and takes JSON, not {shown!r}", code="type_invalid")
+
+
 def stored_request(order: Order, endpoint: Endpoint) -> Request:
     """What is kept of an order beside its input."""
     return Request(
@@ -125,7 +137,8 @@ def start_arguments(
 ) -> Start:
     """The store call that accepts `order`; `blocked`: why this gateway cannot send it now, or ""."""
     policy = endpoint.policy
-    called = _address(order.endpoint, order.service, order.operation)
+    # The name also where the caller gave the id: a repeat by the other is a repeat.
+    called = _address(endpoint.name, order.service, order.operation)
     namespace, key, callback = order.namespace.encode(), order.key.encode(), order.callback_url.encode()
     content_type = b"" if order.content_type is None else b"=" + order.content_type.encode("latin-1")
     start = Start(

@@ -55,15 +55,19 @@ class Catalog:
     # Reads on the hot path ----------------------------------------------------------------------------------------
 
     def find(self, name: str, namespace: str) -> Endpoint:
-        """The endpoint `name` if `namespace` may call it. Raises NotFound, with one wording for both reasons not to."""
-        endpoint = self._by_name.get(name)
+        """The endpoint with this id or name if `namespace` may call it.
+
+        Raises NotFound, with one wording for both reasons not to. The id goes first: a name that looks like somebody
+        else's id must not get that one's calls.
+        """
+        endpoint = self._by_id.get(name) or self._by_name.get(name)
         if endpoint is None or not endpoint.callable_by(namespace):
             raise unknown_endpoint(name[:NAME_SHOWN_MAX])
         return endpoint
 
     async def locate(self, name: str, namespace: str) -> Endpoint:
         """As `find`, but before it refuses it asks the store whether another gateway registered it a moment ago."""
-        endpoint = self._by_name.get(name)
+        endpoint = self._by_id.get(name) or self._by_name.get(name)
         if endpoint is None or not endpoint.callable_by(namespace):
             await self.refresh(await self._store.version())
         return self.find(name, namespace)

@@ -1,6 +1,10 @@
 """Conformance: what a Nexus gateway or handler must do, asked over real sockets of any URL.
 
-report.py    results of checks, and what a set of them says
+case.py      the language of the cases           cases/       all 95 of them, by subject
+play.py      playing one                         run.py       playing many, a report of them
+targets.py   gateways and agents                 report.py    results, and what a set of them says
+wire.py  listener.py   HTTP/1.1 of both sides    expect.py    whether a message is as expected
+subject.py   an agent to be examined: the contract of specs/conformance.nexusrpc.yaml
 
 Speaks plain HTTP to what it judges. Must not know the gateway, the registry or the store: a judge that shares code with
 the accused sees what the accused sees.

@@ -69,7 +69,7 @@ class Report:
     def by_rule(self) -> dict[str, list[Result]]:
         """The results under each rule, rules in the order of their numbers, those without one at the end."""
         rules: dict[str, list[Result]] = {}
-        for result in sorted(self.results, key=_place):
+        for result in sorted(self.results, key=lambda result: rule_number(result.rule)):
             rules.setdefault(result.rule, []).append(result)
         return rules
 
@@ -100,6 +100,7 @@ def merged(url: str, kind: str, reports: Iterable[Report]) -> Report:
     return Report(url, kind, results)
 
 
-def _place(result: Result) -> tuple[int, str]:
-    digits = result.rule[1:]
-    return (int(digits), "") if digits.isdigit() else (1 << 30, result.rule)
+def rule_number(rule: str) -> tuple[int, str]:
+    """Where a rule stands among others: by its number, not by its letters."""
+    digits = rule[1:]
+    return (int(digits), "") if digits.isdigit() else (1 << 30, rule)

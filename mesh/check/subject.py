@@ -81,6 +81,8 @@ class Subject:
     def __init__(self) -> None:
         self.begun: Counter[str] = Counter()
         self.tasks: dict[str, asyncio.Task[None] | None] = {}
+        self.working: set[asyncio.Task[None]] = set()
+        """Keeps them alive; the loop itself does not."""
 
     @sync_operation
     async def echo(self, ctx: StartOperationContext, value: Any) -> Any:
@@ -125,6 +127,8 @@ class TaskHandler(OperationHandler[Script, Any]):
         subject.begun[input.tag] += 1
         ctx.outbound_links.extend(nexusrpc.Link(link.url, link.type) for link in input.links)
         work = asyncio.get_running_loop().create_task(self._work(ctx, input, token))
+        subject.working.add(work)
+        work.add_done_callback(subject.working.discard)
         while len(subject.tasks) >= TASKS_MAX:
             del subject.tasks[next(iter(subject.tasks))]
         subject.tasks[token] = None if input.deaf else work

@@ -113,7 +113,7 @@ def start(order: Order, wait_s: float, retry_for_s: float) -> Flow[Placed]:
     ask = Ask("POST", "/v1/operations", headers, msgspec.json.encode(fields), wait_s + REPLY_TIMEOUT_S)
     answer = yield from exchange(ask, retry_for_s)
     raw = _object(answer)
-    record = cast("Record", json.loads(answer.body))
+    record = _record(answer)
     return Placed(record["id"], record, raw, answer.headers.get("idempotency-replayed") == "true")
 
 
@@ -166,8 +166,7 @@ def result(operation_id: str, output: Codec, timeout_s: float | None, retry_for_
         if answer.status == 424:  # noqa: PLR2004
             # The Nexus wire knows failed and canceled only; the record says whether time ran out.
             record = yield from get(operation_id, retry_for_s)
-            failure = cast("dict[str, Any]", _json(answer))
-            raise UNSUCCESSFUL.get(record["state"], OperationFailed)(operation_id, failure)
+            raise UNSUCCESSFUL.get(record["state"], OperationFailed)(operation_id, _failure(answer))
         if until_s is not None and monotonic_s() >= until_s:
             raise StillRunning(operation_id)
 
@@ -175,14 +174,14 @@ def result(operation_id: str, output: Codec, timeout_s: float | None, retry_for_
 def get(operation_id: str, retry_for_s: float) -> Flow[Record]:
     """The record."""
     answer = yield from exchange(Ask("GET", _path(operation_id), {}, b"", REPLY_TIMEOUT_S), retry_for_s)
-    return cast("Record", _json(answer))
+    return _record(answer)
 
 
 def cancel(operation_id: str, retry_for_s: float) -> Flow[Record]:
     """Ask for the end; the record as it is then."""
     path = f"{_path(operation_id)}/cancel"
     answer = yield from exchange(Ask("POST", path, {}, b"", REPLY_TIMEOUT_S), retry_for_s)
-    return cast("Record", _json(answer))
+    return _record(answer)
 
 
 def listing(filters: Mapping[str, Any], labels: Mapping[str, str] | None, retry_for_s: float) -> Flow[Page]:
@@ -191,7 +190,10 @@ def listing(filters: Mapping[str, Any], labels: Mapping[str, str] | None, retry_
     query |= {f"label.{name}": value for name, value in (labels or {}).items()}
     path = f"/v1/operations?{urlencode(query)}" if query else "/v1/operations"
     page = _json((yield from exchange(Ask("GET", path, {}, b"", REPLY_TIMEOUT_S), retry_for_s)))
-    return Page(page["items"], page["next_cursor"])
+    try:
+        return Page(page["items"], page["next_cursor"])
+    except (KeyError, TypeError):
+        raise ReplyInvalid("the gateway answered something else than a page") from None
 
 
 def events_path(operation_id: str) -> str:
@@ -243,6 +245,21 @@ def _object(answer: Answer) -> dict[str, msgspec.Raw]:
         return _fields(answer.body)
     except msgspec.MsgspecError:
         raise ReplyInvalid("the gateway answered something else than a record") from None
+
+
+def _record(answer: Answer) -> Record:
+    record = _json(answer)
+    fields = cast("dict[str, Any]", record) if isinstance(record, dict) else {}
+    if not isinstance(fields.get("id"), str) or not isinstance(fields.get("state"), str):
+        raise ReplyInvalid("the gateway answered something else than a record")
+    return cast("Record", record)
+
+
+def _failure(answer: Answer) -> dict[str, Any]:
+    failure = _json(answer)
+    if not isinstance(failure, dict):
+        raise ReplyInvalid("the gateway answered something else than a Failure")
+    return cast("dict[str, Any]", failure)
 
 
 def _json(answer: Answer) -> Any:

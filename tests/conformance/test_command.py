@@ -1,0 +1,99 @@
+"""`mesh check`: what it prints, and how it ends."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from typing import Any
+
+import pytest
+
+from mesh.check.cases import CASES
+from tests.agents.serving import Scripted, serving
+from tests.surface.gateways import run, unused_port
+
+
+def check(*words: str) -> tuple[int, str]:
+    return run([sys.executable, "-m", "gateway.cli.main", "check", *words])
+
+
+def report(*words: str) -> tuple[int, dict[str, Any]]:
+    code, said = check(*words, "--json")
+    return code, json.loads(said)
+
+
+def test_a_gateway(sides: dict[str, Any]) -> None:
+    """P151: it is recognised, the cases of a rule are chosen, all is well."""
+    code, said = report(sides["gateway"].url, "--rule", "p30", "--case", "1")
+    assert (code, said["ok"], said["kind"], said["failed"], said["skipped"]) == (0, True, "gateway", 0, 0)
+    assert {one["number"] for one in said["results"]} >= {"1", "54", "59"}
+    assert {one["rule"] for one in said["results"] if one["number"] != "1"} <= {"P30", "P133", "P150"}
+
+
+def test_an_agent(sides: dict[str, Any]) -> None:
+    """P151: all that is asked of an agent, the contract hosted."""
+    code, said = report(sides["agent"].url, "--running-max", "16")
+    assert (code, said["kind"], said["failed"]) == (0, "agent", 0), [
+        one for one in said["results"] if one["verdict"] == "fail"
+    ]
+    assert [one["number"] for one in said["results"]] == [str(case.number) for case in CASES]
+    asked = {case.number for case in CASES if case.agent is not None}
+    assert {int(one["number"]) for one in said["results"] if one["verdict"] == "pass"} == asked
+
+
+def test_an_agent_without_the_contract() -> None:
+    """P151: who answers 200 to everything fails, and is told why; what needs more operations does not apply."""
+    with serving(Scripted()) as url:
+        code, said = check(url, "--operation", "any=a%2Fb/c", "--group", "names", "--group", "bodies")
+        assert code == 1
+        assert "P126" in said
+        assert "expected: 404 NOT_FOUND as a Failure" in said
+        assert "the status is 200, not 404 for NOT_FOUND" in said
+        assert "mend:     Answer unknown services with 404" in said
+        assert (
+            "needs an operation like `sum` of specs/conformance.nexusrpc.yaml (--operation sum=SERVICE/OPERATION)"
+            in said
+        )
+        code, said = check(url, "--kind", "agent")
+        assert code == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "text"),
+    [
+        (["nonsense"], 2, "is not a URL"),
+        ([], 2, ""),
+        (["http://127.0.0.1:9", "--kind", "client"], 2, "neither gateway nor agent"),
+        (["http://127.0.0.1:9", "--rule", "X1"], 2, "`mesh check --list` shows them all"),
+        (["http://127.0.0.1:9", "--kind", "agent", "--operation", "any"], 2, "NAME=VALUE"),
+        (["http://127.0.0.1:9", "--kind", "agent", "--operation", "all=a/b"], 2, "Roles are any, echo"),
+        (["http://127.0.0.1:9", "--kind", "agent", "--input", "1"], 2, "--operation any=SERVICE/OPERATION"),
+    ],
+)
+def test_wrong_words(words: list[str], code: int, text: str) -> None:
+    """P151."""
+    found, said = check(*words)
+    assert (found, text in said) == (code, True), said
+
+
+def test_nobody_answers() -> None:
+    """P151."""
+    code, said = check(f"http://127.0.0.1:{asyncio.run(unused_port())}")
+    assert (code, "ConnectionRefusedError" in said) == (5, True), said
+
+
+def test_no_such_gateway(sides: dict[str, Any]) -> None:
+    """P151: an agent is no gateway."""
+    code, said = check("--kind", "gateway", sides["agent"].url)
+    assert (code, "is this a Mesh gateway" in said) == (2, True), said
+    with serving(Scripted(lambda _: (_ for _ in ()).throw(AssertionError))) as url:
+        code, said = check("--kind", "agent", url)
+        assert (code, "specs/conformance.nexusrpc.yaml" in said) == (2, True), said
+
+
+def test_the_list() -> None:
+    code, said = check("--list", "--json")
+    assert (code, [one["number"] for one in json.loads(said)]) == (0, list(range(1, 96)))
+    code, said = check("--list", "--group", "cancel")
+    assert (code, "the token in the header" in said, "P30 P133 P150" in said) == (0, True, True)
