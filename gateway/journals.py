@@ -17,7 +17,7 @@ from mesh.clock import monotonic_s, now_ms
 from mesh.errors import Conflict, Gone, Unauthenticated
 from mesh.store.durable import JOURNAL, STREAM
 from mesh.store.layout import Line
-from mesh.store.verbs import LOOK, Append, Page, Step, Suspend, Task
+from mesh.store.verbs import LOOK, Append, Page, Step, Suspend, Task, Wanted
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -43,6 +43,20 @@ class Entries(NamedTuple):
 
     page: Page
     entries: list[msgspec.Raw]
+
+
+class Journal(NamedTuple):
+    """The store's time, and a page for each journal in the order asked."""
+
+    now_ms: int
+    pages: list[Entries]
+
+
+FORGED: Final = Entries(Page("invalid"), [])
+
+
+def _news(page: Page) -> bool:
+    return page.status != "ok" or page.cancel or bool(page.lines)
 
 
 class Journals(Reading):
@@ -128,28 +142,29 @@ class Journals(Reading):
             self._waiters.tell(task.id)
         return Steps(at_ms, steps)
 
-    async def journal_page(self, token: str, after: int, limit: int, wait_s: float) -> Entries:
-        """Entries after the first `after`, at once or within `wait_s`, for the attempt that holds the work.
+    async def read_journals(self, tasks: Sequence[tuple[str, int, int]], wait_s: float) -> Journal:
+        """Entries of journals, (task token, entries known, limit), for the attempts that hold the work.
 
-        Raises Unauthenticated, Conflict (`lease_lost`, `operation_ended`), Gone.
+        At once if there is anything to say of one of them, else within `wait_s`.
         """
-        claim = self._tokens.check(token, now_ms() / 1000)
-        page = await self._own_page(claim, after, limit)
-        if page.lines or wait_s <= 0:
-            return await self._shown(page)
-        deadline_s = monotonic_s() + wait_s
-        with self._waiters.watching(claim.operation_id) as moved:
-            while True:
-                page = await self._own_page(claim, after, limit)
-                left_s = deadline_s - monotonic_s()
-                if page.lines or page.cancel or left_s <= 0 or self._waiters.ended:
-                    return await self._shown(page)
-                await wait_for(moved, left_s)
-
-    async def _own_page(self, claim: Claim, after: int, limit: int) -> Page:
-        page = await self._store.lines(claim.operation_id, JOURNAL, after, limit, run=claim.run, attempt=claim.attempt)
-        raise_for_step(page.status, claim.operation_id)
-        return page
+        claims = self._claims([token for token, _, _ in tasks])
+        lists = [
+            Wanted(claim.operation_id, claim.run, claim.attempt, after, limit)
+            for claim, (_, after, limit) in zip(claims, tasks, strict=True)
+            if claim is not None
+        ]
+        at_ms, pages = await self._store.pages(JOURNAL, lists)
+        if wait_s > 0 and len(lists) == len(tasks) and not any(map(_news, pages)):
+            deadline_s = monotonic_s() + wait_s
+            with self._waiters.watching(*[wanted.id for wanted in lists]) as moved:
+                while True:
+                    at_ms, pages = await self._store.pages(JOURNAL, lists)
+                    left_s = deadline_s - monotonic_s()
+                    if left_s <= 0 or self._waiters.ended or any(map(_news, pages)):
+                        break
+                    await wait_for(moved, left_s)
+        found = iter(pages)
+        return Journal(at_ms, [await self._shown(next(found)) if claim else FORGED for claim in claims])
 
     async def _shown(self, page: Page) -> Entries:
         return Entries(page, [msgspec.Raw(await self.entry(line)) for line in page.lines])

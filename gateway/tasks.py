@@ -23,6 +23,7 @@ from gateway.tasks_body import (
     JournalBody,
     JournalTask,
     ReadBody,
+    ReadTask,
     SuspendBody,
     SuspendTask,
     breach,
@@ -37,14 +38,13 @@ from mesh.wire import check_json
 if TYPE_CHECKING:
     from gateway.journals import Steps
     from gateway.operations import Operations
-    from mesh.store.verbs import Step
+    from mesh.store.verbs import Page, Step
 
 PREFIX: Final = b"/v1/tasks/"
 TASKS_MAX: Final = 1_000
 LEASE_MS_MIN: Final = 1_000
 LEASE_MS_MAX: Final = 3_600_000
 WAKE_MS_MAX: Final = 366 * 86_400_000
-READ_MAX: Final = 1_000
 OURS: Final = b"m1."
 """How task tokens begin; another bearer is a namespace's key."""
 ALONE: Final = ("",)
@@ -79,17 +79,27 @@ class Shapes:
     """How the bodies of a verb are decoded: about many tasks, and about one."""
 
     def __init__(self, many: Any, one: Any) -> None:
+        self._task = one
         self._many = msgspec.json.Decoder(many)
         self._one = msgspec.json.Decoder(one)
 
     def tasks(self, request: Request) -> tuple[Sequence[Any], Sequence[str]]:
         """The tasks, and where in the body each is (ALONE: one, the whole of it). Raises Malformed, Unprocessable."""
+        body = self.body(request)
+        return ([body], ALONE) if isinstance(body, self._task) else self.listed(body)
+
+    def body(self, request: Request) -> Any:
+        """One task, with the token of the header, or the body about many. Raises Malformed, Unprocessable."""
         token = header_token(request)
-        if token:
-            task = _decoded(self._one, request.body or b"{}")
-            task.token = token
-            return [task], ALONE
-        tasks = _decoded(self._many, request.body).tasks
+        if not token:
+            return _decoded(self._many, request.body)
+        task = _decoded(self._one, request.body or b"{}")
+        task.token = token
+        return task
+
+    def listed(self, body: Any) -> tuple[Sequence[Any], Sequence[str]]:
+        """The tasks of a body about many, and where each is. Raises Unprocessable."""
+        tasks = body.tasks
         if len(tasks) > TASKS_MAX:
             raise Unprocessable(f"one request names at most {TASKS_MAX} tasks", code="body_invalid")
         for position, task in enumerate(tasks):
@@ -102,7 +112,7 @@ _HEARTBEAT: Final = Shapes(HeartbeatBody, HeartbeatTask)
 _JOURNAL: Final = Shapes(JournalBody, JournalTask)
 _EMIT: Final = Shapes(EmitBody, EmitTask)
 _SUSPEND: Final = Shapes(SuspendBody, SuspendTask)
-_READ: Final = msgspec.json.Decoder(ReadBody)
+_READ: Final = Shapes(ReadBody, ReadTask)
 
 
 def _in_ms(task: SuspendTask) -> int:
@@ -114,6 +124,16 @@ def _step(step: Step) -> dict[str, Any]:
     if step.cancel:
         shown["cancel"] = True
     return shown
+
+
+def _page(page: Page, entries: list[msgspec.Raw]) -> dict[str, Any]:
+    return {
+        "status": page.status,
+        "entries": entries,
+        "length": page.journal,
+        "stream": page.stream,
+        "cancel": page.cancel,
+    }
 
 
 def _answer(steps: Steps, wheres: Sequence[str]) -> Answer:
@@ -188,24 +208,14 @@ class TasksSurface:
         return _answer(await self._operations.suspend(wanted), wheres)
 
     async def read(self, request: Request) -> Answer:
-        """`{"entries", "length", "stream", "now", "now_ms", "cancel"}`: the journal after the first `after` entries."""
-        body = _decoded(_READ, request.body or b"{}")
-        token = header_token(request) or body.token
-        if not 1 <= body.limit <= READ_MAX:
-            raise breach("/limit", f"limit is between 1 and {READ_MAX}")
+        """`{"now_ms", "tasks": [{"status", "entries", "length", "stream", "cancel"?}]}`; alone also `now`."""
+        body = _READ.body(request)
+        tasks, wheres = ([body], ALONE) if isinstance(body, ReadTask) else _READ.listed(body)
         wait_s = min(max(body.wait_ms, 0), self._wait_max_ms) / 1000
-        page, entries = await self._operations.journal_page(token, body.after, body.limit, wait_s)
-        return Answer(
-            200,
-            _JSON,
-            encode_json(
-                {
-                    "entries": entries,
-                    "length": page.journal,
-                    "stream": page.stream,
-                    "now": to_rfc3339(page.now_ms),
-                    "now_ms": page.now_ms,
-                    "cancel": page.cancel,
-                }
-            ),
-        )
+        journal = await self._operations.read_journals([(task.token, task.after, task.limit) for task in tasks], wait_s)
+        shown = [_page(page, entries) for page, entries in journal.pages]
+        if wheres == ALONE:
+            raise_for_step(journal.pages[0].page.status)
+            alone = {"now": to_rfc3339(journal.now_ms), "now_ms": journal.now_ms, **shown[0]}
+            return Answer(200, _JSON, encode_json(alone))
+        return Answer(200, _JSON, encode_json({"now_ms": journal.now_ms, "tasks": shown}))

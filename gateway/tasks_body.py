@@ -84,12 +84,19 @@ class SuspendBody(msgspec.Struct, forbid_unknown_fields=True):
     tasks: list[SuspendTask]
 
 
-class ReadBody(msgspec.Struct, forbid_unknown_fields=True):
-    """The journal after the first `after` entries; `wait_ms`: for how long to wait for one more."""
+class ReadTask(msgspec.Struct, forbid_unknown_fields=True):
+    """The journal after the first `after` entries; `wait_ms`, when it is asked for alone, as in `ReadBody`."""
 
     token: str = ""
     after: Count = 0
-    limit: int = 1_000
+    limit: Annotated[int, msgspec.Meta(ge=1, le=1_000)] = 1_000
+    wait_ms: int = 0
+
+
+class ReadBody(msgspec.Struct, forbid_unknown_fields=True):
+    """Journals of many attempts; `wait_ms`: for how long to wait for news of one of them."""
+
+    tasks: list[ReadTask]
     wait_ms: int = 0
 
 

@@ -152,9 +152,23 @@ class Waiters:
                 event.set()
 
     @contextmanager
-    def watching(self, operation_id: str) -> Generator[asyncio.Event]:
-        """An event that is set whenever the operation may have moved. Enter, then read the store, then wait."""
+    def watching(self, *operation_ids: str) -> Generator[asyncio.Event]:
+        """An event that is set whenever one of them may have moved. Enter, then read the store, then wait."""
         event = asyncio.Event()
+        watched = set(operation_ids)
+        for operation_id in watched:
+            self._watch(operation_id, event)
+        try:
+            yield event
+        finally:
+            for operation_id in watched:
+                events = self._waits[operation_id]
+                events.discard(event)
+                if not events:
+                    del self._waits[operation_id]
+                    self._subscriber.unsubscribe(self._keys.operation_channel(operation_id))
+
+    def _watch(self, operation_id: str, event: asyncio.Event) -> None:
         events = self._waits.get(operation_id)
         if events is None:
             events = self._waits[operation_id] = set()
@@ -162,13 +176,6 @@ class Waiters:
                 self._keys.operation_channel(operation_id), lambda _message: self.tell(operation_id)
             )
         events.add(event)
-        try:
-            yield event
-        finally:
-            events.discard(event)
-            if not events:
-                del self._waits[operation_id]
-                self._subscriber.unsubscribe(self._keys.operation_channel(operation_id))
 
     def end(self) -> None:
         """The gateway drains: nobody waits any longer than for what is on its way."""

@@ -11,7 +11,7 @@ from typing import Any
 from mesh.store.layout import decode_line
 from mesh.store.link import Link
 from mesh.store.records import Records
-from mesh.store.verbs import Append, Page, Step, Suspend, Task
+from mesh.store.verbs import Append, Page, Step, Suspend, Task, Wanted
 
 JOURNAL = "journal"
 STREAM = "stream"
@@ -48,16 +48,19 @@ class Durable(Records):
         now_ms, *replies = await self.fcall("mesh1_append", arguments, *bodies)
         return now_ms, [Step(status.decode(), length, cancel == 1) for status, length, cancel in replies]
 
-    async def lines(
-        self, operation_id: str, into: str, after: int, limit: int, *, run: int = 0, attempt: int = 0
-    ) -> Page:
-        """Elements after the first `after`, about 1 MiB; with `run` only for the attempt that holds the work."""
-        arguments = {
-            "id": operation_id, "into": into, "run": run, "attempt": attempt, "after": after, "limit": limit
-        }  # fmt: skip
-        now_ms, status, cancel, journal, stream, created_at_ms, elements = await self.fcall("mesh1_page", arguments)
-        lines = [decode_line(element) for element in elements]
-        return Page(status.decode(), now_ms, cancel == 1, journal, stream, created_at_ms, lines)
+    async def lines(self, operation_id: str, into: str, after: int, limit: int) -> Page:
+        """Elements of one list after the first `after`, about 1 MiB at most, for anybody."""
+        _, pages = await self.pages(into, [Wanted(operation_id, 0, 0, after, limit)])
+        return pages[0]
+
+    async def pages(self, into: str, lists: Sequence[Wanted]) -> tuple[int, list[Page]]:
+        """Pages of many lists for the attempts that hold the work, about 1 MiB in all, and the store's time."""
+        arguments = {"into": into, "lists": [wanted._asdict() for wanted in lists]}
+        now_ms, *replies = await self.fcall("mesh1_pages", arguments)
+        return now_ms, [
+            Page(status.decode(), cancel == 1, journal, stream, created, [decode_line(element) for element in elements])
+            for status, cancel, journal, stream, created, elements in replies
+        ]
 
     async def suspend(self, tasks: Sequence[Suspend]) -> tuple[int, list[Step]]:
         """Give attempts up until something wakes them; as `append`."""

@@ -44,7 +44,7 @@ FILES: Final = (
 
 ADMISSION: Final = frozenset({"mesh1_start", "mesh1_endpoint_put", "mesh1_append"})
 """The only functions that a full store refuses; all others may end or move what is already kept (I29)."""
-READS: Final = frozenset({"mesh1_page"})
+READS: Final = frozenset({"mesh1_pages"})
 """Functions that write nothing."""
 
 

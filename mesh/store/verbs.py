@@ -195,11 +195,20 @@ class Step(NamedTuple):
     line: str = ""
 
 
+class Wanted(NamedTuple):
+    """Elements of a journal or stream after the first `after`; `run` 0: for anybody, not for an attempt alone."""
+
+    id: str
+    run: int
+    attempt: int
+    after: int
+    limit: int
+
+
 class Page(NamedTuple):
     """Elements of a journal or stream, and how long both are. `status`: `ok`, `lost`, `ended`, `unknown`."""
 
     status: str
-    now_ms: int
     cancel: bool = False
     journal: int = 0
     stream: int = 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from typing import Any
 
@@ -249,3 +250,38 @@ class TestChildren:
         cancel = await agent.until(1, cancels=True)
         assert cancel.operation == children[0]
         assert "cancel_requested" not in await caller.record(children[1])
+
+
+class TestReading:
+    async def test_news_of_one_of_many(self, caller: Caller, agent: Actor) -> None:
+        """P221: one request waits for all journals of an agent, and is answered when one of them grows."""
+        agent.replies(started(headers=LEASE))
+        endpoint = await caller.register(agent.url)
+        for _ in range(3):
+            await caller.begin(endpoint)
+        calls = [await agent.until(number) for number in (1, 2, 3)]
+        tasks = [{"token": call.completion_token} for call in calls]
+        waiting = asyncio.ensure_future(say(caller, "read", {"tasks": tasks, "wait_ms": 10_000}))
+        await one(caller, "journal", calls[1].completion_token, at=0, entries=[STEP_1])
+        answer = (await waiting).json
+        assert [task["entries"] for task in answer["tasks"]] == [[], [STEP_1], []]
+        assert answer["now_ms"] > 0
+        again = await say(caller, "read", {"tasks": [*tasks, {"token": "m1.forged"}], "wait_ms": 10_000})
+        assert [task["status"] for task in again.json["tasks"]] == ["ok", "ok", "ok", "invalid"]
+
+    async def test_a_long_journal_comes_in_pages(self, ground: Ground) -> None:
+        """P221: about 1 MiB at a time, always something."""
+        large = {"kind": "step", "name": "big", "result": "x" * 400_000}
+        for at in range(5):
+            await ground.say("journal", at=at, entries=[{**large, "n": at}])
+        seen: list[int] = []
+        while len(seen) < 5:
+            page = await ground.say("read", after=len(seen))
+            assert 1 <= len(page["entries"]) <= 3
+            assert page["length"] == 5
+            seen += [entry["n"] for entry in page["entries"]]
+        assert seen == [0, 1, 2, 3, 4]
+        for limit in (0, 1_001):
+            check_problem(
+                await say(ground.caller, "read", {"limit": limit}, ground.token), 422, "body_invalid", "/limit"
+            )

@@ -1,4 +1,4 @@
--- append / page: what a handler did, kept in the order in which it said so, and read again by its next attempt.
+-- append / pages: what a handler did, kept in the order in which it said so, and read again by its next attempt.
 -- Lua never looks into an element's body. `journal` holds the entries, `stream` the chunks that it emits for readers.
 
 local function list_of(root, into, id)
@@ -99,25 +99,13 @@ local function mesh1_append(keys, argv)
   return replies
 end
 
--- page: elements after the first `after`, bounded in number and bytes, at least one if there is any.
--- Keys: partition root. Arguments: msgpack {id, into, run, attempt, after, limit}; `run` 0: anybody reads, nothing is fenced.
--- Reply: {now, status ('ok', 'lost', 'ended', 'unknown'), cancel asked, entries in the journal, chunks in the stream,
---   created_at, elements}.
-local function mesh1_page(keys, argv)
-  local root = keys[1]
-  local a = given(argv[1], 'id', 'into', 'run', 'attempt', 'after', 'limit')
-  local now = now_ms()
-  local packed = redis.call('HGET', root .. KEY.operation .. a.id, 'h')
-  local h = packed and cmsgpack.unpack(packed)
-  if not h then return { now, 'unknown', 0, 0, 0, 0, {} } end
-  local why = a.run > 0 and fenced(a.run, a.attempt, h[H.run], h[H.attempt], h[H.state], h[H.start])
-  if why then return { now, why, h[H.cancel_asked], 0, 0, 0, {} } end
-  local key, from, bytes, elements = list_of(root, a.into, a.id), a.after, 0, {}
-  local last = from + math.min(a.limit, LIMIT.page_entries) - 1
-  while from <= last and bytes < LIMIT.page_bytes do
+-- Elements after the first `after` of a list, until `most` of them or about `room` bytes, but one if there is any.
+local function elements_of(key, after, most, room)
+  local elements, bytes, from, last = {}, 0, after, after + math.min(most, LIMIT.page_entries) - 1
+  while from <= last and bytes < room do
     local some = redis.call('LRANGE', key, from, math.min(from + 63, last))
     for _, element in ipairs(some) do
-      if bytes < LIMIT.page_bytes then
+      if bytes < room then
         bytes = bytes + #element
         elements[#elements + 1] = element
       end
@@ -125,8 +113,34 @@ local function mesh1_page(keys, argv)
     if #some < 64 then break end
     from = from + 64
   end
-  return {
-    now, 'ok', h[H.cancel_asked], redis.call('LLEN', list_of(root, 'journal', a.id)),
-    redis.call('LLEN', list_of(root, 'stream', a.id)), h[H.created_at], elements,
-  }
+  return elements, bytes
+end
+
+-- pages: what stands in lists, many in one step.
+-- Keys: partition root. Arguments: msgpack {into, lists = {{id, run, attempt, after, limit}, ...}}; `run` 0: anybody reads,
+--   nothing is fenced.
+-- Reply: {now, {status ('ok', 'lost', 'ended', 'unknown'), cancel asked, entries in the journal, chunks in the stream,
+--   created_at, elements}, ...}. About LIMIT.page_bytes in all: behind that, lists come without elements.
+local function mesh1_pages(keys, argv)
+  local root = keys[1]
+  local a = given(argv[1], 'into', 'lists')
+  local now = now_ms()
+  local replies, room = { now }, LIMIT.page_bytes
+  for position, list in ipairs(a.lists) do
+    local packed = redis.call('HGET', root .. KEY.operation .. list.id, 'h')
+    local h = packed and cmsgpack.unpack(packed)
+    local status = not h and 'unknown'
+      or list.run > 0 and fenced(list.run, list.attempt, h[H.run], h[H.attempt], h[H.state], h[H.start])
+    if status then
+      replies[position + 1] = { status, h and h[H.cancel_asked] or 0, 0, 0, 0, {} }
+    else
+      local elements, bytes = elements_of(list_of(root, a.into, list.id), list.after, list.limit, room)
+      room = room - bytes
+      replies[position + 1] = {
+        'ok', h[H.cancel_asked], redis.call('LLEN', list_of(root, 'journal', list.id)),
+        redis.call('LLEN', list_of(root, 'stream', list.id)), h[H.created_at], elements,
+      }
+    end
+  end
+  return replies
 end
