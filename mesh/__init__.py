@@ -23,7 +23,22 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
-    from mesh.agent import Agent, Context, complete, current
+    from mesh.agent import Agent, Call, complete, current
+    from mesh.agent.durable import (
+        CallRefused,
+        CancelRequested,
+        Context,
+        Gathered,
+        JournalMismatch,
+        LeaseLost,
+        QuorumMissed,
+        Retry,
+        StepFailed,
+        StepTimedOut,
+        Suspended,
+        SyncContext,
+        durable,
+    )
     from mesh.agent.serve import serve
     from mesh.client import (
         Client,
@@ -41,27 +56,43 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Agent",
+    "Call",
+    "CallRefused",
+    "CancelRequested",
     "Client",
     "Context",
     "Event",
     "GatewayUnreachable",
+    "Gathered",
+    "JournalMismatch",
+    "LeaseLost",
     "MeshError",
     "OperationCanceled",
     "OperationFailed",
     "OperationHandle",
     "OperationTimedOut",
     "OperationUnsuccessful",
+    "QuorumMissed",
     "Refusal",
+    "Retry",
+    "StepFailed",
+    "StepTimedOut",
     "StillRunning",
+    "Suspended",
     "SyncClient",
+    "SyncContext",
     "Unavailable",
     "complete",
     "current",
+    "durable",
     "serve",
 ]
 
 _ROOMS: Final = {
-    **dict.fromkeys(("Agent", "Context", "complete", "current"), "mesh.agent"),
+    **dict.fromkeys(("Agent", "Call", "complete", "current"), "mesh.agent"),
+    **dict.fromkeys(("CallRefused", "CancelRequested", "Context", "Gathered", "JournalMismatch"), "mesh.agent.durable"),
+    **dict.fromkeys(("LeaseLost", "QuorumMissed", "Retry", "StepFailed", "StepTimedOut"), "mesh.agent.durable"),
+    **dict.fromkeys(("Suspended", "SyncContext", "durable"), "mesh.agent.durable"),
     "serve": "mesh.agent.serve",
     **dict.fromkeys(("MeshError", "Refusal", "Unavailable"), "mesh.errors"),
 }

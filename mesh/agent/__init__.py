@@ -6,7 +6,7 @@ work.py          the handlers' tasks and their ends       outcome.py     how a c
 runs.py          executions and their memory              codec.py       values and bytes
 completion.py    outcomes on their way out, complete()    context.py     current()
 leases.py        heartbeats for long work                 server.py      uvicorn around an Agent
-registration.py  the agent's entry in the registry
+registration.py  the agent's entry in the registry         durable/       handlers with a journal
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from mesh.agent.completion import complete
-    from mesh.agent.context import Context, current
+    from mesh.agent.context import Call, current
     from mesh.agent.serve import Agent
 
-__all__ = ["Agent", "Context", "complete", "current"]
+__all__ = ["Agent", "Call", "complete", "current"]
 
 _ROOMS: Final = {
     "Agent": "mesh.agent.serve",
-    "Context": "mesh.agent.context",
+    "Call": "mesh.agent.context",
     "complete": "mesh.agent.completion",
     "current": "mesh.agent.context",
 }

@@ -77,7 +77,7 @@ def _wake(future: asyncio.Future[None]) -> None:
 
 
 @dataclass(slots=True)
-class Context:
+class Call:
     """The call being served.
 
     operation_id    the durable operation, also the caller's token; None when the caller is not a mesh
@@ -102,10 +102,10 @@ class Context:
     cancellation: Cancellation
 
 
-running: ContextVar[Context] = ContextVar("mesh_agent_context")
+running: ContextVar[Call] = ContextVar("mesh_agent_context")
 
 
-def current() -> Context:
+def current() -> Call:
     """The call that this code runs for. Raises LookupError outside of a handler."""
     try:
         return running.get()

@@ -16,7 +16,7 @@ from nexusrpc.handler import StartOperationContext, StartOperationResultAsync, S
 
 from mesh.agent import outcome as outcomes
 from mesh.agent.completion import FINAL, completion_of, deliver, pools
-from mesh.agent.context import Context, running
+from mesh.agent.context import Call, running
 from mesh.agent.inbound import Callback, StartHead
 from mesh.agent.leases import Leases
 from mesh.agent.outcome import Outcome
@@ -77,7 +77,7 @@ class Work:
             callback_headers={name.decode("latin-1"): text.decode("latin-1") for name, text in replayed},
             inbound_links=head.links,
         )
-        context = Context(
+        context = Call(
             self._endpoint,
             route.service,
             route.operation,
@@ -130,7 +130,7 @@ class Work:
 
     # -- the handler's task
 
-    async def _execute(self, run: Run, ctx: StartOperationContext, context: Context, value: Any) -> None:
+    async def _execute(self, run: Run, ctx: StartOperationContext, context: Call, value: Any) -> None:
         running.set(context)
         pools.set((asyncio.get_running_loop(), self._pool))
         try:

@@ -1,0 +1,125 @@
+"""The port between an attempt and the mesh: what it is given, what it asks for. Pure declarations.
+
+The HTTP side is hub.py, the test kit has one in memory (mesh/testing). Futures of a Link do not fail for faults of the
+line: they are repeated until they are answered or the attempt is closed. Nothing here knows how a task arrived.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, Protocol, TypeAlias
+
+Status: TypeAlias = Literal["ok", "grown", "lost", "ended", "unknown", "invalid", "full"]
+
+
+class Ack(NamedTuple):
+    """`length`: entries (or chunks) stored by now. `cancel`: the caller wants the operation to end."""
+
+    status: Status
+    length: int
+    cancel: bool = False
+    detail: str = ""
+
+
+class Page(NamedTuple):
+    """Entries after those asked for; `length` of the whole journal."""
+
+    status: Status
+    entries: Sequence[bytes]
+    length: int
+    cancel: bool = False
+
+
+class ChildOrder(NamedTuple):
+    """A child operation: `parent_key` is its name in the parent's journal, `key` its idempotency key. `body`: JSON."""
+
+    key: str
+    parent_key: str
+    endpoint: str
+    service: str
+    operation: str
+    body: bytes | None
+    timeout_ms: int | None
+    labels: Mapping[str, str]
+
+
+class Child(NamedTuple):
+    """A started child. `blocked`: why nothing is sent to it now."""
+
+    id: str
+    blocked: str | None = None
+
+
+@dataclass(slots=True)
+class Task:
+    """One attempt of a durable operation, however it arrived.
+
+    journal            entries recorded before it
+    cancel_requested   the caller has asked for the end already
+    detach             called once, at the first journaled action: whoever holds a request open for the answer need not
+    """
+
+    operation_id: str
+    run: int
+    attempt: int
+    namespace: str
+    headers: Mapping[str, str]
+    deadline_at_ms: int | None
+    journal: int
+    cancel_requested: bool
+    detach: Callable[[], None]
+
+
+class Link(Protocol):
+    """One attempt's line to the mesh."""
+
+    def now_ms(self) -> int:
+        """The mesh's time."""
+        ...
+
+    def append(self, at: int, entries: Sequence[bytes]) -> asyncio.Future[Ack]:
+        """Append entries that follow the first `at`."""
+        ...
+
+    def read(self, after: int, limit: int) -> asyncio.Future[Page]: ...
+
+    def watch(self, after: int) -> asyncio.Future[Ack]:
+        """Done when the journal has more than `after` entries, at the end of the wait, or when the lease is lost."""
+        ...
+
+    def suspend(self, at: int, wake_in_ms: int | None) -> asyncio.Future[Ack]:
+        """Hand the operation back, to be woken then, by a child's end or a cancel."""
+        ...
+
+    def emit(self, at: int, chunks: Sequence[bytes]) -> asyncio.Future[Ack]: ...
+
+    async def start_child(self, order: ChildOrder) -> Child:
+        """Start a child, or find the one started before with this key. Raises Refusal."""
+        ...
+
+    async def cancel_child(self, operation_id: str) -> None:
+        """Ask for a child's end; never raises."""
+        ...
+
+
+@dataclass(slots=True)
+class Tools:
+    """What an attempt uses of its process.
+
+    executor    threads for plain `def` steps
+    handlers    threads for plain `def` handlers; others, since a handler's thread waits for its steps'
+    linger_ms   how long an attempt that only waits stays in memory before it suspends
+    settle_s    how long all must be quiet before that is looked at
+    begins      called with the key before each call of a step's function; for the test kit
+    blocked     called with 1 when a handler's thread begins to wait for the loop, with -1 after; for the test kit
+    """
+
+    executor: Executor | None = None
+    handlers: Executor | None = None
+    linger_ms: int = 500
+    settle_s: float = 0.005
+    begins: Callable[[str], None] | None = None
+    blocked: Callable[[int], None] | None = None
