@@ -207,6 +207,8 @@ class OperationsSurface:
             # 409 on the Nexus surface, 422 here (api.md section 5, httpapi draft 07).
             raise Unprocessable(conflict.detail, code=conflict.code, operation_id=conflict.operation_id) from None
         known = await self._operations.first_outcome(placed, wait_ms / 1000, request.gone)
+        if known is None and wait_ms > 0:
+            placed, known = await self._operations.at_last(placed)
         return self._answer(placed, known, applied)
 
     def _wait_ms(self, request: Request) -> tuple[float, bytes]:

@@ -269,9 +269,10 @@ def bare_app() -> FastAPI:
         summary="Durable RPC between agents: Nexus over HTTP, kept in Redis or Valkey.",
         redirect_slashes=False,  # it would redirect to whatever the request's Host names
     )
-    problems.install(app)
-    for room in (routes, declared, endpoints):
-        app.include_router(room.router)
+    routers = [room.router for room in (routes, declared, endpoints)]
+    problems.install(app, *routers)
+    for router in routers:
+        app.include_router(router)
     app.openapi = lambda: openapi.document(app)
     return app
 

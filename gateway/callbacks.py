@@ -111,7 +111,10 @@ def _nexus(
 def _cloud_event(
     operation_id: str, head: Head, request: Request, outcome: Outcome, journal: int
 ) -> tuple[Headers, bytes]:
+    # The same bytes on every try, for the id is the same: what the tries themselves move is left out, or as of the end.
     record = record_fields(operation_id, head, request, outcome, journal)
+    del record["events"]
+    record["updated_at"] = record["closed_at"]
     data: dict[str, Any] = msgspec.json.decode(encode_json(record))  # `record_fields` took only what can be read
     event = CloudEvent(
         attributes={

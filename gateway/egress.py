@@ -140,9 +140,9 @@ class Egress:
 
     def _check_public(self, target: Target) -> None:
         if target.scheme != "https":
-            raise _refusal(target, "is not https", f"Use https, or add the egress rule {target.host}:{target.port}.")
+            raise _refusal(target, "is not https", f"Use https, or {_add(f'{target.host}:{target.port}')}.")
         if target.port not in self._ports:
-            mend = f"Use port 443, or add the egress rule {target.host}:{target.port}."
+            mend = f"Use port 443, or {_add(f'{target.host}:{target.port}')}."
             raise _refusal(target, f"uses port {target.port}, which is not open", mend)
 
     def _check(self, target: Target, address: Address, *, named: bool) -> None:
@@ -158,10 +158,12 @@ class Egress:
                 self._check_public(target)
             return
         opened = bool(rules) or (span.opened_by == LOOPBACK and self._allow_loopback)
-        mend = f"If this is meant, add an egress rule for {span.network}."
+        mend = f"If this is meant, {_add(f'{span.network}:{target.port}')}."
+        if span.opened_by == LOOPBACK:
+            mend += " For all of this machine set egress.allow_loopback."
         if span.opened_by == EXPLICIT:
             opened = any(rule.points_into(span.network) for rule in rules)
-            mend = f"If this is meant, add an egress rule for that very address or a part of {span.network}."
+            mend = f"If this is meant, add a rule for that very address or a part of {span.network} to egress.allow."
         if span.opened_by == NEVER:
             opened, mend = False, "No egress rule opens this range."
         if not opened:
@@ -251,6 +253,11 @@ def _is_here(address: Address) -> bool:
 
 def _own(target: Target) -> Malformed:
     return _refusal(target, "is this gateway itself", "Give the address of the receiver.")
+
+
+def _add(rule: str) -> str:
+    """The mend for the operator, with the key of the gateway's settings."""
+    return f'add "{rule}" to egress.allow in the settings of the gateway'
 
 
 def _refusal(target: Target, what: str, mend: str) -> Malformed:

@@ -12,9 +12,10 @@ from http import HTTPStatus
 from typing import Any, Final
 
 import msgspec
-from fastapi import FastAPI, Request, Response
+from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
+from starlette.routing import Match, Route
 
 from mesh.edge import Answer, Headers
 from mesh.errors import ConfigError, MeshError, PeerFault, Refusal, StoreUnsafe, TooMany, Unauthenticated, Unavailable
@@ -132,18 +133,31 @@ async def _on_http(request: Request, error: Exception) -> Response:
     if not isinstance(error, HTTPException):
         return _response(problem(error))
     code, detail = _WORDS.get(error.status_code, ("", ""))
+    given = dict(error.headers or {})
     if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
-        detail = f"{request.method} is not allowed here"
+        given["allow"] = ", ".join(_allowed(request))
+        detail = f"{request.method} is not allowed here; allowed: {given['allow']}"
     if not code:
         code = HTTPStatus(error.status_code).phrase.lower().replace(" ", "_").replace("-", "_").replace("'", "")
     headers = [
-        (name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in (error.headers or {}).items()
+        (name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in given.items() if name != "Allow"
     ]
     return _response(render(error.status_code, code, detail or str(error.detail), headers=headers))
 
 
-def install(app: FastAPI) -> None:
-    """Make every error of `app` a problem."""
+def _allowed(request: Request) -> list[str]:
+    """All methods of the path (RFC 9110, 15.5.6); Starlette names those of the first route with it alone."""
+    methods: set[str] = set()
+    for router in request.app.state.routers:
+        for route in router.routes:
+            if isinstance(route, Route) and route.matches(request.scope)[0] is not Match.NONE:
+                methods |= route.methods or set()
+    return sorted(methods)
+
+
+def install(app: FastAPI, *routers: APIRouter) -> None:
+    """Make every error of `app`, which includes `routers`, a problem."""
+    app.state.routers = (app.router, *routers)
     app.add_exception_handler(MeshError, _on_mesh_error)
     app.add_exception_handler(RequestValidationError, _on_invalid)
     app.add_exception_handler(HTTPException, _on_http)

@@ -102,6 +102,13 @@ class Reading:
         except (TimeoutError, Unavailable, StoreUnsafe, ConfigError):
             return None
 
+    async def at_last(self, placed: Placed) -> tuple[Placed, Known | None]:
+        """What an answer after a wait without outcome should say: the operation at this moment, and it if it ended."""
+        known = await self._try_read(placed.id, monotonic_s())
+        if known is None:
+            return placed, None
+        return placed._replace(head=known.head), known if known.state.terminal else None
+
     async def outcome(self, placed: Placed, wait_s: float) -> Known | None:
         """The outcome within `wait_s`, for anybody; None while it runs."""
         known = await self.result(placed.id, placed.head.namespace, wait_s)

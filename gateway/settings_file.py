@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, cast
 
@@ -34,15 +34,18 @@ def load(
     *,
     serve: bool = False,
     overrides: Mapping[str, Mapping[str, Any]] | None = None,
+    namespaces: Sequence[Mapping[str, Any]] = (),
     env: Mapping[str, str] = os.environ,
 ) -> Settings:
     """The settings of `path` (none: all defaults), under what the environment and `overrides` say.
 
-    `overrides` are tables like the file's, from the command line; None values count as absent. `serve`: a gateway
-    against a given store, which needs its URL and completion keys. Raises ConfigError.
+    `overrides` are tables like the file's, from the command line; None values count as absent. `namespaces` stand for
+    the file's. `serve`: a gateway against a given store, which needs its URL and completion keys. Raises ConfigError.
     """
     file = str(path) if path is not None else "settings"
     tables = _read(path)
+    if namespaces:
+        tables["namespaces"] = [dict(one) for one in namespaces]
     _table(tables, "egress", file).setdefault("allow_loopback", not serve)
     _apply_environment(tables, env, file)
     for name, values in (overrides or {}).items():

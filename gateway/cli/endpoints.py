@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import Annotated, Any, Final, cast
 
 import typer
 
@@ -12,7 +12,11 @@ from gateway.cli.exits import Problem
 from gateway.cli.options import ApiKey, Json, Labels, Url, pairs, read_json
 from gateway.cli.show import Show, ago, plain, soon, span, word
 from gateway.cli.wire import Gateway
+from mesh.errors import NotFound
 from mesh.wire import quote_segment
+
+REGISTERED: Final = ("description", "target", "services", "policy", "allow", "labels")
+"""The fields of a registration, which a record shows among others; a test compares them with the registry's."""
 
 app = typer.Typer(
     no_args_is_help=True, help="Endpoints, the registered agents: register, list, show, pause, resume, remove."
@@ -42,18 +46,22 @@ def register(
         str | None, typer.Option(metavar="JSON", help="Timeouts, retries, limits; JSON, @FILE or -.")
     ] = None,
     label: Labels = None,
-    if_match: Annotated[str | None, typer.Option(metavar="ETAG", help="Replace only this version.")] = None,
+    if_match: Annotated[str | None, typer.Option(metavar="ETAG", help="Change only this version.")] = None,
     *,
+    replace: Annotated[bool, typer.Option("--replace", help="Forget what is not named here.")] = False,
     url: Url = "",
     api_key: ApiKey = "",
     as_json: Json = False,
 ) -> None:
-    """Create or replace an endpoint. Agents made with the SDK register themselves; this is for all others.
+    """Create an endpoint or change it. Agents made with the SDK register themselves; this is for all others.
+
+    What is not named stays as it is, unless --replace is given or --file, which holds the whole registration.
 
     \b
     Examples:
       mesh endpoint register billing --target http://127.0.0.1:9000
-      mesh endpoint register billing -t http://127.0.0.1:9000 --service invoices=create,send --allow research
+      mesh endpoint register billing -t http://127.0.0.1:9000 --service invoices=create,send
+      mesh endpoint register billing --allow research --allow quality
       mesh endpoint register billing --file billing.yaml --if-match '"v3"'
     """  # noqa: D301 - \b keeps the lines of an example
     show = Show(as_json)
@@ -72,12 +80,24 @@ def register(
         spec["labels"] = pairs(label, "--label")
     if not spec:
         raise Problem("nothing to register", "Give --target URL, or --file FILE.")
-    headers = {"if-match": if_match} if if_match else {}
     with Gateway(url, api_key) as gateway:
-        reply = gateway.ask("PUT", _path(name), body=json.dumps(spec).encode(), headers=headers)
+        present, etag = ({}, "") if replace or file is not None else _present(gateway, name)
+        headers = {"if-match": if_match or etag} if if_match or etag else {}
+        reply = gateway.ask("PUT", _path(name), body=json.dumps(present | spec).encode(), headers=headers)
     if not show.json(reply.json()):
-        done = "registered" if reply.status == 201 else "replaced"  # noqa: PLR2004
+        done = "registered" if reply.status == 201 else "changed"  # noqa: PLR2004
         show.line(f"endpoint [bold]{plain(name)}[/] {done}, version {plain(reply.headers.get('etag', ''))}")
+
+
+def _present(gateway: Gateway, name: str) -> tuple[dict[str, Any], str]:
+    """What is registered, as its registration would say it, and its version; nothing for an endpoint that is new."""
+    try:
+        reply = gateway.ask("GET", _path(name))
+    except NotFound:
+        return {}, ""
+    record = reply.json()
+    spec = {field: record[field] for field in REGISTERED if record.get(field)}
+    return spec, reply.headers.get("etag", "")
 
 
 def _from_file(path: Path) -> dict[str, Any]:

@@ -71,9 +71,13 @@ def dev(
     show = Show(as_json)
     _log_to_stderr(verbose=verbose)
     data = data.expanduser().resolve()
-    tables = _namespaces(data, namespace or ())
+    file = data / NAMESPACES_FILE
+    known = _known(file)
+    tables = _namespaces(known, namespace or ())
     overrides = {"gateway": {"host": host, "port": port or _free_port(host), "public_url": public_url}}
-    settings = load(data / NAMESPACES_FILE if tables else None, overrides=overrides)
+    settings = load(overrides=overrides, namespaces=tables)
+    if tables != known:
+        _write(file, "".join(_toml(one["name"], one["keys"]) for one in tables))
     bound = settings.bound(host, settings.gateway.port)
     server.dev(bound, data, ready=lambda: _banner(show, bound, data, tables))
 
@@ -158,31 +162,32 @@ def _mesh() -> str:
     return "mesh" if shutil.which("mesh") else f"{_python()} -m gateway.cli.main"
 
 
-def _namespaces(data: Path, given: Sequence[str]) -> list[dict[str, Any]]:
-    """The teams of a development directory: those it remembers and those given now, which it remembers from now on.
+def _known(file: Path) -> list[dict[str, Any]]:
+    """The teams that a development directory remembers.
 
     Operations belong to a team, so a directory that forgot its teams would hide them.
     """
-    from mesh.ids import secret_bytes  # noqa: PLC0415 - not for `mesh --help`
-
-    file = data / NAMESPACES_FILE
     try:
-        known = tomllib.loads(file.read_text(encoding="utf-8")).get("namespaces", [])
-        tables = {table["name"]: list(table["keys"]) for table in known}
+        tables = tomllib.loads(file.read_text(encoding="utf-8")).get("namespaces", [])
+        return [{"name": str(table["name"]), "keys": list(table["keys"])} for table in tables]
     except FileNotFoundError:
-        tables = {}
+        return []
     except (OSError, tomllib.TOMLDecodeError, KeyError, TypeError) as fault:
         mend = "Mend or delete the file; deleting it gives up the teams' keys."
         raise Problem(f"{file} cannot be read: {fault}", mend) from None
-    before = dict(tables)
+
+
+def _namespaces(known: Sequence[dict[str, Any]], given: Sequence[str]) -> list[dict[str, Any]]:
+    """The known teams and those given now."""
+    from mesh.ids import secret_bytes  # noqa: PLC0415 - not for `mesh --help`
+
+    tables: dict[str, list[str]] = {one["name"]: one["keys"] for one in known}
     for text in given:
         name, sign, key = text.partition("=")
         if sign:
             tables[name] = [key]
         elif name not in tables:
             tables[name] = [secret_bytes(KEY_BYTES).hex()]
-    if tables != before:
-        _write(file, "".join(_toml(name, keys) for name, keys in tables.items()))
     return [{"name": name, "keys": keys} for name, keys in tables.items()]
 
 

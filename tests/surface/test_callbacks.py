@@ -186,6 +186,22 @@ class TestCloudEvents:
         delivered = await caller.until_delivery(operation, "delivered")
         assert delivered["format"] == form
 
+    @pytest.mark.parametrize("form", ["nexus", "cloudevents", "cloudevents-binary"])
+    async def test_every_try_has_the_same_bytes(self, caller: Caller, agent: Actor, receiver: Actor, form: str) -> None:
+        """P84, P82: whoever tells repeats by `webhook-id` finds one body under it; only time and signature are new."""
+        receiver.replies(Reply(503), Reply(200))
+        agent.replies(operation_error("failed", "why"))
+        name = await caller.register(agent.url)
+        operation = (await caller.v1(name, [ASYNC], callback={"url": receiver.url, "format": form})).json["id"]
+        first, second = await receiver.until(1), await receiver.until(2)
+        await caller.until_delivery(operation, "delivered")
+        assert first.body == second.body
+        of_the_try = ("webhook-timestamp", "webhook-signature")
+        assert [one for one in first.headers if one[0].lower() not in of_the_try] == [
+            one for one in second.headers if one[0].lower() not in of_the_try
+        ]
+        verify(second)
+
 
 class TestSignature:
     async def test_a_changed_byte_or_another_secret_is_noticed(

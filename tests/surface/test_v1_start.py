@@ -30,7 +30,7 @@ class TestAnswers:
         assert expected.items() <= record.items()
         assert all(TIME(record[name]) for name in ("created_at", "updated_at", "closed_at"))
         assert record.keys() == expected.keys() | {"created_at", "updated_at", "closed_at"}
-        assert await caller.record(operation) == record
+        assert await caller.record(operation) == record | {"instance": "target"}
         assert (answer["location"], answer["mesh-operation-id"]) == (f"/v1/operations/{operation}", operation)
 
     async def test_202_says_where_and_when_to_look(self, caller: Caller, agent: Actor) -> None:
@@ -42,6 +42,15 @@ class TestAnswers:
         assert (record["state"], record["closed_at"]) == ("scheduled", None)
         assert answer["location"] == f"/v1/operations/{record['id']}"
         assert "result" not in record
+
+    async def test_202_tells_the_state_as_of_the_answer(self, caller: Caller, agent: Actor) -> None:
+        """P60: not that of the acceptance, which the wait has outlived."""
+        agent.replies(started(), handler_error(503, "UNAVAILABLE", "busy"))
+        name = await caller.register(agent.url)
+        answer = await caller.v1(name, {"prefer": "wait=0.3"})
+        assert (answer.status, answer.json["state"], answer.json["events"]) == (202, "started", 3)
+        again = await caller.v1(name, {"prefer": "wait=0.3"})
+        assert (again.status, again.json["state"], again.json["attempt"]) == (202, "backing_off", 1)
 
     @pytest.mark.parametrize(
         ("reply", "state"),
@@ -282,9 +291,6 @@ class TestRefused:
         [
             ("GET", "/v1/nothing", 404, "unknown_route"),
             ("GET", "/nothing", 404, "unknown_route"),
-            ("PUT", "/v1/operations", 405, "method_not_allowed"),
-            ("DELETE", "/v1/operations/x", 405, "method_not_allowed"),
-            ("POST", "/v1/operations/x/result", 405, "method_not_allowed"),
             ("GET", "/v1/operationsx/result", 404, "unknown_operation"),
             ("GET", "/v1/operations/result", 404, "unknown_operation"),
             ("GET", "/v1/operations/%2e%2e/result", 404, "unknown_operation"),
@@ -295,3 +301,20 @@ class TestRefused:
     ) -> None:
         """P8."""
         check_problem(await caller.ask(method, path), status, code)
+
+    @pytest.mark.parametrize(
+        ("method", "path", "allow"),
+        [
+            ("PUT", "/v1/operations", "GET, POST"),
+            ("DELETE", "/v1/operations/x", "GET"),
+            ("POST", "/v1/operations/x/result", "GET"),
+            ("PATCH", "/v1/endpoints/x", "DELETE, GET, PUT"),
+        ],
+    )
+    async def test_a_wrong_method_is_told_the_right_ones(
+        self, caller: Caller, method: str, path: str, allow: str
+    ) -> None:
+        """P8: all of them, also where several routes share the path."""
+        answer = await caller.ask(method, path)
+        check_problem(answer, 405, "method_not_allowed")
+        assert answer["allow"] == allow

@@ -27,10 +27,12 @@ import pytest
 import yaml
 from standardwebhooks.webhooks import Webhook
 
+from gateway.cli.endpoints import REGISTERED
 from gateway.cli.exits import MEANINGS, Exit
 from mesh.clock import monotonic_s, pause
 from mesh.ids import short_id
 from mesh.store.embedded import EmbeddedStore
+from registry.spec import EndpointSpec
 
 ROOT = Path(__file__).parents[2]
 MESH = [sys.executable, "-m", "gateway.cli.main"]
@@ -371,6 +373,13 @@ class TestDev:
         assert again("endpoint", "list", "--api-key", "f" * 16).code == Exit.REFUSED
         assert again.gateway.end().code == 0
 
+    @pytest.mark.parametrize("team", ["quality=short", "quality=with a blank in it", "no/name"])
+    def test_a_team_that_cannot_be_is_refused_before_it_is_remembered(self, tmp_path: Path, team: str) -> None:
+        done = mesh("dev", "--data", str(tmp_path / "data"), "--port", "0", "--namespace", team)
+        assert (done.code, done.err.count("\n")) == (Exit.USAGE, 1)
+        assert "namespaces[0]" in done.err
+        assert not (tmp_path / "data" / "namespaces.toml").exists()
+
     def test_broken_memory_of_teams_is_told(self, tmp_path: Path) -> None:
         (tmp_path / "namespaces.toml").write_text("[[namespaces")
         done = mesh("dev", "--data", str(tmp_path), "--port", "0")
@@ -624,7 +633,7 @@ class TestEndpoint:
         file = tmp_path / "billing.yaml"
         file.write_text(yaml.safe_dump({"target": {"kind": "http", "url": NOWHERE}, "labels": {"tier": "1"}}))
         args = ("endpoint", "register", name, "--file", str(file), "--if-match")
-        assert "replaced" in place(*args, f'"v{shown["version"]}"', "--policy", '{"max_concurrency": 2}').out
+        assert "changed" in place(*args, f'"v{shown["version"]}"', "--policy", '{"max_concurrency": 2}').out
         assert place(*args, f'"v{shown["version"]}"').code == Exit.REFUSED
         found = place("endpoint", "list", "--label", "tier=1", "--json").json["items"]
         assert [(one["name"], one["policy"]["max_concurrency"]) for one in found] == [(name, 2)]
@@ -635,6 +644,28 @@ class TestEndpoint:
         assert "dispatches" in place("endpoint", "resume", name).out
         assert place("endpoint", "remove", name, "--yes").code == 0
         assert place("endpoint", "show", name).code == Exit.MISSING
+
+    def test_register_keeps_what_is_not_named(self, place: Place) -> None:
+        """Said of `--allow`, it must not open the list of operations or drop a limit; --replace forgets the rest."""
+        name = short_id("billing")
+        args = ("endpoint", "register", name)
+        policy = '{"max_concurrency": 2}'
+        place(*args, "-t", NOWHERE, "--service", "invoices=create", "--policy", policy, "--label", "a=b")
+        before = place("endpoint", "show", name, "--json").json
+        assert place(*args, "--allow", "research").code == 0
+        after = place("endpoint", "show", name, "--json").json
+        kept = [field for field in REGISTERED if field != "allow"]
+        assert after["allow"] == ["research"]
+        assert {field: after[field] for field in kept} == {field: before[field] for field in kept}
+        assert place(*args, "--allow", "quality", "--if-match", f'"v{before["version"]}"').code == Exit.REFUSED
+        assert place(*args, "-t", NOWHERE, "--replace").code == 0
+        bare = place("endpoint", "show", name, "--json").json
+        assert (bare["allow"], bare["services"], bare["labels"]) == ([], [], {})
+        assert bare["policy"]["max_concurrency"] is None
+        place("endpoint", "remove", name, "--yes")
+
+    def test_all_that_a_registration_has_is_kept(self) -> None:
+        assert set(REGISTERED) == set(EndpointSpec.model_fields)
 
     def test_show_tells_people_about_instances(self, place: Place) -> None:
         text = place("endpoint", "show", "greeter").out

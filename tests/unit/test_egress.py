@@ -296,11 +296,11 @@ def test_a_wildcard_listener_is_on_every_address_of_this_machine() -> None:
 @pytest.mark.parametrize(
     ("url", "words"),
     [
-        ("https://10.0.0.5/", ["https://10.0.0.5:443", "private (RFC 1918)", "add an egress rule for 10.0.0.0/8"]),
+        ("https://10.0.0.5/", ["https://10.0.0.5:443", "private (RFC 1918)", 'add "10.0.0.0/8:443" to egress.allow']),
         ("https://169.254.169.254/", ["metadata", "a part of 169.254.0.0/16"]),
         ("https://224.0.0.1/", ["multicast", "No egress rule opens"]),
-        ("http://h.com/", ["not https", "add the egress rule h.com:80"]),
-        ("https://h.com:8443/", ["port 8443", "add the egress rule h.com:8443"]),
+        ("http://h.com/", ["not https", 'add "h.com:80" to egress.allow']),
+        ("https://h.com:8443/", ["port 8443", 'add "h.com:8443" to egress.allow']),
         ("https://u:secret@h.com/", ["credentials in a header"]),
     ],
 )

@@ -138,6 +138,7 @@ class TestInstalled:
         assert reply.headers["content-type"] == "application/problem+json"
         body = reply.json()
         assert (reply.status_code, body["code"]) == (status, code)
+        assert reply.headers.get("allow") == ("GET, POST" if status == 405 else None)
         assert body.keys() >= ALWAYS
 
     async def test_bodies_are_pointed_into_and_parameters_named(self, client: httpx.AsyncClient) -> None:
