@@ -20,23 +20,32 @@ from mesh.agent.outcome import Outcome, raised, succeeded
 from mesh.clock import now_ms, sleep, to_http_date, to_rfc3339
 from mesh.errors import Conflict, Gone, MeshError, NotFound, PeerFault, Refusal, ReplyTimeout, Unauthenticated
 from mesh.ids import jittered
-from mesh.pool import Pool, Reply, Target
+from mesh.pool import POOL_CLOSED, Pool, Reply, Target
 from mesh.wire import RawHeader, check_callback_headers, failure_json, load_json, operation_failure
 
 RETRY_FIRST_MS: Final = 200
 RETRY_MAX_MS: Final = 10_000
 RETRY_SPREAD: Final = 0.2
+RETRY_AFTER_MAX_MS: Final = 3_600_000
+"""What a receiver may ask for; more is taken for this."""
 RETRY_FOR_MS: Final = 24 * 3_600_000
 """After a day nobody waits, and the result no longer fills the agent's memory."""
 TIMEOUT_S: Final = 10.0
 REPLY_BYTES_MAX: Final = 64 << 10
 FINAL: Final = frozenset({400, 401, 403, 404, 409, 410, 501})
 """Answers that no repetition changes: refused, or delivered before (nexus.md 1.3)."""
+FINAL_ELSEWHERE: Final = frozenset({409, 410})
+"""Of those, what another gateway of the mesh knows of an operation. It may be one of another mesh, by mistake: its 401
+or 404 says nothing about the gateway that asked."""
 
 logger: Final = logging.getLogger("mesh.agent")
 
 pools: ContextVar[tuple[asyncio.AbstractEventLoop, Pool] | None] = ContextVar("mesh_agent_pool", default=None)
 """The host's pool, for `complete` in what a handler starts."""
+
+
+public_tokens: ContextVar[Callable[[str], str]] = ContextVar("mesh_agent_public_tokens")
+"""The token under which the caller knows work that a handler names otherwise, for `complete` in what it starts."""
 
 
 def agent_pool() -> Pool | None:
@@ -76,7 +85,9 @@ async def deliver(
     others: Sequence[Target] = (),
     retry_for_ms: int = RETRY_FOR_MS,
 ) -> int:
-    """Post until 2xx or an answer in FINAL; that status. Raises ReplyTimeout when `retry_for_ms` is over.
+    """Post until 2xx or an answer in FINAL; that status.
+
+    Raises ReplyTimeout when `retry_for_ms` is over, NotSent when the pool is closed.
 
     `callback` is asked before every try: a later attempt of the same call may have brought a new token. `others` are
     base URLs of further gateways of the mesh, tried when the one that asked does not answer.
@@ -89,23 +100,27 @@ async def deliver(
         if to.gateway is not None:
             path = MESH_CALLBACK.encode()
             destinations += [(base, base.under(path)) for base in others if base.origin != to.target.origin]
-        trouble = ""
+        trouble, not_before_ms = "", 0
         for target, path in destinations:
             try:
                 reply = await pool.post(
                     target, path, [*to.headers, *headers], body, timeout_s=TIMEOUT_S, reply_bytes_max=REPLY_BYTES_MAX
                 )
             except PeerFault as fault:
+                if fault.code == POOL_CLOSED:
+                    raise  # the agent has ended; whoever waits here would keep its process from ending
                 trouble = fault.detail
                 continue
-            if reply.status in FINAL or 200 <= reply.status < 300:  # noqa: PLR2004
+            final = FINAL if target is to.target else FINAL_ELSEWHERE
+            if reply.status in final or 200 <= reply.status < 300:  # noqa: PLR2004
                 return reply.status
             trouble = f"{target.origin} answered {reply.status}"
-            delay_ms = max(delay_ms, min(_retry_after_ms(reply), RETRY_MAX_MS))
-        if now_ms() + delay_ms >= give_up_at_ms:
+            not_before_ms = max(not_before_ms, min(_retry_after_ms(reply), RETRY_AFTER_MAX_MS))
+        pause_ms = max(jittered(delay_ms, RETRY_SPREAD), not_before_ms)
+        if now_ms() + pause_ms >= give_up_at_ms:
             raise ReplyTimeout(f"the completion was not taken: {trouble}")
         logger.info("a completion is not taken yet: %s", trouble)
-        await sleep(jittered(delay_ms, RETRY_SPREAD) / 1000)
+        await sleep(pause_ms / 1000)
         delay_ms = min(delay_ms * 2, RETRY_MAX_MS)
 
 
@@ -123,7 +138,8 @@ async def complete(
     """Report the outcome of an operation that a handler started with `StartOperationResultAsync`.
 
     callback_url     `ctx.callback_url` of the start
-    token            the completion token, `ctx.callback_headers["token"]`; "" where the caller sent none
+    token            the completion token, `ctx.callback_headers["token"]`; "" where the caller sent none, or `headers`
+                     have it
     result           a pydantic model, dataclass or builtin value; bytes go as octet-stream, None as null
     error            instead of a result: OperationError for failed or canceled, HandlerError for failed
     operation_token  the handler's own token, the one of its StartOperationResultAsync
@@ -131,17 +147,19 @@ async def complete(
     started_at_ms    when the work began, milliseconds since the epoch; default now
 
     Returns when the caller took it, also as a duplicate of what it knows. Repeats faults and 5xx for `retry_for_s`,
-    then raises ReplyTimeout. Raises Unauthenticated, NotFound, Conflict (another outcome stands), Gone, Refusal as
-    the caller answered, Malformed for a URL or headers that cannot be sent, Undecodable for a result that is not JSON.
+    then raises ReplyTimeout; NotSent (code `pool_closed`) once the agent has ended. Raises Unauthenticated, NotFound,
+    Conflict (another outcome stands), Gone, Refusal as the caller answered, Malformed for a URL or headers that cannot
+    be sent, Undecodable for a result that is not JSON.
     """
     target = Target.parse(callback_url)
-    replayed = [header for header in merged(headers or {}) if header[0] != b"token"]
+    replayed = merged(headers or {})
     if token:
-        replayed.append((b"token", token.encode("latin-1")))
+        replayed = [*(header for header in replayed if header[0] != b"token"), (b"token", token.encode("latin-1"))]
     gateway = Target.parse(callback_url.removesuffix(MESH_CALLBACK))
     destination = Callback(callback_url, target, check_callback_headers(replayed), token, gateway)
     outcome = succeeded(Codec(Any), result) if error is None else raised(error, "complete")
-    head, body = completion_of(outcome, operation_token, now_ms() if started_at_ms is None else started_at_ms)
+    known_as = public_tokens.get(str)
+    head, body = completion_of(outcome, known_as(operation_token), now_ms() if started_at_ms is None else started_at_ms)
     pool = agent_pool()
     own = Pool() if pool is None else pool
     try:

@@ -35,14 +35,15 @@ class Run:
     outcome    None while the handler runs
     waiting    requests that hold their connection for the outcome
     doubt      set while the lease is lost and the attempt that has it may still come here; stops the work when it fires
+    expiry     set while the Operation-Timeout runs; stops the work when it fires
     lost       the work is nobody's or another's: nothing is to be reported
     leased     a mesh confirmed the lease: silence makes it send the work again
     inner      the handler's own token, when it answered 201 itself; else empty
     """
 
     __slots__ = (
-        "attempt", "callback", "cancellation", "ctx", "doubt", "fingerprint", "inner", "key", "leased", "lost",
-        "outcome", "route", "started_at_ms", "task", "token", "waiting",
+        "attempt", "callback", "cancellation", "ctx", "doubt", "expiry", "fingerprint", "inner", "key", "leased",
+        "lost", "outcome", "route", "started_at_ms", "task", "token", "waiting",
     )  # fmt: skip
 
     def __init__(
@@ -59,6 +60,7 @@ class Run:
         self.task: asyncio.Task[None] | None = None
         self.outcome: Outcome | None = None
         self.doubt: asyncio.TimerHandle | None = None
+        self.expiry: asyncio.TimerHandle | None = None
         self.token = self.inner = ""
         self.waiting: list[asyncio.Future[None]] = []
         self.lost = self.leased = False
@@ -112,6 +114,7 @@ class Runs:
         self._answers: dict[str, tuple[int, int, int, tuple[RawHeader, ...], bytes, str]] = {}
         self._ended_tokens: set[str] = set()
         self._inner: dict[str, str] = {}
+        self._outer: dict[str, str] = {}
         self._order: deque[tuple[float, str, str, int]] = deque()
         self._bytes = 0
         self._sweeper: asyncio.TimerHandle | None = None
@@ -150,11 +153,16 @@ class Runs:
     def alias(self, token: str, inner: str) -> None:
         """The handler behind our `token` goes on under its own; kept longer than the run, which is over with that."""
         if len(self._inner) >= REMEMBERED_MAX:
-            del self._inner[next(iter(self._inner))]
+            self._outer.pop(self._inner.pop(next(iter(self._inner))), None)
         self._inner[token] = inner
+        self._outer[inner] = token
 
     def inner(self, token: str) -> str | None:
         return self._inner.get(token)
+
+    def outer(self, inner: str) -> str:
+        """The token that the caller was given for what its handler calls `inner`; mostly the same."""
+        return self._outer.get(inner, inner)
 
     def close(self, run: Run) -> None:
         """The run is over; its answer stays for repeats unless it was an error worth repeating, or lost."""

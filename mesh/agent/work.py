@@ -15,13 +15,13 @@ from typing import Any, Final, cast
 from nexusrpc.handler import StartOperationContext, StartOperationResultAsync, StartOperationResultSync
 
 from mesh.agent import outcome as outcomes
-from mesh.agent.completion import FINAL, completion_of, deliver, pools
+from mesh.agent.completion import FINAL, completion_of, deliver, pools, public_tokens
 from mesh.agent.context import Call, running
 from mesh.agent.inbound import Callback, StartHead
 from mesh.agent.leases import Leases
 from mesh.agent.outcome import Outcome
 from mesh.agent.runs import Run, Runs
-from mesh.errors import Malformed, ReplyTimeout
+from mesh.errors import Malformed, NotSent, ReplyTimeout
 from mesh.ids import short_id
 from mesh.pool import Pool, Target
 from mesh.wire import OPERATION_TOKEN_BYTES_MAX
@@ -31,8 +31,12 @@ CANCEL_GRACE_S: Final = 5.0
 LOST_GRACE_S: Final = 5.0
 """How long work whose lease is lost goes on. A gateway that was away for longer than the lease sends the next attempt,
 mostly to this very agent, where it finds the work still running instead of beginning it again."""
+EXPIRY_GRACE_S: Final = 0.5
+"""Work stops that long after its Operation-Timeout: the caller's own clock, which began earlier, ends the operation
+first, as timed out instead of failed."""
 LAST_COMPLETIONS_S: Final = 2.0
 CANCELED: Final = "canceled by the caller"
+TIMED_OUT: Final = "the Operation-Timeout is over"
 STOPPING: Final = "the agent is stopping"
 
 logger: Final = logging.getLogger("mesh.agent")
@@ -91,7 +95,11 @@ class Work:
             run.cancellation,
         )
         self.runs.open(run)
-        run.task = asyncio.get_running_loop().create_task(self._execute(run, ctx, context, value))
+        loop = asyncio.get_running_loop()
+        if head.operation_timeout_ms is not None:
+            limit_s = head.operation_timeout_ms / 1000 + EXPIRY_GRACE_S
+            run.expiry = loop.call_later(limit_s, partial(self.cancel, run, TIMED_OUT))
+        run.task = loop.create_task(self._execute(run, ctx, context, value))
         run.task.add_done_callback(partial(self._ended, run))
 
     def adopt(self, run: Run, callback: Callback, attempt: int) -> None:
@@ -133,6 +141,7 @@ class Work:
     async def _execute(self, run: Run, ctx: StartOperationContext, context: Call, value: Any) -> None:
         running.set(context)
         pools.set((asyncio.get_running_loop(), self._pool))
+        public_tokens.set(self.runs.outer)
         try:
             outcome = self._returned(run, ctx, await run.route.start(ctx, value))
         except asyncio.CancelledError:
@@ -151,8 +160,9 @@ class Work:
         if run.outcome is None:
             run.lost = True
             run.end(None)
-        if run.doubt is not None:
-            run.doubt.cancel()
+        for timer in (run.doubt, run.expiry):
+            if timer is not None:
+                timer.cancel()
         self.leases.discard(run)
         self.runs.close(run)
 
@@ -180,11 +190,15 @@ class Work:
         reason = run.cancellation.reason
         if reason is None or self.stopping:
             return outcomes.refusal("UNAVAILABLE", reason or "the handler was interrupted")
+        if reason == TIMED_OUT:
+            return outcomes.refusal("REQUEST_TIMEOUT", reason)
         return outcomes.canceled(reason)
 
     async def _report(self, run: Run, outcome: Outcome) -> None:
         """The completion of a run that was answered 201."""
         where = f"{run.route.service}/{run.route.operation}"
+        if run.cancellation.reason == TIMED_OUT and run.callback is not None and run.callback.gateway is not None:
+            return  # a mesh timed the operation out by its own clock, and refuses whatever comes now
         if outcome.state == "error" and outcome.retryable and run.leased:
             # Nexus has no way to fail an attempt after its 201. Silence has: the lease ends, the mesh sends the next
             # attempt, and the retry policy of the endpoint holds for late errors as it does for early ones.
@@ -195,7 +209,7 @@ class Work:
             status = await deliver(
                 self._pool, lambda: cast("Callback", run.callback), headers, body, others=self._gateways
             )
-        except (Malformed, ReplyTimeout) as error:
+        except (Malformed, NotSent, ReplyTimeout) as error:
             logger.error("%s: its outcome could not be delivered: %s", where, error.detail)  # noqa: TRY400 - no bug here
             return
         if status in FINAL:

@@ -16,7 +16,7 @@ Never followed: redirects. Never read: proxy settings of the environment. Never 
 from __future__ import annotations
 
 from mesh.pool.connection import Reply
-from mesh.pool.pool import Pool, PoolStats
+from mesh.pool.pool import POOL_CLOSED, Pool, PoolStats
 from mesh.pool.target import URL_BYTES_MAX, Target
 
-__all__ = ["URL_BYTES_MAX", "Pool", "PoolStats", "Reply", "Target"]
+__all__ = ["POOL_CLOSED", "URL_BYTES_MAX", "Pool", "PoolStats", "Reply", "Target"]

@@ -32,6 +32,8 @@ HEADER_BYTES_MAX = 64 << 10
 CLOSE_TIMEOUT_S = 5.0
 _TIMER_SLACK_S = 0.002
 _POOL_CLOSED = "The connection pool is closed."
+POOL_CLOSED = "pool_closed"
+"""Code of the NotSent that no repetition mends."""
 
 
 class PoolStats(TypedDict):
@@ -110,10 +112,11 @@ class Pool:
         of the reply is replaced by a fresh one, once. Cancelling the caller drops the connection.
 
         Raises NotSent, ReplyLost, ReplyTimeout, ReplyInvalid as mesh/errors.py defines them (code
-        `reply_too_large` for a cap), and Malformed (code `request_invalid`) for what cannot be sent at all.
+        `reply_too_large` for a cap, `pool_closed` after `close`), and Malformed (code `request_invalid`) for what
+        cannot be sent at all.
         """
         if self._closed:
-            raise NotSent(_POOL_CLOSED)
+            raise NotSent(_POOL_CLOSED, code=POOL_CLOSED)
         if method != b"POST":
             check_method(method)
         head = request_head(method, target, path, headers, len(body))
@@ -216,7 +219,7 @@ class Pool:
         if self._closed:
             connection.drop()
             lane.give_up_slot()
-            raise NotSent(_POOL_CLOSED)
+            raise NotSent(_POOL_CLOSED, code=POOL_CLOSED)
         lane.connections.add(connection)
         return connection
 

@@ -15,6 +15,7 @@ import pytest
 import mesh
 from mesh.agent import Agent
 from mesh.clock import from_rfc3339, monotonic_s, now_ms, pause
+from mesh.errors import NotSent
 from mesh.wire import parse_http_date
 from tests.agents.serving import Gateway, Response, Scripted, serving, until
 from tests.agents.workshop import ShopHandler
@@ -191,6 +192,41 @@ class TestRepeats:
         token_of(stage.start("slow", "0.1", to=f"{gone}/nexus/callback"))
         assert stage.gateway.completed()[0].headers["token"] == "slow/1"
 
+    def test_what_another_gateway_does_not_know_is_not_final(self) -> None:
+        """P206: the one that asked is away for a moment, the configured one is of another mesh."""
+        down = [Response(503), Response(200)]
+        with serving(asker := Scripted(lambda _: down.pop(0))) as url, staged() as stage:
+            stage.gateway.statuses = [401] * 9
+            token_of(stage.start("slow", "0.1", to=f"{url}/nexus/callback"))
+            until(lambda: len(asker.requests) == 2)
+            assert len(stage.gateway.completed()) == 1
+
+
+class TestOperationTimeout:
+    """P213."""
+
+    def test_a_plain_caller_is_told(self, stage: Stage) -> None:
+        token_of(stage.start("slow", "30", to=f"{stage.gateway.url}/some/nexus/callback/x", operation_timeout="200ms"))
+        request = until(lambda: stage.gateway.at("/some/"))[0]
+        assert request.json["cause"]["details"] == {"type": "REQUEST_TIMEOUT"}
+        assert stage.did.canceled == ["the Operation-Timeout is over"]
+
+    def test_a_mesh_knows_by_itself(self, stage: Stage) -> None:
+        token_of(stage.start("slow", "30", operation_timeout="200ms"))
+        until(lambda: stage.did.canceled)
+        pause(0.2)
+        assert not stage.gateway.completions
+
+    def test_whoever_waits_on_the_line_is_answered(self, stage: Stage) -> None:
+        sent = {"content-type": "application/json", "operation-timeout": "200ms"}
+        assert stage.http.post("/Shop/slow", content="30", headers=sent).status_code == 408
+
+    def test_work_that_is_done_before_is_left_alone(self, stage: Stage) -> None:
+        token_of(stage.start("slow", "0.1", operation_timeout="300ms"))
+        assert stage.gateway.completed()[0].body == b'"done"'
+        pause(0.8)
+        assert not stage.did.canceled
+
 
 class TestLeases:
     def test_heartbeats_while_it_runs(self, stage: Stage) -> None:
@@ -342,6 +378,12 @@ class TestCancel:
 
 
 class TestComplete:
+    def test_work_that_was_slow_to_start_is_completed_under_the_token_of_the_201(self, stage: Stage) -> None:
+        """P205."""
+        token = token_of(stage.start("ticket", '"slow self"'))
+        (completion,) = stage.gateway.completed()
+        assert (completion.json, completion.headers["nexus-operation-token"]) == ("by itself", token)
+
     def test_by_the_handlers_own_hand(self, stage: Stage) -> None:
         assert token_of(stage.start("ticket", '"a"')) == "ticket a"
         ctx = stage.handler.tickets["a"]
@@ -353,6 +395,32 @@ class TestComplete:
         assert completion.json == {"x": 1}
         assert completion.headers["token"] == "ticket/1"
         assert completion.headers["nexus-operation-token"] == "ticket a"
+
+    def test_the_token_may_stand_in_the_headers(self, stage: Stage) -> None:
+        asyncio.run(mesh.complete(f"{stage.gateway.url}/nexus/callback", "", headers={"token": "t", "x-mine": "1"}))
+        (completion,) = stage.gateway.completions
+        assert (completion.headers["token"], completion.headers["x-mine"]) == ("t", "1")
+
+    def test_never_before_retry_after(self) -> None:
+        """P206: jitter makes it later, not earlier."""
+        times: list[float] = []
+
+        def busy(_: Any) -> Response:
+            times.append(monotonic_s())
+            return Response(200 if len(times) > 1 else 503, headers={"retry-after": "1"})
+
+        for _ in range(3):
+            times.clear()
+            with serving(Scripted(busy)) as url:
+                asyncio.run(mesh.complete(f"{url}/nexus/callback", "t"))
+            assert times[1] - times[0] >= 1
+
+    def test_it_does_not_outlive_its_agent(self) -> None:
+        """Whoever reports on being interrupted must not keep the process from ending."""
+        with staged() as ended:
+            token_of(ended.start("ticket", '"interrupted"'))
+            (task,) = ended.handler.tasks
+        assert isinstance(task.exception(), NotSent)
 
     @pytest.mark.parametrize(("status", "error"), [(401, "unauthenticated"), (409, "conflict"), (410, "gone")])
     def test_a_refusal_is_raised(self, stage: Stage, status: int, error: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +21,7 @@ from nexusrpc.handler import (
 )
 from pydantic import BaseModel, Field
 
-from mesh import current
+from mesh import complete, current
 from mesh.clock import sleep
 from tests.agents.serving import forever
 
@@ -73,6 +74,7 @@ class ShopHandler:
         self.did = Counting()
         self.tickets: dict[str, StartOperationContext] = {}
         self.gate = threading.Event()
+        self.tasks: list[asyncio.Task[None]] = []
 
     @sync_operation
     async def order(self, ctx: StartOperationContext, value: Order) -> Receipt:
@@ -206,7 +208,16 @@ class TicketHandler(OperationHandler[str, str]):
         if input.startswith("slow"):
             await sleep(0.3)
             self.shop.did.ended += 1
-        return StartOperationResultAsync(token=f"ticket {input}")
+        token = f"ticket {input}"
+        if input.endswith(("self", "interrupted")):
+            self.shop.tasks.append(asyncio.get_running_loop().create_task(self.finish(ctx, token)))
+        return StartOperationResultAsync(token=token)
+
+    async def finish(self, ctx: StartOperationContext, token: str) -> None:
+        """The work that goes on after the handler has answered."""
+        with suppress(asyncio.CancelledError):
+            await sleep(30 if token.endswith("interrupted") else 0.1)
+        await complete(ctx.callback_url or "", ctx.callback_headers["token"], "by itself", operation_token=token)
 
     async def cancel(self, ctx: CancelOperationContext, token: str) -> None:
         if token.removeprefix("ticket ") not in self.shop.tickets:
