@@ -223,6 +223,8 @@ def _tell(show: Show, result: Result) -> None:
     )
     if result.verdict == "skipped":
         show.line(f"                {plain(result.seen)}")
+    if result.verdict == "pass" and result.advice:
+        show.line(f"                {'hint:':<10}{plain(result.advice)}")
     if result.verdict != "fail":
         return
     lines = {"expected": result.expected, "seen": result.seen, "why": result.reason, "mend": result.advice}

@@ -10,7 +10,7 @@ from typing import Final
 
 import typer
 
-from gateway.cli import bench, call, check, deliveries, demo, doctor, endpoints, operations, serving
+from gateway.cli import bench, call, check, check_agent, deliveries, demo, doctor, endpoints, operations, serving
 from gateway.cli.exits import MEANINGS, Exit, problem_of, tell, tell_bug
 from gateway.cli.exits import Problem as CommandProblem
 from gateway.cli.show import Show
@@ -42,6 +42,7 @@ app.add_typer(operations.app, name="operation", rich_help_panel=CALL)
 app.add_typer(endpoints.app, name="endpoint", rich_help_panel=ADMIN)
 app.add_typer(deliveries.app, name="delivery", rich_help_panel=ADMIN)
 app.command(rich_help_panel=ADMIN)(doctor.doctor)
+check.app.command("agent")(check_agent.agent)
 app.add_typer(check.app, name="check", rich_help_panel=ADMIN)
 app.command(rich_help_panel=ADMIN, context_settings=bench.PASS_ON)(bench.bench)
 

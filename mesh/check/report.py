@@ -28,7 +28,7 @@ class Result:
     rule      of specs/protocol.md, "P15"; empty where the wire itself is the rule
     expected  what should have been seen, one sentence
     seen      what was seen; for `skipped` why the case says nothing about this target
-    advice    what the target's author has to change; empty unless it failed
+    advice    what the target's author has to change; of a pass: what could be better though nothing is wrong
     reason    why anybody wants that
     took_ms   duration
     """

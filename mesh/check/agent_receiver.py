@@ -1,0 +1,176 @@
+"""The kit's own gateway, as far as an agent talks to one: it takes completions and heartbeats, and answers as told.
+
+Every try of a completion is kept, found by its completion token. Knows no probe.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from collections import defaultdict, deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Final, NamedTuple, Self, cast
+
+import httptools
+
+from mesh.check.agent_wire import CHUNK_BYTES, Header, Message
+from mesh.clock import monotonic_s
+
+CALLBACK: Final = "/nexus/callback"
+HEARTBEAT: Final = "/v1/tasks/heartbeat"
+TRIES_MAX: Final = 10_000
+"""Requests kept in one check; an agent that sends more is past judging."""
+
+
+@dataclass(slots=True)
+class Say:
+    """What the next try is answered. `cut`: the connection is dropped instead. `hold`: not before it is set."""
+
+    status: int = 200
+    headers: list[Header] = field(default_factory=list[Header])
+    cut: bool = False
+    hold: asyncio.Event | None = None
+
+    @property
+    def taken(self) -> bool:
+        """Whether the agent was told that the completion is delivered."""
+        return 200 <= self.status < 300 and not self.cut  # noqa: PLR2004
+
+
+class Try(NamedTuple):
+    """One request that came: a completion, or whatever it was."""
+
+    at_s: float
+    method: str
+    path: str
+    headers: list[Header]
+    body: bytes
+    say: Say
+
+    def header(self, name: str) -> str:
+        """The first value of `name` (lower case), empty when absent."""
+        return next((value for known, value in self.headers if known == name), "")
+
+    @property
+    def token(self) -> str:
+        """The operation token that it names."""
+        return self.header("nexus-operation-token")
+
+    @property
+    def outcome(self) -> tuple[str, str, bytes]:
+        """State, type and body: what it says of the operation."""
+        return self.header("nexus-operation-state"), self.header("content-type"), self.body
+
+
+class Receiver:
+    """A server on `host`:`port`; port 0 is a free one. `url` is what agents are told."""
+
+    def __init__(self, host: str, port: int, url: str = "") -> None:
+        self._host = host
+        self._port = port
+        self.url = url.rstrip("/")
+        self.tries: dict[str, list[Try]] = defaultdict(list)
+        """By completion token; those without one under the empty name."""
+        self.beats: dict[str, list[float]] = defaultdict(list)
+        self.verdicts: dict[str, str] = {}
+        self.scripts: dict[str, deque[Say]] = {}
+        """What the next tries of a token are answered, in order; 200 after that."""
+        self._server: asyncio.Server | None = None
+        self._changed = asyncio.Condition()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._count = 0
+
+    async def __aenter__(self) -> Self:
+        self._server = await asyncio.start_server(self._accept, self._host, self._port, limit=CHUNK_BYTES)
+        bound = self._server.sockets[0].getsockname()
+        host = f"[{bound[0]}]" if ":" in bound[0] else bound[0]
+        self.url = self.url or f"http://{host}:{bound[1]}"
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        if self._server is not None:
+            self._server.close()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def everything(self) -> list[Try]:
+        """All that came but heartbeats."""
+        return [each for tries in self.tries.values() for each in tries]
+
+    async def until(self, check: Callable[[], object], timeout_s: float) -> bool:
+        """Wait until `check()` is true; it is asked again whenever something came. False when it never was."""
+        try:
+            async with asyncio.timeout(timeout_s), self._changed:
+                await self._changed.wait_for(check)
+        except TimeoutError:
+            return bool(check())
+        return True
+
+    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.get_running_loop().create_task(self._serve(reader, writer))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            with contextlib.suppress(OSError, httptools.HttpParserError, ValueError):
+                while await self._one(reader, writer):
+                    pass
+        finally:
+            writer.transport.abort()
+
+    async def _one(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
+        """Take one request and answer it; whether another may follow."""
+        message = Message()
+        parser: Any = httptools.HttpRequestParser(message)
+        while not message.done:
+            data = await reader.read(CHUNK_BYTES)
+            if not data:
+                return False
+            waits = not message.headed
+            parser.feed_data(data)
+            if waits and message.headed and not message.done and ("expect", "100-continue") in message.headers:
+                writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        method: str = parser.get_method().decode("latin-1")
+        path = message.url.decode("latin-1")
+        if path.partition("?")[0].endswith(HEARTBEAT):
+            await _answer(writer, 200, [("content-type", "application/json")], await self._heartbeat(message.body))
+            return True
+        token = dict(reversed(message.headers)).get("token", "")
+        script = self.scripts.get(token)
+        say = script.popleft() if script else Say()
+        entry = Try(monotonic_s(), method, path, message.headers, bytes(message.body), say)
+        await self._note(lambda: self.tries[token].append(entry))
+        if say.hold is not None:
+            await say.hold.wait()
+        if say.cut:
+            return False
+        await _answer(writer, say.status, say.headers, b"")
+        return True
+
+    async def _heartbeat(self, body: bytearray) -> bytes:
+        try:
+            tasks = cast("list[dict[str, Any]]", json.loads(body)["tasks"])
+            tokens = [str(task["token"]) for task in tasks]
+        except (ValueError, KeyError, TypeError):
+            tokens = []
+        await self._note(lambda: [self.beats[token].append(monotonic_s()) for token in tokens])
+        return json.dumps({"tasks": [{"status": self.verdicts.get(token, "ok")} for token in tokens]}).encode()
+
+    async def _note(self, change: Callable[[], object]) -> None:
+        self._count += 1
+        if self._count <= TRIES_MAX:
+            change()
+        async with self._changed:
+            self._changed.notify_all()
+
+
+async def _answer(writer: asyncio.StreamWriter, status: int, headers: list[Header], body: bytes) -> None:
+    lines = [f"HTTP/1.1 {status} Said", *(f"{name}: {value}" for name, value in headers)]
+    if status != 204:  # noqa: PLR2004 - which has no length
+        lines.append(f"content-length: {len(body)}")
+    writer.write("\r\n".join([*lines, "", ""]).encode("latin-1") + body)
+    await writer.drain()
