@@ -10,11 +10,13 @@ from mesh.pool import Reply
 from mesh.store.layout import Outcome
 from mesh.wire import (
     failure_json,
+    format_link,
     parse_handler_failure,
     parse_http_date,
     parse_operation_error,
     parse_started,
     peer_failure,
+    sound_links,
 )
 
 LEASE_MS_MIN: Final = 1_000
@@ -43,6 +45,7 @@ class Started(NamedTuple):
 
     token: str
     lease_ms: int
+    links: list[str]
     word = "started"
 
 
@@ -105,14 +108,21 @@ def _speaks_nexus(reply: Reply) -> bool:
     return failure is not None and not {"metadata", "cause"}.isdisjoint(failure)
 
 
+def _links(reply: Reply) -> list[str]:
+    """Those that can be read: handed on, a bad one makes Temporal's callers repeat the start (nexus.md 1.1)."""
+    values = [value.decode("latin-1") for name, value in reply.headers if name == b"nexus-link"]
+    return [format_link(link) for link in sound_links(values)] if values else values
+
+
 def read_start_reply(reply: Reply) -> StartAnswer:  # noqa: PLR0911 - one return per row of the table
     """The meaning of a reply; never raises for what a peer sent."""
     status = reply.status
     if status == 200:  # noqa: PLR2004
         content_type = reply.header(b"content-type")
-        links = [value.decode("latin-1") for name, value in reply.headers if name == b"nexus-link"]
         return Succeeded(
-            Outcome("result", "", content_type.decode("latin-1") if content_type else None, reply.body, links=links)
+            Outcome(
+                "result", "", content_type.decode("latin-1") if content_type else None, reply.body, links=_links(reply)
+            )
         )
     if status == 201:  # noqa: PLR2004
         try:
@@ -123,12 +133,13 @@ def read_start_reply(reply: Reply) -> StartAnswer:  # noqa: PLR0911 - one return
             return TryAgain("UNKNOWN", fault.detail, None, 0)
         lease = reply.header(b"mesh-lease-ms")
         lease_ms = int(lease) if lease is not None and _digits(lease) else 0
-        return Started(token, min(max(lease_ms, LEASE_MS_MIN), LEASE_MS_MAX) if lease_ms else 0)
+        return Started(token, min(max(lease_ms, LEASE_MS_MIN), LEASE_MS_MAX) if lease_ms else 0, _links(reply))
     if status == 424:  # noqa: PLR2004
         outcome = parse_operation_error(reply.headers, reply.body)
         if outcome is None:
             return TryAgain("UNKNOWN", "a 424 that names no state", None, 0)
-        return Unsuccessful(outcome.state, Outcome("failure", body=failure_json(outcome.failure)))
+        failure = Outcome("failure", body=failure_json(outcome.failure), links=_links(reply))
+        return Unsuccessful(outcome.state, failure)
     if not 400 <= status <= 599:  # noqa: PLR2004
         return TryAgain("UNKNOWN", f"status {status} is no answer to a start", None, 0)
     error = parse_handler_failure(status, reply.headers, reply.body)

@@ -8,7 +8,7 @@ import msgspec
 
 from gateway.callbacks import FORMATS, NEXUS, operation_link
 from gateway.operations import Order, Parent
-from gateway.outcomes import encode_json, nexus_answer, record_fields
+from gateway.outcomes import encode_json, known_fields, nexus_answer, record_fields
 from gateway.problems import problem
 from mesh.edge import Answer, HotRoute, Request
 from mesh.errors import Conflict, Malformed, Unprocessable
@@ -197,6 +197,7 @@ class OperationsSurface:
             _timeout(timeouts, "start_to_close_ms"),
             _timeout(timeouts, "request_timeout_ms"),
             body.labels,
+            headers.links,
             parent=_parent(body.parent) if body.parent else None,
         )
         try:
@@ -235,10 +236,9 @@ class OperationsSurface:
         if applied:
             headers.append((b"preference-applied", applied))
         if known is not None:
-            record = record_fields(placed.id, known.head, known.request, known.outcome, known.journal, known.beat)
-            return Answer(200, headers, encode_json(record))
+            return Answer(200, headers, encode_json(known_fields(known)))
         headers.append((b"retry-after", b"%d" % RETRY_AFTER_S))
-        record = record_fields(placed.id, placed.head, placed.request, None, placed.journal)
+        record = record_fields(placed.id, placed.head, placed.request, None, placed.journal, started=placed.agent_links)
         return Answer(202, headers, encode_json(record))
 
     async def result(self, request: Request) -> Answer:
@@ -249,7 +249,7 @@ class OperationsSurface:
         known = await self._operations.result(operation, principal.namespace, self._wait_s(wait))
         if known.state.terminal and known.outcome is not None:
             link = operation_link(self._public_url, operation).encode()
-            answer = nexus_answer(operation, known.state, known.outcome, link, first=False)
+            answer = nexus_answer(operation, known.state, known.outcome, link, known.links, first=False)
             return answer._replace(headers=[*answer.headers, (b"cache-control", b"no-store")])
         headers = [
             _JSON,
@@ -257,8 +257,7 @@ class OperationsSurface:
             (b"retry-after", b"%d" % RETRY_AFTER_S),
             (b"cache-control", b"no-store"),
         ]
-        record = record_fields(operation, known.head, known.request, None, known.journal, known.beat)
-        return Answer(202, headers, encode_json(record))
+        return Answer(202, headers, encode_json(known_fields(known)))
 
     def _wait_s(self, text: str) -> float:
         if not text:

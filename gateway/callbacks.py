@@ -16,22 +16,20 @@ from cloudevents.core.formats.json import JSONFormat
 from cloudevents.core.v1.event import CloudEvent
 
 from gateway.answers import retry_after_ms
-from gateway.outcomes import callback_parts, encode_json, record_fields
+from gateway.outcomes import all_links, callback_parts, encode_json, record_fields, trace_headers
 from mesh.clock import now_ms, to_http_date, to_rfc3339
 from mesh.edge import Headers
 from mesh.events import EventKind
 from mesh.machine import State
 from mesh.pool import Reply
-from mesh.store.layout import Head, Outcome, Request
+from mesh.store.layout import Request, decode_outcome
+from mesh.store.verbs import Work
 from mesh.tokens import sign_webhook
 
 NEXUS: Final = "nexus"
 CLOUDEVENTS: Final = "cloudevents"
 CLOUDEVENTS_BINARY: Final = "cloudevents-binary"
 FORMATS: Final = (NEXUS, CLOUDEVENTS, CLOUDEVENTS_BINARY)
-
-TRACE_HEADERS: Final = frozenset({b"traceparent", b"tracestate", b"baggage"})
-"""W3C Trace Context and Baggage: kept with the operation, sent on every attempt and every callback."""
 
 _NEXUS_FINAL: Final = frozenset({400, 401, 403, 404, 409, 501})
 """Decision 20: the receiver will never take it, or has it already; dead and visible, never retried."""
@@ -73,14 +71,13 @@ def operation_link(public_url: str, operation_id: str) -> str:
     return f'<{public_url}/v1/operations/{operation_id}>; type="mesh.Operation"'
 
 
-def callback_request(
-    operation_id: str, head: Head, request: Request, outcome: Outcome, plan: CallbackPlan, journal: int = 0
-) -> Sending:
-    """The headers and body of one try; signature and timestamp are of now. `journal`: how many entries it has."""
+def callback_request(work: Work, plan: CallbackPlan) -> Sending:
+    """The headers and body of one try; signature and timestamp are of now."""
+    operation_id, head, request = work.id, work.head, work.request
     if request.callback_format == NEXUS:
-        headers, body = _nexus(operation_id, head, request, outcome, plan)
+        headers, body = _nexus(work, plan)
     else:
-        headers, body = _cloud_event(operation_id, head, request, outcome, journal)
+        headers, body = _cloud_event(work)
         headers += request.callback_headers
     headers += _trace(request)
     secret = plan.secrets.get(head.namespace)
@@ -89,9 +86,9 @@ def callback_request(
     return Sending(headers, body)
 
 
-def _nexus(
-    operation_id: str, head: Head, request: Request, outcome: Outcome, plan: CallbackPlan
-) -> tuple[Headers, bytes]:
+def _nexus(work: Work, plan: CallbackPlan) -> tuple[Headers, bytes]:
+    operation_id, head, request = work.id, work.head, work.request
+    outcome = decode_outcome(work.extra)
     body, content_type = callback_parts(head, outcome)
     headers: Headers = [
         *request.callback_headers,
@@ -102,17 +99,17 @@ def _nexus(
         (b"nexus-link", operation_link(plan.public_url, operation_id).encode()),
         (b"mesh-operation-id", operation_id.encode()),
     ]
-    headers += [(b"nexus-link", link.encode("latin-1")) for link in outcome.links]
+    headers += all_links(work.links, outcome)
     if content_type is not None:
         headers.append((b"content-type", content_type))
     return headers, body
 
 
-def _cloud_event(
-    operation_id: str, head: Head, request: Request, outcome: Outcome, journal: int
-) -> tuple[Headers, bytes]:
+def _cloud_event(work: Work) -> tuple[Headers, bytes]:
+    operation_id, head, request = work.id, work.head, work.request
+    outcome = decode_outcome(work.extra)
     # The same bytes on every try, for the id is the same: what the tries themselves move is left out, or as of the end.
-    record = record_fields(operation_id, head, request, outcome, journal)
+    record = record_fields(operation_id, head, request, outcome, work.journal, started=work.links)
     del record["events"]
     record["updated_at"] = record["closed_at"]
     data: dict[str, Any] = msgspec.json.decode(encode_json(record))  # `record_fields` took only what can be read
@@ -136,7 +133,7 @@ def _cloud_event(
 def _trace(request: Request) -> Headers:
     """The caller's trace context, as the agent got it, unless the callback headers bring their own."""
     own = {name for name, _ in request.callback_headers}
-    return [one for one in request.headers if one[0] in TRACE_HEADERS and one[0] not in own]
+    return [one for one in trace_headers(request) if one[0] not in own]
 
 
 def judge_callback(callback_format: str, reply: Reply) -> Verdict:

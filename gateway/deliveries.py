@@ -10,11 +10,11 @@ import asyncio
 from typing import TYPE_CHECKING, Final
 
 from gateway.callbacks import CallbackPlan, callback_request, judge_callback
+from gateway.outcomes import trace_headers
 from gateway.starts import DETAIL_CHARS_MAX, RETRY_AFTER_MS_MAX, UNSENDABLE
 from mesh.errors import PeerFault, Refusal
 from mesh.ids import jittered
 from mesh.machine import Kind
-from mesh.store.layout import decode_outcome
 from mesh.wire import quote_segment
 
 if TYPE_CHECKING:
@@ -76,6 +76,7 @@ class Deliveries:
             (b"nexus-request-id", f"{work.id}.{head.run}.cancel".encode()),
             (b"mesh-operation-id", work.id.encode()),
             (b"mesh-run", b"%d" % head.run),
+            *trace_headers(request),
         ]
         # The mesh does not know which instance holds the work (behind a load balancer it could not): ask all of them,
         # at once, so that one that hangs does not use up the lease. Cancel is idempotent by the protocol.
@@ -112,8 +113,7 @@ class Deliveries:
         final = False
         try:
             target = self._egress.cached(request.callback_url) or await self._egress.resolve(request.callback_url)
-            outcome = decode_outcome(work.extra)
-            sending = callback_request(work.id, head, request, outcome, self._callback_plan, work.journal)
+            sending = callback_request(work, self._callback_plan)
             reply = await self._pool.post(
                 target, target.path, sending.headers, sending.body, timeout_s=CALLBACK_TIMEOUT_S
             )

@@ -11,7 +11,7 @@ import binascii
 import re
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 
-from gateway.outcomes import record_fields
+from gateway.outcomes import known_fields
 from mesh.clock import to_rfc3339
 from mesh.errors import Malformed, NotFound, Refusal
 from mesh.ids import is_operation_id
@@ -107,7 +107,7 @@ class Listing:
                 return {"items": items, "next_cursor": encode_cursor(*last)}
             looked, last = looked + 1, place
             if record is not None:
-                items.append(record_fields(record.id, record.head, record.request, None, record.journal, record.beat))
+                items.append(known_fields(record._replace(outcome=None)))
         return {"items": items, "next_cursor": None}
 
     async def deliveries(

@@ -33,7 +33,6 @@ from mesh.wire import (
     headers_for_handler_error,
     parse_completion,
     parse_duration_ms,
-    parse_links,
     parse_prefer,
     split_path,
 )
@@ -164,9 +163,6 @@ class NexusSurface:
         first = request.first
         content_type = first.get(b"content-type")
         close_ms = parse_duration_ms(first.get(b"operation-timeout", b"").decode("latin-1"))
-        links = request.all(b"nexus-link")
-        if links:
-            parse_links(links)
         if content_type is None and request.body:
             content_type = b"application/octet-stream"
         placed = await self._operations.start(
@@ -182,7 +178,7 @@ class NexusSurface:
                 callback_url=callback_url,
                 callback_headers=headers.callback,
                 close_ms=close_ms or 0,
-                links=links,
+                links=headers.links,
             ),
             wait=wait_ms > 0,
         )
@@ -193,12 +189,13 @@ class NexusSurface:
         link = operation_link(self._public_url, placed.id).encode()
         replayed = [(b"idempotency-replayed", b"true")] if placed.replayed else []
         if known is not None and known.outcome is not None:
-            answer = nexus_answer(placed.id, known.state, known.outcome, link, first=True)
+            answer = nexus_answer(placed.id, known.state, known.outcome, link, known.links, first=True)
             return answer._replace(headers=[*answer.headers, *replayed]) if replayed else answer
         headers = [
             (b"content-type", b"application/json"),
             (b"mesh-operation-id", placed.id.encode()),
             (b"nexus-link", link),
+            *[(b"nexus-link", one.encode("latin-1")) for one in placed.agent_links],
             *replayed,
         ]
         return Answer(201, headers, b'{"token":"%b","state":"running"}' % placed.id.encode())
@@ -245,7 +242,7 @@ class NexusSurface:
         known = await self._operations.result(token, principal.namespace, wait_ms / 1000)
         if known.state.terminal and known.outcome is not None:
             link = operation_link(self._public_url, token).encode()
-            return nexus_answer(token, known.state, known.outcome, link, first=False)
+            return nexus_answer(token, known.state, known.outcome, link, known.links, first=False)
         if wait_ms:
             failure = handler_failure("REQUEST_TIMEOUT", "the operation still runs; ask again")
             return Answer(408, [GATEWAY, *headers_for_handler_error("REQUEST_TIMEOUT")], failure_json(failure))

@@ -95,6 +95,15 @@ _SHAPES: Final[dict[str, Any]] = {
             why=_TEXT,
         ),
         idempotency_key=_TEXT,
+        links={
+            "type": "array",
+            "items": _object("url type by", url=_TEXT, type=_TEXT, by={"type": "string", "enum": ["caller", "agent"]}),
+        },
+        trace={
+            "type": "object",
+            "additionalProperties": _TEXT,
+            "description": "traceparent, tracestate and baggage of the start, as far as it had them",
+        },
         result={"description": "the result, where it is JSON"},
         result_base64={"type": "string", "format": "byte"},
         result_type=_or_null(_TEXT),

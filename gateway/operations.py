@@ -27,7 +27,7 @@ from mesh.machine import Event, Kind
 from mesh.store.layout import Outcome, Request
 from mesh.store.store import NoEndpoint, NoSession, ParentLost, Store
 from mesh.store.verbs import Accepted, Completion, KeyReused, Replayed, Start, Work
-from mesh.wire import failure_json, format_links
+from mesh.wire import failure_json, format_link
 from registry.routing import Outcome as Routed
 
 if TYPE_CHECKING:
@@ -125,7 +125,7 @@ class Operations(Journals):
                 # Purged in between: the key is free again, so a repeat starts a new operation.
                 detail = "the earlier operation of this key was just purged; repeat the request"
                 raise Unavailable(detail, code="purged_meanwhile")
-            return Placed(reply.id, True, record.head, record.request, None, record.journal)  # noqa: FBT003
+            return Placed(reply.id, True, record.head, record.request, None, record.journal, record.links)  # noqa: FBT003
         finally:
             if first is not None:
                 self._waiters.close(start.id, first)
@@ -182,16 +182,14 @@ class Operations(Journals):
         claim = self._tokens.check(token, now_ms() / 1000)
         if about and about != claim.operation_id:
             raise Unauthenticated("the completion token is of another operation", code="token_foreign")
+        links = [format_link(link) for link in completion.links]
         if completion.failure is None:
             event = Event.SUCCEED
-            links = [format_links(completion.links)] if completion.links else []
             outcome = Outcome("result", "", completion.content_type, completion.body, links=links)
         else:
             event = Event.CANCEL if completion.state == "canceled" else Event.FAIL
-            outcome = Outcome("failure", body=failure_json(completion.failure))
-        completed = await self._courier.complete(
-            claim.operation_id, claim.run, claim.attempt, event, outcome
-        )
+            outcome = Outcome("failure", body=failure_json(completion.failure), links=links)
+        completed = await self._courier.complete(claim.operation_id, claim.run, claim.attempt, event, outcome)
         raise_for(completed.verdict, claim.operation_id)
 
 

@@ -21,6 +21,8 @@ from mesh.store.verbs import Accepted, ChildStart, Start
 from mesh.wire import is_json_type
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from gateway.waiters import FirstRequest
     from mesh.tokens import Claim
     from registry.catalog import Endpoint
@@ -74,6 +76,13 @@ class Placed(NamedTuple):
     request: Request
     first: FirstRequest | None
     journal: int = 0
+    links: Sequence[str] = ()
+    """Of a repeat: as in `Known`."""
+
+    @property
+    def agent_links(self) -> Sequence[str]:
+        """What the agent's 201 linked to, as far as it is known here."""
+        return self.links if self.first is None else self.first.links
 
 
 class Known(NamedTuple):
@@ -87,6 +96,8 @@ class Known(NamedTuple):
     """Entries in its journal."""
     beat: Line | None = None
     """The last heartbeat that had details."""
+    links: Sequence[str] = ()
+    """What the agent's 201 linked to."""
 
     @property
     def state(self) -> State:

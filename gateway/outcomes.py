@@ -5,7 +5,8 @@ The stored form is mesh.store.layout.Outcome; this file is the only one that tur
 
 from __future__ import annotations
 
-from typing import Any, Final
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
@@ -13,8 +14,12 @@ from mesh.clock import to_rfc3339
 from mesh.edge import Answer, Headers
 from mesh.machine import State
 from mesh.store.layout import Head, Line, Outcome, Request
-from mesh.wire import failure_json, handler_failure, operation_failure
+from mesh.wire import failure_json, handler_failure, operation_failure, parse_links
 from mesh.wire.headers import is_json_type
+
+if TYPE_CHECKING:
+    from gateway.orders import Known
+    from mesh.store.verbs import Record
 
 _REASONS: Final = {
     "schedule_to_close": "the operation did not end within its schedule-to-close timeout",
@@ -26,6 +31,7 @@ _REASONS: Final = {
     "request_invalid": "the request cannot be carried by HTTP: a header name or value is not legal",
     "token_too_long": "the handler's operation token is longer than 4096 bytes",
 }
+_TRACE: Final = frozenset({b"traceparent", b"tracestate", b"baggage"})
 _JSON: Final = (b"content-type", b"application/json")
 GATEWAY: Final = (b"mesh-failure-source", b"gateway")
 
@@ -45,8 +51,17 @@ def failure_of(state: State, outcome: Outcome) -> dict[str, Any]:
     return operation_failure(word, message, cause=cause, metadata={"reason": outcome.reason})
 
 
-def nexus_answer(operation_id: str, state: State, outcome: Outcome, link: bytes, *, first: bool) -> Answer:
-    """200 with the result's own bytes and type, or 424.
+def all_links(started: Sequence[str], outcome: Outcome) -> Headers:
+    """The agent's links as headers, each once: those of its 201, then those of its outcome."""
+    if not started:
+        return [(b"nexus-link", one.encode("latin-1")) for one in outcome.links]
+    return [(b"nexus-link", one.encode("latin-1")) for one in dict.fromkeys((*started, *outcome.links))]
+
+
+def nexus_answer(
+    operation_id: str, state: State, outcome: Outcome, link: bytes, started: Sequence[str], *, first: bool
+) -> Answer:
+    """200 with the result's own bytes and type, or 424; `started` are the links of the agent's 201.
 
     Within the wait of a start a handler's refusal passes untouched (decision 14), and so it does for repeats of it.
     """
@@ -56,12 +71,13 @@ def nexus_answer(operation_id: str, state: State, outcome: Outcome, link: bytes,
         if outcome.content_type is not None:
             headers.append((b"content-type", outcome.content_type.encode("latin-1")))
         headers.append((b"nexus-link", link))
-        headers += [(b"nexus-link", one.encode("latin-1")) for one in outcome.links]
+        headers += all_links(started, outcome)
         return Answer(200, headers, outcome.body)
     if outcome.kind == "handler_error" and first:
         return Answer(outcome.status, headers + outcome.headers, _own_body(outcome))
     headers += [_JSON, (b"nexus-operation-state", b"canceled" if state is State.CANCELED else b"failed")]
     headers.append((b"nexus-link", link))
+    headers += all_links(started, outcome)
     if outcome.kind == "mesh":
         headers.append(GATEWAY)
     return Answer(424, headers, failure_json(failure_of(state, outcome)))
@@ -101,6 +117,11 @@ def result_fields(state: State, outcome: Outcome | None) -> dict[str, Any]:
     return {"result_base64": outcome.body, "result_type": outcome.content_type}
 
 
+def known_fields(known: Known | Record) -> dict[str, Any]:
+    """The record of what is known."""
+    return record_fields(known.id, known.head, known.request, known.outcome, known.journal, known.beat, known.links)
+
+
 def record_fields(
     operation_id: str,
     head: Head,
@@ -108,8 +129,12 @@ def record_fields(
     outcome: Outcome | None,
     journal: int = 0,
     beat: Line | None = None,
+    started: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """The flat /v1 record (decision 33), ready for `encode_json`; `journal` entries stand among its events."""
+    """The flat /v1 record (decision 33), ready for `encode_json`.
+
+    `journal` entries stand among its events, `started` are the links of the agent's 201.
+    """
     state = State(head.state)
     record: dict[str, Any] = {
         "id": operation_id,
@@ -137,6 +162,10 @@ def record_fields(
         record["next_attempt_at"] = to_rfc3339(head.start_at)
     if request.idempotency_key:
         record["idempotency_key"] = request.idempotency_key
+    if links := _shown_links(request, started, outcome):
+        record["links"] = links
+    if trace := trace_headers(request):
+        record["trace"] = {name.decode(): value.decode("latin-1") for name, value in trace}
     record.update(result_fields(state, outcome))
     return record
 
@@ -156,6 +185,20 @@ def durable_fields(head: Head, journal: int, beat: Line | None) -> dict[str, Any
     if beat is not None:
         fields["heartbeat"] = {"at": to_rfc3339(head.created_at + beat.after_ms), "details": msgspec.Raw(beat.body)}
     return fields
+
+
+def _shown_links(request: Request, started: Sequence[str], outcome: Outcome | None) -> list[dict[str, str]]:
+    """Each link with who gave it."""
+    agent = dict.fromkeys((*started, *(outcome.links if outcome is not None else ())))
+    given = [("caller", request.links), ("agent", agent)]
+    return [
+        {"url": link.url, "type": link.type, "by": by} for by, texts in given if texts for link in parse_links(texts)
+    ]
+
+
+def trace_headers(request: Request) -> Headers:
+    """W3C Trace Context and Baggage of the start: sent on with every attempt, cancel and callback."""
+    return [one for one in request.headers if one[0] in _TRACE]
 
 
 encode_json: Final = msgspec.json.Encoder().encode

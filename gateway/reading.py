@@ -119,7 +119,7 @@ class Reading:
         record = await self._store.read(operation)
         if record is None:
             return None
-        return Known(operation, record.head, record.request, record.outcome, record.journal, record.beat)
+        return Known(operation, record.head, record.request, record.outcome, record.journal, record.beat, record.links)
 
     async def get(self, operation: str, namespace: str) -> Known:
         """Raises NotFound, also for another namespace's operation."""
@@ -166,4 +166,4 @@ def _ended(placed: Placed, ending: Ending) -> Known:
         stamp=ending.closed_at_ms - placed.head.created_at,
         blocked="",
     )
-    return Known(placed.id, head, placed.request, ending.outcome)
+    return Known(placed.id, head, placed.request, ending.outcome, links=placed.agent_links)

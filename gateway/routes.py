@@ -11,7 +11,7 @@ from fastapi.responses import StreamingResponse
 
 from gateway.details import details
 from gateway.listing import LIMIT_DEFAULT, LIMIT_MAX, Filters, redeliver
-from gateway.outcomes import encode_json, record_fields
+from gateway.outcomes import encode_json, known_fields
 from gateway.waiters import wait_for
 from mesh.errors import Malformed, MeshError
 from mesh.events import to_json
@@ -104,7 +104,7 @@ async def get_operation(request: Request, operation_id: str) -> Response:
     etag = f'"{head.run}.{head.seq + known.journal}.{head.callback}.{head.callback_tries}.{int(bool(sent_to))}"'
     if request.headers.get("if-none-match") == etag:
         return Response(status_code=304, headers={"etag": etag})
-    body = record_fields(operation_id, head, known.request, known.outcome, known.journal, known.beat)
+    body = known_fields(known)
     body |= details(known, sent_to)
     return _reply(body, headers={"etag": etag, **_NO_STORE})
 
@@ -116,7 +116,7 @@ async def cancel_operation(request: Request, operation_id: str) -> Response:
     namespace = _namespace(request)
     await mesh.operations.cancel(operation_id, namespace)
     known = await mesh.operations.get(operation_id, namespace)
-    return _reply(record_fields(operation_id, known.head, known.request, None, known.journal, known.beat), 202)
+    return _reply(known_fields(known._replace(outcome=None)), 202)
 
 
 @router.get("/v1/operations/{operation_id}/events", tags=["operations"], summary="History, as JSON or SSE")

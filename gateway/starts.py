@@ -171,8 +171,11 @@ class Starts:
     async def _started(self, work: Work, answer: Started, policy_beat_ms: int, instance: str) -> None:
         head = work.head
         beat_ms = answer.lease_ms or policy_beat_ms
+        first = self._waiters.first(work.id)
+        if first is not None:
+            first.links = answer.links
         moved = await self._store.started(
-            work.id, head.run, head.attempt, self._session.name, answer.token, beat_ms, instance
+            work.id, head.run, head.attempt, self._session.name, answer.token, beat_ms, instance, answer.links
         )
         self._waiters.tell(work.id)
         if moved.work is not None:

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 if TYPE_CHECKING:
-    from collections.abc import Generator
+    from collections.abc import Generator, Sequence
 
     from mesh.machine import State
     from mesh.store.keys import Keys
@@ -40,7 +40,7 @@ class FirstRequest:
     a Nexus callback is owed no more (decision 37). A closed one (201 sent, caller gone) is not claimed.
     """
 
-    __slots__ = ("_claims", "_closed", "_waiter", "ending", "moved", "settled", "unsure")
+    __slots__ = ("_claims", "_closed", "_waiter", "ending", "links", "moved", "settled", "unsure")
 
     def __init__(self) -> None:
         self.settled = False
@@ -49,6 +49,8 @@ class FirstRequest:
         """None while it is open, and when it was closed and nothing was on its way to it."""
         self.moved: asyncio.Event | None = None
         """Set with `settled`, for a wait on several things."""
+        self.links: Sequence[str] = ()
+        """What the agent's 201 linked to, when it came here."""
         self._waiter: asyncio.Future[None] | None = None
         self.unsure = False
         """The store did not say whether it recorded a claimed outcome, so the callback may have been spared already."""

@@ -134,6 +134,8 @@ def show_(operation_id: Id, *, url: Url = "", api_key: ApiKey = "", as_json: Jso
             ("callback", _callback(record.get("callback"))),
             ("labels", plain(", ".join(f"{name}={value}" for name, value in record["labels"].items()))),
             ("key", plain(record.get("idempotency_key", ""))),
+            *[(f"link of the {one['by']}", plain(f"{one['url']} ({one['type']})")) for one in record.get("links", [])],
+            ("trace", plain(record.get("trace", {}).get("traceparent", ""))),
             ("failure", plain(story(record["failure"])) if record.get("failure") else ""),
             ("result", plain(_result(record))),
         ]

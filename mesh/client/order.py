@@ -40,6 +40,8 @@ class Record(TypedDict):
     last_failure: NotRequired[dict[str, Any]]
     callback: NotRequired[dict[str, Any]]
     idempotency_key: NotRequired[str]
+    links: NotRequired[list[dict[str, str]]]
+    trace: NotRequired[dict[str, str]]
     result: NotRequired[Any]
     result_base64: NotRequired[str]
     result_type: NotRequired[str | None]

@@ -1,9 +1,9 @@
 """How an operation lies in the store: the one place that knows the record's fields and their packing.
 
 Hash fields: `h` head (msgpack array in the order of HEAD, rewritten by transitions), `q` request (msgpack, written
-once, opaque to Lua), `i` input bytes, `r` outcome (msgpack array), `t` the agent's own token, `e` events (msgpack
-arrays one after the other), `b` the last heartbeat's details (`Line`). A field is absent when it is empty. Journal and
-stream are lists of their own, whose elements are `Line`s.
+once, opaque to Lua), `i` input bytes, `r` outcome (msgpack array), `t` the agent's own token, `l` links of its 201
+(msgpack array of texts), `e` events (msgpack arrays one after the other), `b` the last heartbeat's details (`Line`).
+A field is absent when it is empty. Journal and stream are lists of their own, whose elements are `Line`s.
 """
 
 from __future__ import annotations
@@ -177,6 +177,7 @@ encode = _encoder.encode
 decode_head = msgspec.msgpack.Decoder(Head, strict=False).decode
 decode_request = msgspec.msgpack.Decoder(Request).decode
 decode_outcome = msgspec.msgpack.Decoder(Outcome).decode
+decode_links = msgspec.msgpack.Decoder(list[str]).decode
 _decode_entries = msgspec.msgpack.Decoder(list[Entry]).decode
 _LINE: Final = Struct(">BQII")  # 1: about a child; after_ms, attempt, total
 _CHILD: Final = Struct(">BBH")  # state, bytes of the id, bytes of the key

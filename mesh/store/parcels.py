@@ -7,7 +7,7 @@ from typing import Any, Final
 from mesh.events import EventKind
 from mesh.machine import Event, Kind
 from mesh.store.functions import Refused
-from mesh.store.layout import decode_head, decode_request
+from mesh.store.layout import decode_head, decode_links, decode_request
 from mesh.store.verbs import Completed, Completion, Work
 
 CALLBACK_LEASE_MS: Final = 35_000
@@ -28,8 +28,10 @@ _CODES: Final = {
 
 def read_work(packed: list[Any]) -> Work:
     """One piece of work as the Lua function `work` gives it."""
-    operation_id, kind, head, request, extra, *journal = packed
-    return Work(operation_id.decode(), Kind(kind.decode()), decode_head(head), decode_request(request), extra, *journal)
+    operation_id, kind, head, request, extra, *more = packed
+    journal, links = (more[0], decode_links(more[1])) if len(more) > 1 else (more[0] if more else 0, ())
+    kind = Kind(kind.decode())
+    return Work(operation_id.decode(), kind, decode_head(head), decode_request(request), extra, journal, links)
 
 
 def read_optional_work(packed: Any) -> Work | None:

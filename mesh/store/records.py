@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from mesh.store.functions import Functions
-from mesh.store.layout import decode_events, decode_head, decode_line, decode_outcome, decode_request
+from mesh.store.layout import decode_events, decode_head, decode_line, decode_links, decode_outcome, decode_request
 from mesh.store.verbs import Record
 
 
@@ -18,7 +18,7 @@ class Records(Functions):
 
     async def read_many(self, operation_ids: Sequence[str], *, events: bool = False) -> list[Record | None]:
         """Records in the order of the ids, in one pipeline."""
-        fields = (b"h", b"q", b"r", b"b", b"e") if events else (b"h", b"q", b"r", b"b")
+        fields = (b"h", b"q", b"r", b"b", b"l", b"e") if events else (b"h", b"q", b"r", b"b", b"l")
         calls = [self.link.call(b"HMGET", self.keys.operation(one), *fields) for one in operation_ids]
         records: list[Record | None] = []
         for operation_id, call in zip(operation_ids, calls, strict=True):
@@ -28,9 +28,10 @@ class Records(Functions):
                 continue
             head = decode_head(values[0])
             outcome = decode_outcome(values[2]) if values[2] is not None else None
-            entries = decode_events(values[4], head.seq) if events else []
+            entries = decode_events(values[5], head.seq) if events else []
             beat = decode_line(values[3]) if values[3] is not None else None
-            records.append(Record(operation_id, head, decode_request(values[1]), outcome, entries, 0, beat))
+            links = decode_links(values[4]) if values[4] is not None else ()
+            records.append(Record(operation_id, head, decode_request(values[1]), outcome, entries, 0, beat, links))
         return await self._with_journals(records)
 
     async def _with_journals(self, records: list[Record | None]) -> list[Record | None]:

@@ -109,9 +109,10 @@ class Store(Durable):
     # Agents -------------------------------------------------------------------------------------------------------
 
     async def started(
-        self, operation_id: str, run: int, attempt: int, session: str, token: str, beat_ms: int, instance: str = ""
-    ) -> Moved:
-        """`instance` answered 201 with its `token`; `beat_ms` > 0 makes the attempt leased."""
+        self, operation_id: str, run: int, attempt: int, session: str, token: str, beat_ms: int, instance: str = "",
+        links: Sequence[str] = (),
+    ) -> Moved:  # fmt: skip
+        """`instance` answered 201 with its `token` and `links`; `beat_ms` > 0 makes the attempt leased."""
         arguments = {
             "id": operation_id,
             "run": run,
@@ -122,7 +123,7 @@ class Store(Durable):
             "instance": instance,
         }
         try:
-            reply = await self.fcall("mesh1_started", arguments, token.encode())
+            reply = await self.fcall("mesh1_started", arguments, token.encode(), encode(links) if links else b"")
         except Refused:
             return Moved("unknown")
         return Moved(reply[0].decode(), "", read_optional_work(reply[3]))

@@ -77,7 +77,7 @@ class Work(NamedTuple):
     """One delivery leased to this session.
 
     `extra`: the input of a start, the packed outcome of a callback, the agent's own token of a cancel. `journal`: how
-    many entries its journal has.
+    many entries its journal has. `links`: what the agent's 201 linked to.
     """
 
     id: str
@@ -86,6 +86,7 @@ class Work(NamedTuple):
     request: Request
     extra: bytes
     journal: int = 0
+    links: Sequence[str] = ()
 
 
 class Completion(StrEnum):
@@ -236,7 +237,7 @@ class Pulled(NamedTuple):
 class Record(NamedTuple):
     """An operation as read. `events` is empty when they were not asked for.
 
-    `journal` is the number of entries, `beat` the last heartbeat that had details.
+    `journal` is the number of entries, `beat` the last heartbeat that had details, `links` those of the agent's 201.
     """
 
     id: str
@@ -246,6 +247,7 @@ class Record(NamedTuple):
     events: list[Entry]
     journal: int = 0
     beat: Line | None = None
+    links: Sequence[str] = ()
 
     @property
     def state(self) -> State:

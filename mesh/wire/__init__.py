@@ -44,7 +44,16 @@ from mesh.wire.headers import (
     header,
     is_json_type,
 )
-from mesh.wire.links import LINK_URL_BYTES_MAX, LINKS_MAX, Link, format_links, parse_links
+from mesh.wire.links import (
+    LINK_URL_BYTES_MAX,
+    LINKS_BYTES_MAX,
+    LINKS_MAX,
+    Link,
+    format_link,
+    format_links,
+    parse_links,
+    sound_links,
+)
 from mesh.wire.names import (
     ENDPOINT_NAME_MAX,
     ENDPOINT_NAME_MIN,
@@ -67,6 +76,7 @@ __all__ = [
     "HANDLER_ERRORS",
     "JSON_DEPTH_MAX",
     "KEY_CHARS_MAX",
+    "LINKS_BYTES_MAX",
     "LINKS_MAX",
     "LINK_URL_BYTES_MAX",
     "NAME_BYTES_MAX",
@@ -91,6 +101,7 @@ __all__ = [
     "check_service",
     "failure_json",
     "format_duration",
+    "format_link",
     "format_links",
     "handler_error_type",
     "handler_failure",
@@ -113,5 +124,6 @@ __all__ = [
     "peer_failure",
     "quote_segment",
     "retryable_by_default",
+    "sound_links",
     "split_path",
 ]

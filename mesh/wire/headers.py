@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Final, NamedTuple, TypeAlias
 
 from mesh.errors import Malformed
+from mesh.wire.links import format_link, parse_links
 
 RawHeader: TypeAlias = tuple[bytes, bytes]
 RawHeaders: TypeAlias = Sequence[RawHeader]
@@ -78,15 +79,17 @@ class CallerHeaders(NamedTuple):
 
     forwarded  for the agent: all but hop-by-hop ones, those `Connection` names, the gateway's own and `Content-Type`
     callback   the `Nexus-Callback-*` ones, prefix stripped, as the callback will carry them
+    links      `Nexus-Link`, one value for each, commas in its URL percent-encoded
     key        `Nexus-Request-Id` or `Idempotency-Key` (httpapi draft 07: quoted, or bare); "" without
     """
 
     forwarded: list[RawHeader]
     callback: list[RawHeader]
+    links: list[str]
     key: str
 
 
-_STAY, _TRAVEL, _CALL_BACK, _KEY, _NAME_OTHERS = range(5)
+_STAY, _TRAVEL, _CALL_BACK, _LINK, _KEY, _NAME_OTHERS = range(6)
 
 
 class _Kinds(dict[bytes, int]):
@@ -100,6 +103,8 @@ class _Kinds(dict[bytes, int]):
             kind = _KEY
         elif name.startswith(_CALLBACK):
             kind = _CALL_BACK
+        elif name == b"nexus-link":
+            kind = _LINK
         elif name in _STAYS or name.startswith(_STAYS_PREFIX):
             kind = _STAY
         if len(self) < NAMES_REMEMBERED_MAX and len(name) <= NAME_BYTES_REMEMBERED_MAX:
@@ -114,10 +119,11 @@ def caller_headers(raw: RawHeaders) -> CallerHeaders:
     """Sort the headers of a start; names in lower case (ASGI). Order and repetition stay.
 
     Raises Malformed on a value outside visible ASCII, space and tab, above FORWARDED_BYTES_MAX or CALLBACK_BYTES_MAX in
-    all, on a bad key and on two different ones.
+    all, on a bad link, on a bad key and on two different ones.
     """
     forwarded: list[RawHeader] = []
     callback: list[RawHeader] = []
+    links: list[str] = []
     key = ""
     named: set[bytes] = set()
     for one in raw:
@@ -126,6 +132,8 @@ def caller_headers(raw: RawHeaders) -> CallerHeaders:
             forwarded.append(one)
         elif kind == _CALL_BACK:
             callback.append((one[0][len(_CALLBACK) :], one[1]))
+        elif kind == _LINK:
+            links.append(one[1].decode("latin-1"))
         elif kind == _KEY:
             text = _parse_key(*one)
             if key and text != key:
@@ -135,13 +143,22 @@ def caller_headers(raw: RawHeaders) -> CallerHeaders:
             named.update(option.strip() for option in one[1].lower().split(b","))
     if named:
         forwarded = [one for one in forwarded if one[0] not in named]
+    _check_forwarded(forwarded)
+    return CallerHeaders(
+        forwarded,
+        check_callback_headers(callback) if callback else callback,
+        [format_link(link) for link in parse_links(links)] if links else links,
+        key,
+    )
+
+
+def _check_forwarded(forwarded: list[RawHeader]) -> None:
     values = b"".join([one[1] for one in forwarded])
     if len(values) + sum([len(one[0]) for one in forwarded]) > FORWARDED_BYTES_MAX:
         detail = f"the headers are larger than {FORWARDED_BYTES_MAX} bytes"
         raise Malformed(detail, code="header_too_large")
     if values.translate(None, _LEGAL):
         _refuse_illegal(forwarded, "request")
-    return CallerHeaders(forwarded, check_callback_headers(callback) if callback else callback, key)
 
 
 def check_callback_headers(headers: RawHeaders) -> list[RawHeader]:

@@ -1,7 +1,7 @@
 """`Nexus-Link`: reading and writing, nothing about what a link means.
 
-Reads what the reference decoder reads, and commas inside `<>`, where that decoder fails; writes only what
-it can read.
+Reads what the reference decoder reads, and commas inside `<>`, where that decoder fails; writes only what it can read.
+A request with a bad link is refused; in a reply it is left out, for the result that it came with counts more.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from mesh.errors import Malformed
 
 LINKS_MAX: Final = 32
 LINK_URL_BYTES_MAX: Final = 4096
+LINKS_BYTES_MAX: Final = 8192
+"""All links of one reply; they travel on in the headers of an answer and of a callback."""
 
 # Possessive throughout: linear whatever the input.
 _link = re.compile(
@@ -24,6 +26,7 @@ _link = re.compile(
 _parameters = re.compile(r';[ \t]*+([^\s;,="<>]++)[ \t]*+=[ \t]*+(?:"([^"]*+)"|([^\s;,"<>]*+))').findall
 _type = re.compile(r"[A-Za-z0-9_./]+").fullmatch
 _url = re.compile(r"[!-;=?-~]+").fullmatch
+_next = re.compile(r",[ \t]*(?=<)").split
 _bad_escape = re.compile(r"%(?![0-9A-Fa-f]{2})").search
 
 
@@ -70,8 +73,29 @@ def parse_links(values: Iterable[str]) -> list[Link]:
     return links
 
 
+def sound_links(values: Iterable[str]) -> list[Link]:
+    """The links of a reply that can be read, each once; bad ones, and those beyond the limits, are left out."""
+    found: dict[Link, None] = {}
+    size = 0
+    for value in values:
+        for text in _next(value):
+            try:
+                links = parse_links([text])
+            except Malformed:
+                continue
+            for link in links:
+                size += len(link.url) + len(link.type)
+                if len(found) < LINKS_MAX and size <= LINKS_BYTES_MAX:
+                    found[link] = None
+    return [*found]
+
+
+def format_link(link: Link) -> str:
+    """One header value. Commas in the URL are percent-encoded. Raises Malformed on a link nobody could read."""
+    url, link_type = _check(*link)
+    return f'<{url.replace(",", "%2C")}>; type="{link_type}"'
+
+
 def format_links(links: Iterable[Link]) -> str:
-    """One header value for all links, empty text for none. Raises Malformed on a link nobody could read."""
-    return ", ".join(
-        f'<{_check(url, link_type).url.replace(",", "%2C")}>; type="{link_type}"' for url, link_type in links
-    )
+    """One header value for all links, empty text for none. Raises as `format_link`."""
+    return ", ".join(map(format_link, links))

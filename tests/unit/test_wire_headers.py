@@ -11,7 +11,7 @@ from mesh.errors import Malformed
 
 DROPPED = (
     b"host content-length authorization cookie prefer idempotency-key x-forwarded-for x-forwarded-proto"
-    b" forwarded nexus-request-id nexus-callback-token nexus-link mesh-operation-id keep-alive te trailer"
+    b" forwarded nexus-request-id nexus-callback-token mesh-operation-id keep-alive te trailer"
     b" transfer-encoding upgrade proxy-authorization proxy-connection expect accept-encoding"
     b" request-timeout operation-timeout x-client-cert-subject content-type"
 )

@@ -309,12 +309,16 @@ local function purge(op)
   redis.call('ZREM', timer_key(root, op.owner), op.id)
 end
 
--- One piece of work for a courier: {id, kind, head, request, extra [, entries in its journal]}. `extra` is the
--- input of a start, the outcome of a callback, the agent's token of a cancel.
+-- One piece of work for a courier: {id, kind, head, request, extra [, entries in its journal [, links of its 201]]}.
+-- `extra` is the input of a start, the outcome of a callback, the agent's token of a cancel.
 local function work(op, kind)
   local extra = kind == 'start' and 'i' or kind == 'callback' and 'r' or 't'
-  local fields = redis.call('HMGET', op.root .. KEY.operation .. op.id, 'h', 'q', extra)
+  local fields = redis.call('HMGET', op.root .. KEY.operation .. op.id, 'h', 'q', extra, 'l')
   local piece = { op.id, kind, fields[1], fields[2], fields[3] or '' }
   if op.journal == 1 then piece[6] = redis.call('LLEN', op.root .. KEY.journal .. op.id) end
+  if fields[4] then
+    piece[6] = piece[6] or 0
+    piece[7] = fields[4]
+  end
   return piece
 end

@@ -1,5 +1,6 @@
 -- started: the handler answered 201; keep its token, hand the start lease back, arm the running timers.
--- Keys: partition root. Arguments: msgpack {id, run, attempt, session, beat_ms, cancel_lease_ms, instance}, agent token.
+-- Keys: partition root. Arguments: msgpack {id, run, attempt, session, beat_ms, cancel_lease_ms, instance}, agent token,
+--   packed links or ''.
 -- Reply: {'started' | 'same', now, state, cancel work or false}. A cancel that was asked before the token was known
 --   (and the courtesy cancel of an operation that ended meanwhile) is leased to `session` in the same step (I17).
 -- Refuses: UNKNOWN. Flag allow-oom.
@@ -31,7 +32,8 @@ local function mesh1_started(keys, argv)
     emit(op, E.started, now, nil, nil, a.instance)
   end
   local sent = (late or op.cancel_asked == 1) and owe_cancel(op, a.session, now, a.cancel_lease_ms)
-  save(op, 't', token)
+  local links = argv[3] or ''
+  if links ~= '' then save(op, 't', token, 'l', links) else save(op, 't', token) end
   tell(op)
   return { late and 'same' or 'started', now, op.state, sent and work(op, 'cancel') }
 end
