@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from fastapi import FastAPI
 
-from gateway import declared, endpoints, openapi, problems, routes
+from gateway import declared, declared_tasks, endpoints, openapi, problems, routes, streams
 from gateway.api import OperationsSurface
 from gateway.auth import Auth
 from gateway.callbacks import CallbackPlan
@@ -269,7 +269,7 @@ def bare_app() -> FastAPI:
         summary="Durable RPC between agents: Nexus over HTTP, kept in Redis or Valkey.",
         redirect_slashes=False,  # it would redirect to whatever the request's Host names
     )
-    routers = [room.router for room in (routes, declared, endpoints)]
+    routers = [room.router for room in (routes, streams, declared, declared_tasks, endpoints)]
     problems.install(app, *routers)
     for router in routers:
         app.include_router(router)

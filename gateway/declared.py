@@ -39,7 +39,7 @@ STARTED: Final = {"description": "Accepted and durable; it runs", "content": sch
 FAILURE: Final = schema("Failure")
 
 
-async def _hot(request: Request) -> Response:
+async def hot(request: Request) -> Response:
     """Run the hot route of this request the slow way."""
     mesh: Mesh = request.app.state.mesh
     route = mesh.find(request.method, request.scope["raw_path"])
@@ -63,7 +63,7 @@ async def _hot(request: Request) -> Response:
 )
 async def start(request: Request) -> Response:
     """`Idempotency-Key` makes a repeat safe; `Prefer: wait=N` or `respond-async` says how long to wait."""
-    return await _hot(request)
+    return await hot(request)
 
 
 @router.get(
@@ -78,19 +78,7 @@ async def start(request: Request) -> Response:
 )
 async def result(request: Request, operation_id: str, wait: str = "") -> Response:
     """200 the result as the handler sent it, 424 the failure, 202 the record while it runs. `wait` in seconds."""
-    return await _hot(request)
-
-
-@router.post(
-    "/v1/tasks/heartbeat",
-    tags=["agents"],
-    summary="Renew the leases of running attempts",
-    openapi_extra={"requestBody": {"required": True, "content": schema("HeartbeatBody")}},
-    responses={200: {"description": "One status per task, in the order asked", "content": schema("Heartbeats")}},
-)
-async def heartbeat(request: Request) -> Response:
-    """`ok`, `cancel` (ok, and the caller wants it ended), `lost`, `ended`, `unknown` or `invalid` per task."""
-    return await _hot(request)
+    return await hot(request)
 
 
 @router.post(
@@ -115,7 +103,7 @@ async def heartbeat(request: Request) -> Response:
 )
 async def nexus_start(request: Request, endpoint: str, service: str, operation: str, callback: str = "") -> Response:
     """The body is the input, any media type; names are percent-encoded; `Nexus-Callback-*` return with the callback."""
-    return await _hot(request)
+    return await hot(request)
 
 
 @router.post(
@@ -128,7 +116,7 @@ async def nexus_start(request: Request, endpoint: str, service: str, operation: 
 )
 async def nexus_cancel(request: Request, endpoint: str, service: str, operation: str, token: str = "") -> Response:
     """The token in `Nexus-Operation-Token` or `?token=`."""
-    return await _hot(request)
+    return await hot(request)
 
 
 @router.get(
@@ -147,7 +135,7 @@ async def nexus_result(
     request: Request, endpoint: str, service: str, operation: str, token: str = "", wait: str = ""
 ) -> Response:
     """`wait` is a duration such as `10s`."""
-    return await _hot(request)
+    return await hot(request)
 
 
 @router.get(
@@ -159,7 +147,7 @@ async def nexus_result(
 )
 async def nexus_info(request: Request, endpoint: str, service: str, operation: str, token: str = "") -> Response:
     """`state` is running, succeeded, failed or canceled."""
-    return await _hot(request)
+    return await hot(request)
 
 
 @router.post(
@@ -177,4 +165,4 @@ async def nexus_info(request: Request, endpoint: str, service: str, operation: s
 )
 async def nexus_callback(request: Request) -> Response:
     """The result's own bytes and type, or a Nexus Failure."""
-    return await _hot(request)
+    return await hot(request)

@@ -9,18 +9,22 @@ changes. Pure.
 from __future__ import annotations
 
 from bisect import bisect_right
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 
 import msgspec
 
 from gateway.outcomes import encode_json, result_fields
+from mesh.events import entry_json, to_json
 from mesh.machine import State
 from mesh.store.layout import decode_outcome
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from mesh.store.layout import Entry
+    from mesh.store.layout import Entry, Line
+
+Events: TypeAlias = "list[tuple[int, dict[str, Any]]]"
+"""Events ready to be sent, each with its number."""
 
 PREVIEW_BYTES: Final = 1_024
 """Longer values of an entry are cut for readers of the history."""
@@ -42,6 +46,30 @@ def span(transitions: Sequence[Entry], journal: int, after: int, limit: int) -> 
     return Span(first, last, min(max(after - first, 0), journal), min(after + limit - last, journal))
 
 
+def merged(
+    operation_id: str, created_at_ms: int, transitions: Sequence[Entry], part: Span, lines: Sequence[Line]
+) -> Events:
+    """The events of `part` in order, each with its number; `lines` are its entries, or the first of them."""
+    events: Events = []
+    position, entry = part.first, part.from_
+    while True:
+        seq = position + entry + 1
+        if position < part.last and transitions[position].journal <= entry:
+            events.append((seq, to_json(operation_id, seq, created_at_ms, transitions[position])))
+            position += 1
+        elif entry < part.to and entry - part.from_ < len(lines):
+            events.append((seq, _entry(operation_id, seq, created_at_ms, lines[entry - part.from_])))
+            entry += 1
+        else:
+            return events
+
+
+def _entry(operation_id: str, seq: int, created_at_ms: int, line: Line) -> dict[str, Any]:
+    body = line.body if line.child is None else child_entry(line.child, line.body)
+    kind, fields = preview(body)
+    return entry_json(operation_id, seq, created_at_ms + line.after_ms, line.attempt, kind, fields)
+
+
 def child_entry(child: tuple[int, str, str], outcome: bytes) -> bytes:
     """The entry about a child that ended; `outcome` as packed in the store, or nothing when it is gone."""
     state, operation_id, key = State(child[0]), child[1], child[2]
@@ -55,11 +83,14 @@ _fields = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 _RESERVED: Final = frozenset({"seq", "at", "type", "operation_id", "attempt", "kind"})
 
 
-def preview(entry: bytes) -> dict[str, Any]:
-    """The fields of an entry; of a long one `{name}_preview`, the beginning of its JSON text, and `{name}_bytes`."""
+def preview(entry: bytes) -> tuple[str, dict[str, Any]]:
+    """The kind of an entry, and its fields; of a long one `{name}_preview`, part of its text, and `{name}_bytes`."""
     shown: dict[str, Any] = {}
+    kind = ""
     for name, value in _fields(entry).items():
         text = bytes(value)
+        if name == "kind":
+            kind = text[1:-1].decode()
         if name in _RESERVED:
             continue
         if len(text) <= PREVIEW_BYTES:
@@ -67,4 +98,4 @@ def preview(entry: bytes) -> dict[str, Any]:
         else:
             shown[f"{name}_preview"] = text[:PREVIEW_BYTES].decode("utf-8", "ignore")
             shown[f"{name}_bytes"] = len(text)
-    return shown
+    return kind, shown

@@ -46,6 +46,8 @@ class Filters(NamedTuple):
     labels: dict[str, str] = {}  # noqa: RUF012 - read only
     since_ms: int = 0
     until_ms: int = 1 << 53
+    parent: str = ""
+    """The operation whose handler started them."""
 
     def match(self, record: Record) -> bool:
         """Whether the record passes."""
@@ -89,12 +91,18 @@ class Listing:
         """Places of the index, newest first, strictly behind `before`, with the record where it passes the filters."""
         while True:
             rows = await self._store.page(
-                namespace, before=before, since_ms=filters.since_ms, until_ms=filters.until_ms, limit=SCAN_PAGE
+                namespace,
+                before=before,
+                since_ms=filters.since_ms,
+                until_ms=filters.until_ms,
+                limit=SCAN_PAGE,
+                parent=filters.parent,
             )
             records = await self._store.read_many([one for one, _ in rows])
             for (operation_id, at_ms), record in zip(rows, records, strict=True):
                 before = (at_ms, operation_id)
-                yield before, record if record is not None and filters.match(record) else None
+                own = record is not None and record.head.namespace == namespace and filters.match(record)
+                yield before, record if own else None
             if len(rows) < SCAN_PAGE:
                 return
 

@@ -15,11 +15,25 @@ from fastapi.openapi.utils import get_openapi
 
 from gateway.api import StartBody
 from gateway.declared import FAILURE, schema
-from gateway.tasks import HeartbeatBody
+from gateway.tasks_body import (
+    EmitBody,
+    EmitTask,
+    HeartbeatBody,
+    HeartbeatTask,
+    JournalBody,
+    JournalTask,
+    ReadBody,
+    ReadTask,
+    SuspendBody,
+    SuspendTask,
+)
 from mesh.machine import BLOCKED_REASONS, Delivery, State
 
 _REF: Final = "#/components/schemas/{name}"
-_OPEN: Final = ("/healthz", "/readyz", "/metrics", "/nexus/callback", "/v1/tasks/heartbeat")
+_OPEN: Final = (
+    "/healthz", "/readyz", "/metrics", "/nexus/callback",
+    *[f"/v1/tasks/{verb}" for verb in ("heartbeat", "journal", "emit", "suspend", "read")],
+)  # fmt: skip
 """Routes that ask for no key: the token is the proof, or there is nothing to protect."""
 _PROBLEM: Final = schema("Problem", "application/problem+json")
 _TIME: Final = {"type": "string", "format": "date-time"}
@@ -33,6 +47,14 @@ def _object(required: str, **properties: Any) -> dict[str, Any]:
 
 def _or_null(one: dict[str, Any]) -> dict[str, Any]:
     return {"anyOf": [one, {"type": "null"}]}
+
+
+def _statuses(*more: str) -> dict[str, Any]:
+    return {"type": "string", "enum": ["ok", *more, "lost", "ended", "unknown", "invalid"]}
+
+
+def _many(name: str) -> dict[str, Any]:
+    return {"type": "array", "items": {"$ref": _REF.format(name=name)}}
 
 
 _SHAPES: Final[dict[str, Any]] = {
@@ -78,6 +100,11 @@ _SHAPES: Final[dict[str, Any]] = {
         closed_at=_or_null(_TIME),
         deadline=_or_null(_TIME),
         events={**_COUNT, "description": "how many, which is the last one's sequence number"},
+        parent={"type": "string", "description": "the operation whose handler started it"},
+        parent_key=_TEXT,
+        journal={**_COUNT, "description": "entries of its journal, which stand among its events"},
+        suspended=_object("since until", since=_TIME, until=_or_null(_TIME)),
+        heartbeat=_object("at details", at=_TIME, details={}),
         blocked={"type": "string", "enum": list(BLOCKED_REASONS)},
         cancel_requested={"type": "boolean"},
         next_attempt_at=_TIME,
@@ -109,16 +136,32 @@ _SHAPES: Final[dict[str, Any]] = {
         result_type=_or_null(_TEXT),
         failure={"$ref": _REF.format(name="Failure")},
     ),
-    "Heartbeats": _object(
-        "tasks",
-        tasks={
-            "type": "array",
-            "items": _object(
-                "status", status={"type": "string", "enum": ["ok", "cancel", "lost", "ended", "unknown", "invalid"]}
-            ),
-        },
+    "HeartbeatAnswer": _object("status", status=_statuses("cancel")),
+    "Heartbeats": _object("tasks", tasks=_many("HeartbeatAnswer")),
+    "StepAnswer": _object(
+        "status length",
+        now_ms=_COUNT,
+        status=_statuses("grown", "full"),
+        length={**_COUNT, "description": "elements, the new ones included"},
+        cancel={"type": "boolean", "description": "its end is wanted"},
     ),
+    "Steps": _object("now_ms tasks", now_ms={**_COUNT, "description": "the store's clock"}, tasks=_many("StepAnswer")),
+    "JournalAnswer": _object(
+        "status entries length stream cancel",
+        now=_TIME,
+        now_ms=_COUNT,
+        status=_statuses(),
+        entries={"type": "array", "items": {"type": "object"}},
+        length=_COUNT,
+        stream={**_COUNT, "description": "chunks in its stream"},
+        cancel={"type": "boolean"},
+    ),
+    "Journals": _object("now_ms tasks", now_ms=_COUNT, tasks=_many("JournalAnswer")),
 }
+_BODIES: Final = (
+    StartBody, HeartbeatBody, HeartbeatTask, JournalBody, JournalTask, EmitBody, EmitTask, SuspendBody, SuspendTask,
+    ReadBody, ReadTask,
+)  # fmt: skip
 
 
 def document(app: FastAPI) -> dict[str, Any]:
@@ -130,7 +173,7 @@ def document(app: FastAPI) -> dict[str, Any]:
 
 def _make(app: FastAPI) -> dict[str, Any]:
     found = get_openapi(title=app.title, version=app.version, summary=app.summary, routes=app.routes)
-    _, bodies = msgspec.json.schema_components([StartBody, HeartbeatBody], ref_template=_REF)
+    _, bodies = msgspec.json.schema_components(_BODIES, ref_template=_REF)
     components = found["components"]
     components["schemas"] |= bodies | _SHAPES
     for unused in ("HTTPValidationError", "ValidationError"):

@@ -6,21 +6,23 @@ State never changes here, and no transition begins with a read from here. Knows 
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import msgspec
 
+from gateway.history import Events, merged, span
 from gateway.orders import Known, Placed
 from gateway.waiters import wait_for
 from mesh.clock import monotonic_s
 from mesh.errors import ConfigError, NotFound, StoreUnsafe, Unavailable
 from mesh.ids import is_operation_id
+from mesh.store.durable import JOURNAL, STREAM
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Sequence
 
     from gateway.waiters import Ending, FirstRequest, Waiters
-    from mesh.store.layout import Entry
+    from mesh.store.layout import Line
     from mesh.store.store import Store
     from mesh.store.verbs import Record
 
@@ -30,6 +32,22 @@ LAST_LOOK_S: Final = 0.05
 """What a look at the store may take when the wait is as good as over."""
 BOOKING_S: Final = 6.0
 """How long an answer may wait for the store call that already claimed it; above the link's own deadline."""
+
+
+class History(NamedTuple):
+    """Some events of an operation, each with its number, and how many there are in all."""
+
+    record: Record
+    events: Events
+    total: int
+
+
+class Stream(NamedTuple):
+    """Some chunks of an operation, and how many there are in all."""
+
+    known: Known
+    lines: Sequence[Line]
+    total: int
 
 
 class Reading:
@@ -142,12 +160,31 @@ class Reading:
                     await wait_for(moved, left_s)
         return known
 
-    async def events(self, operation: str, namespace: str, after: int) -> tuple[Record, list[tuple[int, Entry]]]:
-        """The history after sequence number `after`. Raises NotFound."""
-        record = await self._store.read(operation, events=True) if is_operation_id(operation) else None
-        if record is None or record.head.namespace != namespace:
-            raise unknown_operation(operation)
-        return record, list(enumerate(record.events, start=1))[after:]
+    async def whole(self, operation: str, namespace: str) -> Record:
+        """The record with its own events. Raises NotFound."""
+        while True:
+            record = await self._store.read(operation, events=True) if is_operation_id(operation) else None
+            if record is None or record.head.namespace != namespace:
+                raise unknown_operation(operation)
+            if len(record.events) == record.head.seq:
+                return record
+            # Something happened between the two looks; an end that is known goes with all that came before it.
+
+    async def history(self, operation: str, namespace: str, after: int, limit: int) -> History:
+        """The events after number `after`, at most `limit` and about 1 MiB of journal. Raises NotFound."""
+        record = await self.whole(operation, namespace)
+        part = span(record.events, record.journal, after, limit)
+        lines: Sequence[Line] = ()
+        if part.to > part.from_:
+            lines = (await self._store.lines(operation, JOURNAL, part.from_, part.to - part.from_)).lines
+        found = merged(operation, record.head.created_at, record.events, part, lines)
+        return History(record, found, len(record.events) + record.journal)
+
+    async def stream(self, operation: str, namespace: str, after: int, limit: int) -> Stream:
+        """The chunks after number `after`, with the record as it was before them. Raises NotFound."""
+        known = await self.get(operation, namespace)
+        page = await self._store.lines(operation, STREAM, after, limit)
+        return Stream(known, page.lines, page.stream)
 
 
 def unknown_operation(operation: str) -> NotFound:

@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 from fastapi import APIRouter, Query, Request, Response
-from fastapi.responses import StreamingResponse
 
 from gateway.details import details
 from gateway.listing import LIMIT_DEFAULT, LIMIT_MAX, Filters, redeliver
 from gateway.outcomes import encode_json, known_fields
-from gateway.waiters import wait_for
-from mesh.errors import Malformed, MeshError
-from mesh.events import to_json
+from mesh.errors import Malformed
 from mesh.machine import Delivery, Kind, State
 from mesh.wire import parse_rfc3339
 
@@ -73,10 +69,11 @@ async def list_operations(
     operation: str = "",
     since: str = "",
     until: str = "",
+    parent: str = "",
     cursor: str = "",
     limit: Annotated[int, Query(ge=1, le=LIMIT_MAX)] = LIMIT_DEFAULT,
 ) -> Response:
-    """`state` may name several with commas; labels as `label.name=value`."""
+    """`state` may name several with commas; labels as `label.name=value`; `parent`: what its handler started."""
     namespace = _namespace(request)
     words = [word for word in state.split(",") if word]
     if "running" in words:
@@ -90,6 +87,7 @@ async def list_operations(
         labels,
         _time(since, "since", 0),
         _time(until, "until", 1 << 53),
+        parent,
     )
     return _reply(await mesh_of(request).listing.operations(namespace, filters, cursor, limit))
 
@@ -98,7 +96,7 @@ async def list_operations(
 async def get_operation(request: Request, operation_id: str) -> Response:
     """The record, with result or failure once it ended, and what `details` says; `ETag` moves with every event."""
     mesh = mesh_of(request)
-    known, _ = await mesh.operations.events(operation_id, _namespace(request), 0)
+    known = await mesh.operations.whole(operation_id, _namespace(request))
     head = known.head
     sent_to = mesh.courier.sent_to.get(operation_id, "") if head.start == Delivery.LEASED else ""
     etag = f'"{head.run}.{head.seq + known.journal}.{head.callback}.{head.callback_tries}.{int(bool(sent_to))}"'
@@ -117,69 +115,6 @@ async def cancel_operation(request: Request, operation_id: str) -> Response:
     await mesh.operations.cancel(operation_id, namespace)
     known = await mesh.operations.get(operation_id, namespace)
     return _reply(known_fields(known._replace(outcome=None)), 202)
-
-
-@router.get("/v1/operations/{operation_id}/events", tags=["operations"], summary="History, as JSON or SSE")
-async def operation_events(
-    request: Request,
-    operation_id: str,
-    cursor: str = "",
-    limit: Annotated[int, Query(ge=1, le=5000)] = 1000,
-) -> Response:
-    """JSON page, or with `Accept: text/event-stream` a stream that resumes at `Last-Event-ID`."""
-    mesh = mesh_of(request)
-    namespace = _namespace(request)
-    stream = "text/event-stream" in request.headers.get("accept", "")
-    given = (request.headers.get("last-event-id") or cursor) if stream else cursor
-    if given and not _sequence(given):
-        raise Malformed("the cursor (or Last-Event-ID) is a sequence number", code="cursor_invalid")
-    after = int(given or 0)
-    record, entries = await mesh.operations.events(operation_id, namespace, after)
-    if stream:
-        return StreamingResponse(
-            _stream(mesh, operation_id, namespace, after),
-            media_type="text/event-stream",
-            headers={"cache-control": "no-store", "x-accel-buffering": "no"},
-        )
-    page = entries[:limit]
-    items = [to_json(operation_id, seq, record.head.created_at, entry) for seq, entry in page]
-    following = str(page[-1][0]) if len(page) < len(entries) else None
-    return _reply({"items": items, "next_cursor": following})
-
-
-async def _stream(mesh: Mesh, operation_id: str, namespace: str, after: int) -> AsyncIterator[bytes]:
-    """SSE: `id:` is the sequence number; after the last event an `end` without id (decision 34)."""
-    yield b"retry: %d\n\n" % RETRY_MS
-    quiet_s = 0.0
-    with mesh.waiters.watching(operation_id) as moved:
-        while True:
-            try:
-                record, entries = await mesh.operations.events(operation_id, namespace, after)
-            except MeshError:
-                return
-            for seq, entry in entries:
-                data = encode_json(to_json(operation_id, seq, record.head.created_at, entry))
-                yield b"id: %d\nevent: %s\ndata: %s\n\n" % (seq, _event_name(data), data)
-                after, quiet_s = seq, 0.0
-            if record.state.terminal and not _owes(record.head.callback, record.head.cancel):
-                end = encode_json({"state": record.state.word, "events": record.head.seq})
-                yield b"event: end\ndata: %s\n\n" % end
-                return
-            if mesh.draining:
-                return
-            await wait_for(moved, PING_S)
-            quiet_s += 2.0
-            if quiet_s >= PING_S:
-                quiet_s = 0.0
-                yield b": ping\n\n"
-
-
-def _owes(*states: int) -> bool:
-    return any(state in (Delivery.DUE, Delivery.LEASED) for state in states)
-
-
-def _event_name(data: bytes) -> bytes:
-    return data.partition(b'"type":"')[2].partition(b'"')[0]
 
 
 # Deliveries -------------------------------------------------------------------------------------------------------

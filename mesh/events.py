@@ -86,7 +86,10 @@ DETAIL: Final[dict[EventKind, tuple[str, dict[str, Any]]]] = {
     EventKind.CALLBACK_DEAD: _ERROR,
     EventKind.RELEASED: _reason(),
     EventKind.REDELIVERED: ("delivery", {"type": "string", "enum": ["cancel", "callback"]}),
-    EventKind.SUSPENDED: ("until_ms", {"type": "integer", "description": "Unix time in ms; absent: a child wakes it"}),
+    EventKind.SUSPENDED: (
+        "until",
+        {"type": "string", "format": "date-time", "description": "absent: a child wakes it"},
+    ),
     EventKind.REFUSED: ("verb", {"type": "string", "description": "what it tried"}),
 }
 """Kind -> the name its one detail has in JSON, and that field's JSON Schema. Any event may come without."""
@@ -116,6 +119,43 @@ class Entry(Protocol):
     def instance(self) -> str: ...
 
 
+_ANY: Final[dict[str, Any]] = {}
+_NAME: Final = {"type": "string"}
+_COUNT: Final = {"type": "integer", "minimum": 1, "description": "occurrence of the name, from 1"}
+ENTRIES: Final[dict[str, dict[str, Any]]] = {
+    "step": {"name": _NAME, "n": _COUNT, "result": _ANY, "error": _ANY, "tries": {"type": "integer"}},
+    "call": {"name": _NAME, "n": _COUNT, "id": {"type": "string", "description": "the child"}},
+    "child": {
+        "key": {"type": "string", "description": "what the journal calls the child"},
+        "id": _NAME,
+        "state": {"type": "string"},
+        "result": _ANY,
+        "failure": _ANY,
+    },
+    "timer": {"name": _NAME, "n": _COUNT, "until_ms": {"type": "integer"}},
+    "fired": {"name": _NAME, "n": _COUNT},
+    "value": {"name": _NAME, "n": _COUNT, "value": _ANY},
+    "progress": {"message": {"type": "string"}, "percent": {"type": "number"}, "data": _ANY},
+}
+"""Journal entries that the SDK and the store write: kind -> JSON Schema of what they may have. Other kinds are shown as
+they are. Of a long value `{name}_preview` and `{name}_bytes` stand in its place."""
+
+
+OTHER_KIND: Final[dict[str, Any]] = {
+    "type": "string", "pattern": "^[a-z][a-z0-9_]{0,31}$", "not": {"enum": [*_WORDS.values(), *ENTRIES]}
+}  # fmt: skip
+
+
+def entry_json(
+    operation_id: str, seq: int, at_ms: int, attempt: int, kind: str, fields: dict[str, Any]
+) -> dict[str, Any]:
+    """A journal entry as an event: as `to_json`, its `kind` as the type, with its own fields."""
+    event: dict[str, Any] = {
+        "seq": seq, "at": to_rfc3339(at_ms), "type": kind, "operation_id": operation_id, "attempt": attempt
+    }  # fmt: skip
+    return event | fields
+
+
 def to_json(operation_id: str, seq: int, created_at_ms: int, packed: Entry) -> dict[str, Any]:
     """`{seq, at, type, operation_id, attempt}`, the kind's detail, and `instance` where one answered; /v1 and SSE.
 
@@ -130,8 +170,9 @@ def to_json(operation_id: str, seq: int, created_at_ms: int, packed: Entry) -> d
         "operation_id": operation_id,
         "attempt": packed.attempt,
     }
-    if packed.detail is not None and packed.detail is not False:
-        event[_FIELD_OF_CODE.get(code, "detail")] = packed.detail
+    detail = packed.detail
+    if detail is not None and detail is not False:
+        event[_FIELD_OF_CODE.get(code, "detail")] = to_rfc3339(detail) if code == EventKind.SUSPENDED else detail
     if packed.instance:
         event["instance"] = packed.instance
     return event
@@ -146,20 +187,29 @@ def schema() -> dict[str, Any]:
         "attempt": {"type": "integer", "minimum": 0, "description": "0 before the first dispatch"},
     }
     instance = {"instance": {"type": "string", "description": "the one whose answer it was"}}
+
+    def shape(title: str, word: dict[str, Any], more: dict[str, Any]) -> dict[str, Any]:
+        return {
+            "title": title,
+            "type": "object",
+            "required": [*fixed, "type"],
+            "properties": fixed | {"type": word} | more,
+        }
+
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "Event of an operation's history",
         "description": "Generated from mesh/events.py; do not edit. CloudEvents carry it as data.",
         "oneOf": [
-            {
-                "title": kind.cloud_type,
-                "type": "object",
-                "required": [*fixed, "type"],
-                "properties": fixed
-                | {"type": {"const": word}}
-                | dict([DETAIL[kind]] if kind in DETAIL else [])
-                | (instance if kind in ANSWERS else {}),
-            }
-            for kind, word in _WORDS.items()
+            *[
+                shape(
+                    kind.cloud_type,
+                    {"const": word},
+                    dict([DETAIL[kind]] if kind in DETAIL else []) | (instance if kind in ANSWERS else {}),
+                )
+                for kind, word in _WORDS.items()
+            ],
+            *[shape(f"journal entry: {kind}", {"const": kind}, fields) for kind, fields in ENTRIES.items()],
+            shape("journal entry of another kind", OTHER_KIND, {}),
         ],
     }

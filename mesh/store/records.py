@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 
 from mesh.store.functions import Functions
@@ -17,8 +18,13 @@ class Records(Functions):
         return (await self.read_many([operation_id], events=events))[0]
 
     async def read_many(self, operation_ids: Sequence[str], *, events: bool = False) -> list[Record | None]:
-        """Records in the order of the ids, in one pipeline."""
+        """Records in the order of the ids, in one pipeline.
+
+        `events` are those that came while the journal had no more than the `journal` entries that the record names.
+        """
         fields = (b"h", b"q", b"r", b"b", b"l", b"e") if events else (b"h", b"q", b"r", b"b", b"l")
+        # The length first: an event that came after it says so by the length that it names.
+        lengths = [self.link.call(b"LLEN", self.keys.journal(one)) for one in operation_ids] if events else []
         calls = [self.link.call(b"HMGET", self.keys.operation(one), *fields) for one in operation_ids]
         records: list[Record | None] = []
         for operation_id, call in zip(operation_ids, calls, strict=True):
@@ -28,20 +34,26 @@ class Records(Functions):
                 continue
             head = decode_head(values[0])
             outcome = decode_outcome(values[2]) if values[2] is not None else None
-            entries = decode_events(values[5], head.seq) if events else []
             beat = decode_line(values[3]) if values[3] is not None else None
             links = decode_links(values[4]) if values[4] is not None else ()
+            entries = decode_events(values[5], head.seq) if events else []
             records.append(Record(operation_id, head, decode_request(values[1]), outcome, entries, 0, beat, links))
-        return await self._with_journals(records)
+        return await self._with_journals(records, lengths)
 
-    async def _with_journals(self, records: list[Record | None]) -> list[Record | None]:
-        calls = {
+    async def _with_journals(
+        self, records: list[Record | None], lengths: list[asyncio.Future[int]]
+    ) -> list[Record | None]:
+        """`lengths` for all of them, or to be asked for where there is a journal."""
+        known = dict(enumerate(lengths)) or {
             number: self.link.call(b"LLEN", self.keys.journal(record.id))
             for number, record in enumerate(records)
             if record is not None and record.head.journal
         }
-        for number, call in calls.items():
-            records[number] = records[number]._replace(journal=await call)  # pyright: ignore[reportOptionalMemberAccess]
+        for number, call in known.items():
+            record, length = records[number], await call
+            if record is not None:
+                seen = [event for event in record.events if event.journal <= length]
+                records[number] = record._replace(journal=length, events=seen)
         return records
 
     async def input(self, operation_id: str) -> bytes | None:
@@ -49,26 +61,23 @@ class Records(Functions):
         return await self.link.call(b"HGET", self.keys.operation(operation_id), b"i")
 
     async def page(
-        self, namespace: str, *, before: tuple[int, str] | None, since_ms: int, until_ms: int, limit: int
+        self,
+        namespace: str,
+        *,
+        before: tuple[int, str] | None,
+        since_ms: int,
+        until_ms: int,
+        limit: int,
+        parent: str = "",
     ) -> list[tuple[str, int]]:
-        """Ids with their acceptance time, newest first, strictly older than the cursor `before` (time, id)."""
-        return await self.newest(self.keys.index(namespace), before, since_ms, until_ms, limit)
+        """Ids with their acceptance time, newest first, strictly older than the cursor `before` (time, id).
 
-    async def outcome(self, operation_id: str) -> bytes:
-        """An operation's packed outcome; empty while it runs, and when it is gone."""
-        return await self.link.call(b"HGET", self.keys.operation(operation_id), b"r") or b""
-
-    async def children(self, operation_id: str, before: tuple[int, str] | None, limit: int) -> list[tuple[str, int]]:
-        """Operations that its handler started, with the time of acceptance, newest first, older than `before`."""
-        return await self.newest(self.keys.children(operation_id), before, 0, 1 << 53, limit)
-
-    async def newest(
-        self, key: bytes, before: tuple[int, str] | None, since_ms: int, until_ms: int, limit: int
-    ) -> list[tuple[str, int]]:
-        """Members of a sorted set by time, newest first, strictly older than the cursor `before` (time, member)."""
+        With `parent` the operations that its handler started, of any namespace.
+        """
+        key = self.keys.children(parent) if parent else self.keys.index(namespace)
         top = min(until_ms, before[0]) if before else until_ms
-        # Several may share the cursor's millisecond; they come in reverse order, and those at or after the cursor's
-        # member were on earlier pages.
+        # Several operations may share the cursor's millisecond; they come in reverse id order, and those at or after
+        # the cursor's id were on earlier pages.
         found: list[tuple[str, int]] = []
         offset = 0
         while len(found) < limit:
@@ -81,3 +90,7 @@ class Records(Functions):
             if len(rows) < limit:
                 break
         return found[:limit]
+
+    async def outcome(self, operation_id: str) -> bytes:
+        """An operation's packed outcome; empty while it runs, and when it is gone."""
+        return await self.link.call(b"HGET", self.keys.operation(operation_id), b"r") or b""

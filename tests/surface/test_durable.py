@@ -285,3 +285,137 @@ class TestReading:
             check_problem(
                 await say(ground.caller, "read", {"limit": limit}, ground.token), 422, "body_invalid", "/limit"
             )
+
+
+class TestWatching:
+    async def test_what_happened_and_what_was_done_are_one_history(self, ground: Ground, agent: Actor) -> None:
+        """P240: 1..n without gaps, whatever the page; numbers never change as it goes on."""
+        caller = ground.caller
+        await ground.say("journal", at=0, entries=[STEP_1, {"kind": "progress", "percent": 50}])
+        await caller.v1(ground.endpoint, [ASYNC], parent={"token": ground.token, "key": "lint#1"})
+        child = await agent.until(2)
+        early = await caller.events(ground.operation)
+        await ground.say("suspend", at=2)
+        await child.complete(body=b'"clean"')
+        resumed = await agent.until(3)
+        await caller.until(ground.operation, state="started", attempt=2)
+        await one(caller, "journal", resumed.completion_token, at=3, entries=[{"kind": "note", "text": "mine"}])
+        await resumed.complete()
+        events = await caller.events(ground.operation)
+        assert [event["type"] for event in events] == [
+            "accepted", "dispatched", "started", "step", "progress", "suspended", "child", "dispatched", "started",
+            "note", "succeeded",
+        ]  # fmt: skip
+        assert [event["seq"] for event in events] == [*range(1, 12)]
+        assert events[: len(early)] == early
+        times = [event["at"] for event in events]
+        assert times == sorted(times)
+        assert events[3] == events[3] | {"name": "clone", "result": {"files": 3}, "attempt": 1}
+        assert (events[6]["key"], events[6]["id"], events[6]["result"]) == ("lint#1", child.operation, "clean")
+        assert "until" not in events[5]
+        record = await caller.record(ground.operation)
+        assert (record["events"], record["journal"]) == (11, 4)
+        for limit in (1, 2, 5):
+            paged: list[dict[str, Any]] = []
+            cursor: str | None = "0"
+            while cursor is not None:
+                page = (
+                    await caller.get(f"/v1/operations/{ground.operation}/events?cursor={cursor}&limit={limit}")
+                ).json
+                paged += page["items"]
+                cursor = page["next_cursor"]
+            assert paged == events
+
+    async def test_a_reader_follows_and_resumes(self, ground: Ground) -> None:
+        """P240: server-sent events bring entries as they come; `Last-Event-ID` goes on where it broke off."""
+        caller, path = ground.caller, f"/v1/operations/{ground.operation}/events"
+        seen: list[dict[str, str]] = []
+        async with asyncio.timeout(10), caller.stream(path) as events:
+            async for event in events:
+                seen += [event] if "id" in event else []
+                if len(seen) == 3:
+                    await ground.say("journal", at=0, entries=[STEP_1])
+                if len(seen) == 4:
+                    break
+        assert [event["event"] for event in seen] == ["accepted", "dispatched", "started", "step"]
+        await ground.say("journal", at=1, entries=[STEP_2])
+        await ground.call.complete()
+        async with asyncio.timeout(10), caller.stream(path, {"last-event-id": "4"}) as events:
+            rest = [event async for event in events if "event" in event]
+        assert [(event["event"], event.get("id")) for event in rest] == [
+            ("step", "5"),
+            ("succeeded", "6"),
+            ("end", None),
+        ]
+
+    async def test_long_values_are_cut_for_readers(self, ground: Ground) -> None:
+        """P240: the agent gets all of it, readers of the history a preview."""
+        await ground.say("journal", at=0, entries=[{"kind": "step", "name": "a", "result": "x" * 5_000}])
+        event = (await ground.caller.events(ground.operation))[-1]
+        assert (event["result_bytes"], len(event["result_preview"]), "result" in event) == (5_002, 1_024, False)
+
+    async def test_late_steps_of_a_superseded_attempt_are_refused_and_shown(self, ground: Ground) -> None:
+        """P223: once per attempt, however often it tries."""
+        caller, late = ground.caller, ground.token
+        await ground.say("suspend", at=0, wake_in_ms=0)
+        await ground.next_attempt(2)
+        for verb, body in (("journal", {"at": 0, "entries": [STEP_1]}), ("suspend", {"at": 0}), ("journal", {"at": 0})):
+            check_problem(await say(caller, verb, body, late), 409, "lease_lost")
+        assert (await ground.call.complete(token=late)).status == 409
+        events = [event for event in await caller.events(ground.operation) if event["type"] == "refused"]
+        assert [(event["attempt"], event["verb"]) for event in events] == [(1, "journal")]
+
+    async def test_the_last_heartbeat_is_shown(self, ground: Ground) -> None:
+        """P104: details stay until the next that has some."""
+        await ground.say("heartbeat", details={"page": 3})
+        await ground.say("heartbeat")
+        beat = (await ground.caller.record(ground.operation))["heartbeat"]
+        assert (TIME(beat["at"]) is not None, beat["details"]) == (True, {"page": 3})
+        large = await say(ground.caller, "heartbeat", {"details": "x" * 20_000}, ground.token)
+        check_problem(large, 422, "body_invalid", "/details")
+
+    async def test_children_are_listed(self, ground: Ground, agent: Actor) -> None:
+        """P230."""
+        caller = ground.caller
+        children = [
+            (await caller.v1(ground.endpoint, [ASYNC], parent={"token": ground.token, "key": f"a#{number}"})).json["id"]
+            for number in range(3)
+        ]
+        listed = (await caller.get(f"/v1/operations?parent={ground.operation}")).json["items"]
+        assert [item["id"] for item in listed] == children[::-1]
+        assert {item["parent"] for item in listed} == {ground.operation}
+
+
+class TestStream:
+    async def test_chunks_are_kept_and_followed(self, ground: Ground) -> None:
+        """P241: own numbers 1..n, resumable, with an end."""
+        caller, path = ground.caller, f"/v1/operations/{ground.operation}/stream"
+        assert (await ground.say("emit", at=0, chunks=["a", {"b": 1}]))["length"] == 2
+        assert (await ground.say("emit", at=0, chunks=["a", {"b": 1}]))["status"] == "ok"
+        assert (await ground.say("emit", at=1, chunks=["x"]))["status"] == "grown"
+        page = (await caller.get(f"{path}?limit=1")).json
+        assert (page["items"][0]["seq"], page["items"][0]["chunk"], page["next_cursor"]) == (1, "a", "1")
+        seen: list[tuple[str, str]] = []
+        async with asyncio.timeout(10), caller.stream(path, {"last-event-id": "1"}) as events:
+            async for event in events:
+                if "event" not in event:
+                    continue
+                seen.append((event.get("id", ""), event["data"]))
+                if len(seen) == 1:
+                    await ground.say("emit", at=2, chunks=["c"])
+                    await ground.call.complete()
+        assert [(number, json.loads(data).get("chunk")) for number, data in seen] == [
+            ("2", {"b": 1}),
+            ("3", "c"),
+            ("", None),
+        ]
+        assert json.loads(seen[-1][1]) == {"state": "succeeded", "chunks": 3}
+        assert (await caller.record(ground.operation))["events"] == 4
+
+    async def test_bounds(self, ground: Ground) -> None:
+        """P241: 64 KiB a chunk."""
+        answer = await say(ground.caller, "emit", {"at": 0, "chunks": ["x" * (64 << 10)]}, ground.token)
+        check_problem(answer, 413, "entry_too_large")
+        check_problem(
+            await ground.caller.get(f"/v1/operations/{ground.operation[:-1]}/stream"), 404, "unknown_operation"
+        )
