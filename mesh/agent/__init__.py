@@ -6,6 +6,7 @@ work.py          the handlers' tasks and their ends       outcome.py     how a c
 runs.py          executions and their memory              codec.py       values and bytes
 completion.py    outcomes on their way out, complete()    context.py     current()
 leases.py        heartbeats for long work                 server.py      uvicorn around an Agent
+hosting.py       durable runs, given their tasks
 registration.py  the agent's entry in the registry         durable/       handlers with a journal
 """
 

@@ -45,6 +45,8 @@ class Host:
         key = f"{route.id} {head.request_id}" if head.request_id else ""
         fingerprint = hash((head.content_type, body))
         run = self._runs.find(key)
+        if run is not None and run.leaving and head.number("mesh-attempt") > run.attempt:
+            run = None  # it was woken before we read that it may sleep
         if run is None:
             known = self._runs.answer(key)
             if known is not None and known.fingerprint != fingerprint:
@@ -65,7 +67,7 @@ class Host:
         elif run.fingerprint != fingerprint:
             return _conflict()
         elif head.callback is not None and head.number("mesh-attempt") >= run.attempt:
-            self._work.adopt(run, head.callback, head.number("mesh-attempt"))
+            self._work.adopt(run, head)
         return run.outcome or await self._answer(run, head)
 
     def _full(self) -> Outcome | None:
@@ -79,7 +81,7 @@ class Host:
     async def _answer(self, run: Run, head: StartHead) -> Outcome:
         timeout_s = None if head.request_timeout_ms is None else head.request_timeout_ms / 1000
         if head.callback is not None:
-            if not run.token:
+            if not (run.token or run.detached):
                 patience_s = self._answer_within_s
                 await run.wait(patience_s if timeout_s is None else min(patience_s, timeout_s * SHARE_OF_TIMEOUT))
             return run.outcome or self._take_over(run)

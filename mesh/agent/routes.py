@@ -27,6 +27,7 @@ from nexusrpc.handler import (
 )
 
 from mesh.agent.codec import Codec
+from mesh.agent.durable.link import MARK
 from mesh.errors import ConfigError, NotFound
 from mesh.wire import check_operation, check_service, split_path
 
@@ -50,6 +51,7 @@ class Route:
     input: Codec
     output: Codec
     description: str
+    durable: bool
 
 
 class Routes:
@@ -131,12 +133,19 @@ class Routes:
             self._add(operations, found.service.name, name, handler, types, inspect.getdoc(method))
 
     def _add_function(self, endpoint: str, function: Callable[..., Any]) -> None:
-        handler = (AsyncFunction if inspect.iscoroutinefunction(function) else Function)(function)
+        marked = getattr(function, MARK, None)
+        if marked is None:
+            handler = (AsyncFunction if inspect.iscoroutinefunction(function) else Function)(function)
+        else:
+            from mesh.agent.durable.handler import DurableHandler  # noqa: PLC0415 - who marked it has loaded it
+
+            handler = DurableHandler(marked, (function.__self__,) if inspect.ismethod(function) else ())
         operations = self._table.get(endpoint)
         if operations is None:
             operations = self._service(endpoint)
         types = (handler.input_type, handler.output_type)
-        self._add(operations, endpoint, function.__name__, handler, types, inspect.getdoc(function))
+        name = function.__name__ if marked is None else marked.name
+        self._add(operations, endpoint, name, handler, types, inspect.getdoc(function))
 
     def _service(self, name: str) -> dict[str, Route]:
         if name in self._table:
@@ -171,6 +180,7 @@ class Routes:
             Codec(types[0]),
             Codec(types[1]),
             description,
+            hasattr(handler, "durable"),
         )
 
 

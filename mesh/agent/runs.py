@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from nexusrpc.handler import StartOperationContext
 
@@ -18,6 +18,9 @@ from mesh.agent.routes import Route
 from mesh.clock import monotonic_s
 from mesh.ids import short_id
 from mesh.wire import RawHeader
+
+if TYPE_CHECKING:
+    from mesh.agent.durable.attempt import Attempt
 
 REMEMBER_S: Final = 60.0
 """How long an answer is repeated to the same request id; covers the repeats of one attempt, not of an operation."""
@@ -39,11 +42,14 @@ class Run:
     lost       the work is nobody's or another's: nothing is to be reported
     leased     a mesh confirmed the lease: silence makes it send the work again
     inner      the handler's own token, when it answered 201 itself; else empty
+    durable    the attempt of a durable handler while it runs
+    detached   the run goes on by itself: no request needs to be held for its outcome
+    leaving    the run may have been handed back already: a later attempt is other work
     """
 
     __slots__ = (
-        "attempt", "callback", "cancellation", "ctx", "doubt", "expiry", "fingerprint", "inner", "key", "leased",
-        "lost", "outcome", "route", "started_at_ms", "task", "token", "waiting",
+        "attempt", "callback", "cancellation", "ctx", "detached", "doubt", "durable", "expiry", "fingerprint", "inner",
+        "key", "leased", "leaving", "lost", "outcome", "route", "started_at_ms", "task", "token", "waiting",
     )  # fmt: skip
 
     def __init__(
@@ -63,11 +69,23 @@ class Run:
         self.expiry: asyncio.TimerHandle | None = None
         self.token = self.inner = ""
         self.waiting: list[asyncio.Future[None]] = []
-        self.lost = self.leased = False
+        self.lost = self.leased = self.detached = self.leaving = False
+        self.durable: Attempt | None = None
 
     def end(self, outcome: Outcome | None) -> None:
         """Set the outcome and wake everybody who waits for it."""
         self.outcome = outcome
+        self._wake()
+
+    def detach(self) -> None:
+        """Let go of the requests that wait."""
+        self.detached = True
+        self._wake()
+
+    def leave(self, leaving: int) -> None:
+        self.leaving = leaving > 0
+
+    def _wake(self) -> None:
         for future in self.waiting:
             if not future.done():
                 future.set_result(None)

@@ -23,6 +23,7 @@ from nexusrpc.handler import OperationHandlerMiddleware
 
 from mesh.agent import outcome as outcomes
 from mesh.agent.host import Host
+from mesh.agent.hosting import LINGER_MS, Hosting
 from mesh.agent.inbound import read_cancel, read_start
 from mesh.agent.leases import LEASE_MS_MIN
 from mesh.agent.outcome import Outcome
@@ -72,7 +73,9 @@ class Agent:
                       has to wait for anything
     lease_ms          lease of such work: heartbeats go out every third of it, a dead agent's work moves on after it
     running_max       operations at once, those waiting for their completion to be taken included; above: 429
-    threads           threads for plain `def` handlers
+    threads           threads for plain `def` handlers, and as many for plain `def` steps
+    linger_ms         how long a durable handler that only waits, for a child or a time, stays in memory before it is
+                      suspended; longer saves replays, shorter saves memory
     input_bytes_max   above: BAD_REQUEST
     drain_s           at shutdown, what running work gets to finish
     middleware        nexusrpc's OperationHandlerMiddleware, the first one outermost
@@ -102,6 +105,7 @@ class Agent:
         lease_ms: int = LEASE_MS,
         running_max: int = RUNNING_MAX,
         threads: int = THREADS,
+        linger_ms: int = LINGER_MS,
         input_bytes_max: int = INPUT_BYTES_MAX,
         drain_s: float = DRAIN_S,
         middleware: Sequence[OperationHandlerMiddleware] = (),
@@ -127,6 +131,8 @@ class Agent:
         self._input_bytes_max = input_bytes_max
         self._drain_s = drain_s
         self._executor = ThreadPoolExecutor(threads, thread_name_prefix=f"mesh-{endpoint}")
+        self._steps = ThreadPoolExecutor(threads, thread_name_prefix=f"mesh-{endpoint}-step")
+        self._linger_ms = linger_ms
         self._routes = Handlers(endpoint, services, self._executor, self.prefix, middleware)
         fields = {"description": description, "policy": policy, "allow": allow, "labels": labels}
         self._declared: dict[str, Any] = {field: value for field, value in fields.items() if value is not None}
@@ -260,7 +266,12 @@ class Agent:
 
     def _open(self) -> None:
         self._pool = Pool(max_waiting=self._running_max)  # every run may have a completion to send at once
-        self._work = Work(self.endpoint, self._pool, self.gateways, key=self._key, lease_ms=self._lease_ms)
+        hosting = Hosting(
+            self._pool, self.gateways, self._key, steps=self._steps, handlers=self._executor, linger_ms=self._linger_ms
+        )
+        self._work = Work(
+            self.endpoint, self._pool, self.gateways, key=self._key, lease_ms=self._lease_ms, hosting=hosting
+        )
         self._host = Host(self._work, answer_within_ms=self._answer_within_ms, running_max=self._running_max)
 
     def run(self, *, host: str = "127.0.0.1", port: int = 0) -> None:

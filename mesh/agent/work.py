@@ -17,6 +17,9 @@ from nexusrpc.handler import StartOperationContext, StartOperationResultAsync, S
 from mesh.agent import outcome as outcomes
 from mesh.agent.completion import FINAL, completion_of, deliver, pools, public_tokens
 from mesh.agent.context import Call, running
+from mesh.agent.durable.errors import LeaseLost, Suspended
+from mesh.agent.durable.link import Hosted, hosted
+from mesh.agent.hosting import Hosting
 from mesh.agent.inbound import Callback, StartHead
 from mesh.agent.leases import Leases
 from mesh.agent.outcome import Outcome
@@ -46,9 +49,17 @@ class Work:
     """The runs of one agent. `gateways`: base URLs of the mesh, for completions and heartbeats."""
 
     def __init__(
-        self, endpoint: str, pool: Pool, gateways: Sequence[Target], *, key: str | None, lease_ms: int
+        self,
+        endpoint: str,
+        pool: Pool,
+        gateways: Sequence[Target],
+        *,
+        key: str | None,
+        lease_ms: int,
+        hosting: Hosting,
     ) -> None:
         self.runs = Runs()
+        self._hosting = hosting
         self.leases = Leases(
             pool,
             gateways,
@@ -99,12 +110,15 @@ class Work:
         if head.operation_timeout_ms is not None:
             limit_s = head.operation_timeout_ms / 1000 + EXPIRY_GRACE_S
             run.expiry = loop.call_later(limit_s, partial(self.cancel, run, TIMED_OUT))
-        run.task = loop.create_task(self._execute(run, ctx, context, value))
+        given = self._hosting.task(run, head) if route.durable else None
+        run.task = loop.create_task(self._execute(run, ctx, context, value, given))
         run.task.add_done_callback(partial(self._ended, run))
 
-    def adopt(self, run: Run, callback: Callback, attempt: int) -> None:
+    def adopt(self, run: Run, head: StartHead) -> None:
         """A later attempt of the same run has come: its token supersedes the one we had, its lease the one we lost."""
-        run.callback, run.attempt = callback, attempt
+        run.callback, run.attempt = head.callback, head.number("mesh-attempt")
+        if run.durable is not None:
+            self._hosting.adopted(run.durable, head)
         if run.doubt is not None:
             run.doubt.cancel()
             run.doubt = None
@@ -114,7 +128,12 @@ class Work:
         if run.outcome is not None or run.task is None:
             return
         run.cancellation.set(reason)
-        if run.cancellation.watched and not self.stopping:
+        if run.durable is not None and not self.stopping:
+            if reason == CANCELED:
+                run.durable.cancel()
+            else:
+                run.durable.stop(LeaseLost(reason))
+        elif run.cancellation.watched and not self.stopping:
             asyncio.get_running_loop().call_later(CANCEL_GRACE_S, _interrupt, run)
         else:
             run.task.cancel()
@@ -125,6 +144,7 @@ class Work:
         What was answered 201 and leased goes to another instance when the lease ends; the rest is told UNAVAILABLE.
         """
         self.stopping = True
+        self._hosting.leave()
         await self._until_idle(grace_s)
         for run in tuple(self.runs.live):
             self.cancel(run, STOPPING)
@@ -134,18 +154,25 @@ class Work:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         await self.leases.close()
+        await self._hosting.close()
         self.runs.clear()
 
     # -- the handler's task
 
-    async def _execute(self, run: Run, ctx: StartOperationContext, context: Call, value: Any) -> None:
+    async def _execute(
+        self, run: Run, ctx: StartOperationContext, context: Call, value: Any, given: Hosted | None
+    ) -> None:
         running.set(context)
+        if given is not None:
+            hosted.set(given)
         pools.set((asyncio.get_running_loop(), self._pool))
         public_tokens.set(self.runs.outer)
         try:
             outcome = self._returned(run, ctx, await run.route.start(ctx, value))
         except asyncio.CancelledError:
             outcome = self._interrupted(run)
+        except Suspended as why:
+            outcome = self._suspended(run, why)
         except Exception as error:  # noqa: BLE001 - whatever a handler raises is its answer
             outcome = outcomes.raised(error, f"{run.route.service}/{run.route.operation}")
         if run.lost:
@@ -160,6 +187,9 @@ class Work:
         if run.outcome is None:
             run.lost = True
             run.end(None)
+        if run.durable is not None:
+            self._hosting.ended(run.durable)
+            run.durable = None
         for timer in (run.doubt, run.expiry):
             if timer is not None:
                 timer.cancel()
@@ -193,6 +223,15 @@ class Work:
         if reason == TIMED_OUT:
             return outcomes.refusal("REQUEST_TIMEOUT", reason)
         return outcomes.canceled(reason)
+
+    def _suspended(self, run: Run, why: Suspended) -> None:
+        """A durable handler's attempt is over without an outcome: nothing is reported, nothing remembered."""
+        if isinstance(why, LeaseLost):
+            logger.warning(
+                "%s: %s; what attempt %d did since does not count", run.key.partition(" ")[2], why, run.attempt
+            )
+        run.lost = True
+        self.runs.forget(run)
 
     async def _report(self, run: Run, outcome: Outcome) -> None:
         """The completion of a run that was answered 201."""

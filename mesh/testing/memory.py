@@ -78,8 +78,6 @@ class MemoryMesh:
 
     async def woken(self, wake_at_ms: int | None) -> None:
         """Until a suspended operation has something to do."""
-        if self.canceling:
-            return
         timeout_s = None if wake_at_ms is None else max(0.0, (wake_at_ms - self.now_ms()) / 1000)
         with suppress(TimeoutError):
             await asyncio.wait_for(self._woken.wait(), timeout_s)
@@ -91,8 +89,8 @@ class MemoryMesh:
         self._woken.clear()
 
     async def changed(self, after: int) -> None:
-        """Until the journal has more than `after`, or the caller asks for the end."""
-        while len(self.journal) <= after and not self.canceling:
+        """Until the journal has more than `after`."""
+        while len(self.journal) <= after:
             self._woken.clear()
             await self._woken.wait()
 
@@ -168,15 +166,15 @@ class MemoryLink:
 
         return asyncio.ensure_future(watched())
 
-    def suspend(self, at: int, wake_in_ms: int | None) -> asyncio.Future[Ack]:
+    def suspend(self, at: int, wake_at_ms: int | None, *, cancel: bool) -> asyncio.Future[Ack]:
         def suspended() -> Ack:
             mesh = self._mesh
             if mesh.attempt != self._attempt:
                 return Ack("lost", 0)
-            if len(mesh.journal) != at:
+            if len(mesh.journal) != at or (mesh.canceling and not cancel):
                 return Ack("grown", len(mesh.journal), mesh.canceling)
             mesh.suspended = True
-            self.wake_at_ms = None if wake_in_ms is None else mesh.now_ms() + wake_in_ms
+            self.wake_at_ms = wake_at_ms
             return Ack("ok", at)
 
         return self._answer("suspending", suspended)
@@ -197,10 +195,9 @@ class MemoryLink:
         mesh = self._mesh
         if mesh.attempt != self._attempt:
             return Ack("lost", 0)
-        if stored[at : at + len(more)] != list(more):
-            if len(stored) != at:
-                return Ack("grown", len(stored), mesh.canceling)
-            stored += more
+        if len(stored) != at:
+            return Ack("grown", len(stored), mesh.canceling)
+        stored += more
         return Ack("ok", len(stored), mesh.canceling)
 
     async def _go(self, moment: str) -> None:

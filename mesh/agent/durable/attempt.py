@@ -99,6 +99,11 @@ class Attempt:
             for future in targets:
                 future.set_exception(CancelRequested())
 
+    @property
+    def cancel_known(self) -> bool:
+        """Whether the code was told, or will be when it asks, that the caller wants the operation to end."""
+        return self._cancel_wanted
+
     def leave(self) -> None:
         """The process is about to end: begin nothing new, hand the operation back when what runs has ended."""
         self.resting.leave()

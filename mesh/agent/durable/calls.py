@@ -76,6 +76,7 @@ async def _started(attempt: Attempt, call: Call, key: str, args: str | None) -> 
         None if call.value is None else _json(call.called.input, call.value, key),
         call.timeout_ms,
         call.labels,
+        call.keep,
     )
     entry = Entry(
         "call", call.name, call.n, args=args,

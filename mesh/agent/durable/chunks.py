@@ -2,7 +2,7 @@
 
 A chunk is `{"data", "source", "n"}`. The handler's own have the source "" and count on through the run; those of a step
 have its key and begin at 1 whenever the step is executed. Readers: a chunk replaces what its source sent from `n` on.
-That makes a step which a crash repeats readable, and a repeat of the same bytes is not stored again at all.
+That makes a step which a crash repeats readable; so are the few chunks of the handler itself that a crash repeats.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from mesh.agent.durable.entries import Entry
 from mesh.agent.durable.link import Ack, Link
 from mesh.errors import MeshError, TooLarge
 
-CHUNK_BYTES_MAX: Final = 256 << 10
+CHUNK_BYTES_MAX: Final = 64 << 10
 BATCH_CHUNKS_MAX: Final = 1000
 BATCH_BYTES_MAX: Final = 1 << 20
 QUEUED_CHUNKS_MAX: Final = 1000

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from contextvars import ContextVar
 from functools import partial
 from typing import Any, Final, NamedTuple, TypeVar, cast, get_type_hints, overload
 
@@ -25,30 +24,17 @@ from mesh.agent.durable.attempt import Attempt
 from mesh.agent.durable.context import Context
 from mesh.agent.durable.errors import CallRefused, CancelRequested, JournalMismatch, QuorumMissed, StepFailed
 from mesh.agent.durable.functions import in_thread
-from mesh.agent.durable.link import Link, Task, Tools
+from mesh.agent.durable.link import MARK, hosted
 from mesh.agent.durable.sync import SyncContext
 from mesh.client.errors import OperationUnsuccessful
 from mesh.errors import ConfigError, TooLarge
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-_MARK: Final = "__mesh_durable__"
 _NEXUS_FACTORY: Final = "__nexus_operation_factory__"
 """Where nexusrpc looks for the factory that a decorated method stands for (its own `sync_operation` puts it there)."""
 _FAILURES: Final = (StepFailed, CallRefused, QuorumMissed, OperationUnsuccessful, TooLarge)
 """Ends that another attempt would come to again: they are recorded, or a bound of the operation itself."""
-
-
-class Hosted(NamedTuple):
-    """What a host gives to the handler it calls. `attached` gets the attempt, to cancel or end it."""
-
-    task: Task
-    link: Link
-    tools: Tools
-    attached: Callable[[Attempt], None]
-
-
-hosted: ContextVar[Hosted | None] = ContextVar("mesh_hosted", default=None)
 
 
 class Durable(NamedTuple):
@@ -136,7 +122,7 @@ def durable(function: Callable[..., Any] | None = None, /, *, name: str | None =
 def _marked(function: F, *, name: str | None) -> F:
     """Mark `function`; it stays callable as it is, for tests."""
     read = _read(function, name or function.__name__)
-    setattr(function, _MARK, read)
+    setattr(function, MARK, read)
     if read.bound:
 
         def factory(self: Any) -> OperationHandler[Any, Any]:
@@ -151,7 +137,7 @@ def _marked(function: F, *, name: str | None) -> F:
 
 def durable_of(function: Any) -> Durable | None:
     """What `durable` has read of a function; None for others."""
-    return getattr(function, _MARK, None)
+    return getattr(function, MARK, None)
 
 
 def _read(function: Callable[..., Any], name: str) -> Durable:
@@ -183,4 +169,4 @@ def _is_cancel(why: BaseException) -> bool:
     return isinstance(why, CancelRequested)
 
 
-__all__ = ["Durable", "DurableHandler", "Hosted", "durable", "durable_of", "hosted"]
+__all__ = ["Durable", "DurableHandler", "durable", "durable_of"]

@@ -9,8 +9,15 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
+from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple, Protocol, TypeAlias
+
+if TYPE_CHECKING:
+    from mesh.agent.durable.attempt import Attempt
+
+MARK: Final = "__mesh_durable__"
+"""Where a decorated function carries what `durable` has read of it."""
 
 Status: TypeAlias = Literal["ok", "grown", "lost", "ended", "unknown", "invalid", "full"]
 
@@ -34,7 +41,10 @@ class Page(NamedTuple):
 
 
 class ChildOrder(NamedTuple):
-    """A child operation: `parent_key` is its name in the parent's journal, `key` its idempotency key. `body`: JSON."""
+    """A child operation: `parent_key` is its name in the parent's journal, `key` its idempotency key, `body` JSON.
+
+    `keep`: it goes on when the parent has ended.
+    """
 
     key: str
     parent_key: str
@@ -44,6 +54,7 @@ class ChildOrder(NamedTuple):
     body: bytes | None
     timeout_ms: int | None
     labels: Mapping[str, str]
+    keep: bool
 
 
 class Child(NamedTuple):
@@ -90,8 +101,8 @@ class Link(Protocol):
         """Done when the journal has more than `after` entries, at the end of the wait, or when the lease is lost."""
         ...
 
-    def suspend(self, at: int, wake_in_ms: int | None) -> asyncio.Future[Ack]:
-        """Hand the operation back, to be woken then, by a child's end or a cancel."""
+    def suspend(self, at: int, wake_at_ms: int | None, *, cancel: bool) -> asyncio.Future[Ack]:
+        """Hand the operation back, to be woken then, by a child's end or a cancel. `cancel`: its end is known."""
         ...
 
     def emit(self, at: int, chunks: Sequence[bytes]) -> asyncio.Future[Ack]: ...
@@ -103,6 +114,19 @@ class Link(Protocol):
     async def cancel_child(self, operation_id: str) -> None:
         """Ask for a child's end; never raises."""
         ...
+
+
+class Hosted(NamedTuple):
+    """What a host gives to the durable handler it calls. `attached` gets the attempt, to cancel or end it."""
+
+    task: Task
+    link: Link
+    tools: Tools
+    attached: Callable[[Attempt], None]
+
+
+hosted: ContextVar[Hosted | None] = ContextVar("mesh_hosted", default=None)
+"""For the handler that this code is about to call."""
 
 
 @dataclass(slots=True)

@@ -15,6 +15,8 @@ from mesh.agent.durable.parking import Busy, Parking, Rest
 
 HOPS: Final = 8
 """Turns of the loop that a wake-up may need from a settled future to the code that waits behind gathers and groups."""
+IDLE_S: Final = 0.25
+"""Between two questions for news when the first had none."""
 
 
 class Resting:
@@ -89,18 +91,20 @@ class Resting:
         if isinstance(verdict, Busy) or self.suspending is not None:
             return
         if self.leaving:
-            self._suspend(0)
+            self._suspend(now_ms)
         elif isinstance(verdict, Rest):
             delay_s = max(self._settle_s, (verdict.until_ms - now_ms) / 1000)
             self._look = self._loop.call_later(delay_s, self._settled, generation, HOPS)
         else:
-            self._suspend(None if verdict.wake_at_ms is None else max(0, verdict.wake_at_ms - now_ms))
+            self._suspend(verdict.wake_at_ms)
 
-    def _suspend(self, wake_in_ms: int | None) -> None:
+    def _suspend(self, wake_at_ms: int | None) -> None:
         if not self._exchange.idle:
             self._exchange.flush().add_done_callback(lambda _: self.quiet())
             return
-        self.suspending = self._link.suspend(self._exchange.ledger.length, wake_in_ms)
+        self.suspending = self._link.suspend(
+            self._exchange.ledger.length, wake_at_ms, cancel=self._listener.cancel_known
+        )
         self.suspending.add_done_callback(self._suspended)
 
     def _suspended(self, out: asyncio.Future[Ack]) -> None:
@@ -134,8 +138,10 @@ class Resting:
         if ack.status != "ok":
             self._listener.stop(LeaseLost(ack.detail or f"the mesh answered {ack.status!r}"))
             return
+        # No news at once: the answer is that a cancel is known, or that nobody answers.
+        delay_s = self._settle_s if ack.length > self._exchange.ledger.length else IDLE_S
         self._exchange.told(ack.length)
         if ack.cancel:
             self._listener.cancel()
         if self._parking.waits_for_children:
-            self._watching = self._loop.call_later(self._settle_s, self._watch)
+            self._watching = self._loop.call_later(delay_s, self._watch)

@@ -1,0 +1,113 @@
+"""How a run of a durable handler is given its task, whether it was pushed here or pulled.
+
+Owns what the durable runs of one agent share: the lines to the mesh, threads for steps. Knows runs and heads; the code
+and its journal are mesh/agent/durable's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import Executor
+from typing import TYPE_CHECKING, Final, cast
+
+from mesh.agent.durable.lines import HttpLink, Lines
+from mesh.agent.durable.link import Hosted, Task, Tools
+
+if TYPE_CHECKING:
+    from mesh.agent.durable.attempt import Attempt
+    from mesh.agent.inbound import Callback, StartHead
+    from mesh.agent.runs import Run
+    from mesh.pool import Pool, Target
+
+LINGER_MS: Final = 500
+
+
+class Hosting:
+    """`steps`, `handlers`: threads for plain `def` ones. `linger_ms`: how long a run that only waits stays here."""
+
+    def __init__(
+        self,
+        pool: Pool,
+        gateways: Sequence[Target],
+        key: str | None,
+        *,
+        steps: Executor,
+        handlers: Executor,
+        linger_ms: int,
+    ) -> None:
+        self._lines = Lines(pool, gateways, key)
+        self._tools = Tools(steps, handlers, linger_ms)
+        self._leaving = False
+        self._attempts: set[Attempt] = set()
+
+    def task(self, run: Run, head: StartHead) -> Hosted | None:
+        """What the handler of `run` needs; None when no mesh sent it."""
+        operation_id = head.headers.get("mesh-operation-id")
+        if run.callback is None or run.callback.gateway is None or operation_id is None:
+            return None
+        timeout_ms = head.operation_timeout_ms
+        task = Task(
+            operation_id,
+            head.number("mesh-run"),
+            run.attempt,
+            head.headers.get("mesh-namespace", ""),
+            head.headers,
+            None if timeout_ms is None else run.started_at_ms + timeout_ms,
+            journal_of(head),
+            cancel_requested(head),
+            run.detach,
+        )
+        link = HttpLink(self._lines, _Address(run), run.leave)
+
+        def attach(attempt: Attempt) -> None:
+            self._attempts.add(attempt)
+            run.durable = attempt
+            if self._leaving:
+                attempt.leave()
+
+        return Hosted(task, link, self._tools, attach)
+
+    def adopted(self, attempt: Attempt, head: StartHead) -> None:
+        """A later attempt of the same run came here while it goes on; its token is the run's already."""
+        attempt.told(journal_of(head))
+        if cancel_requested(head):
+            attempt.cancel()
+
+    def ended(self, attempt: Attempt) -> None:
+        self._attempts.discard(attempt)
+
+    def leave(self) -> None:
+        """The agent stops: every run hands its operation back as soon as no step of it runs."""
+        self._leaving = True
+        for attempt in tuple(self._attempts):
+            attempt.leave()
+
+    async def close(self) -> None:
+        await self._lines.close()
+
+
+class _Address:
+    """Where a run's requests go. A later attempt that is adopted brings another token."""
+
+    __slots__ = ("_run",)
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+
+    @property
+    def token(self) -> str:
+        return cast("Callback", self._run.callback).token
+
+    @property
+    def gateway(self) -> Target:
+        return cast("Target", cast("Callback", self._run.callback).gateway)
+
+
+def journal_of(head: StartHead) -> int:
+    """Entries in the journal when the task was sent out; 0 without the header."""
+    text = head.headers.get("mesh-journal", "")
+    return int(text) if text.isascii() and text.isdigit() and len(text) < 10 else 0  # noqa: PLR2004
+
+
+def cancel_requested(head: StartHead) -> bool:
+    return head.headers.get("mesh-cancel-requested") == "1"
