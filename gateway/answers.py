@@ -147,9 +147,7 @@ def read_start_reply(reply: Reply) -> StartAnswer:  # noqa: PLR0911 - one return
         own_word = status not in PROXY_STATUSES or _speaks_nexus(reply)
         return TryAgain(error.type, error.message, error.failure, retry_after_ms(reply), own_word)
     headers = [
-        (name, value)
-        for name, value in reply.headers
-        if name not in _DROPPED and not name.startswith(_DROPPED_PREFIX)
+        (name, value) for name, value in reply.headers if name not in _DROPPED and not name.startswith(_DROPPED_PREFIX)
     ]
     body = failure_json(error.failure)
     original = b"" if body == reply.body else reply.body

@@ -179,6 +179,7 @@ class Mesh:
         if self._started:
             store_answers = await self._finish_tries()
             await self.ticker.stop()
+            await self.catalog.close()
             if store_answers:
                 await self._leave()
             await self.pool.close()

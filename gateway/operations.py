@@ -87,7 +87,7 @@ class Operations(Journals):
         listed = self._catalog.check_operation(endpoint, order.service, order.operation)
         if listed is not None and listed.input is not None:
             check_json_type(order)
-            listed.input.check(order.body or b"null", order.input_at)
+            await self._catalog.check_input(listed.input, order.body or b"null", order.input_at)
         if order.callback_url:
             self._egress.vet(order.callback_url)
         order, claim = await self._as_child(order, order.parent) if order.parent is not None else (order, None)

@@ -158,7 +158,9 @@ def start_arguments(
         endpoint=endpoint.id,
         key=_digest(b"%d:%b" % (len(namespace), namespace), called, b"%d:%b" % (len(key), key)) if key else "",
         digest=_digest(
-            called, b"%d:" % len(order.body), order.body,
+            called,
+            b"%d:" % len(order.body),
+            order.body,
             b"%d:%b%d:%b" % (len(content_type), content_type, len(callback), callback),
         ),
         session=session,

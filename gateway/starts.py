@@ -251,7 +251,5 @@ class Starts:
         """Nobody was reached: give the attempt back and wait."""
         if fault is not None:
             _log.info("operation %s: attempt %d reached nobody: %s", work.id, work.head.attempt, fault)
-        await self._store.release(
-            work.id, work.head.run, work.head.attempt, reason, session=self._session.name
-        )
+        await self._store.release(work.id, work.head.run, work.head.attempt, reason, session=self._session.name)
         self._waiters.tell(work.id)

@@ -20,7 +20,9 @@ from mesh.errors import Malformed, MeshError, NotFound, TooMany
 from mesh.ids import short_id
 from mesh.store.catalog import CatalogStore, unknown_endpoint
 from mesh.wire import check_endpoint
+from registry.contracts import Contract, Examiner
 from registry.endpoint import NAME_SHOWN_MAX, Endpoint, Operation, compile_endpoint
+from registry.gate import check_schemas
 from registry.instances import FOREVER_MS, Instance, Instances, Static, StoreTime, pack
 from registry.spec import EndpointSpec, InstanceSpec, check_instance, check_url
 
@@ -41,6 +43,7 @@ class Catalog:
         self._store = store
         self.time = time or StoreTime()
         self.instances = Instances(store, self.time)
+        self._examiner = Examiner()
         self.version = -1
         """Of the registry, as last read."""
         self._hinted = -1
@@ -87,6 +90,13 @@ class Catalog:
         Raises NotFound `unknown_service`, `unknown_operation_name`.
         """
         return endpoint.operation(service, operation)
+
+    async def check_input(self, contract: Contract, body: bytes, at: str) -> None:
+        """Raise unless the JSON text `body` keeps `contract`; pointers are put behind `at`.
+
+        Raises Unprocessable (`schema_breach`, `check_too_long`), Malformed `json_invalid`, TooMany.
+        """
+        await self._examiner.check(contract, body, at)
 
     # Following the store ------------------------------------------------------------------------------------------
 
@@ -188,6 +198,8 @@ class Catalog:
             raise Malformed(detail, code="not_supported_yet", errors=[{"pointer": "/target/kind", "detail": detail}])
         if spec.target.url is not None:
             check_url(spec.target.url, "/target/url")
+        present = self._by_name.get(name)
+        await check_schemas(spec, present.spec if present is not None and present.owner == namespace else None)
         if name not in self._by_name and len(self._by_name) >= ENDPOINTS_MAX:
             raise TooMany(f"there are {ENDPOINTS_MAX} endpoints, the most there can be", code="too_many_endpoints")
         word, endpoint_id, _ = await self._store.endpoint_put(
@@ -247,6 +259,10 @@ class Catalog:
         """No new work for this instance; it leaves the list when its lease ends. Raises NotFound."""
         await self._store.instance_delete(name, namespace, instance_id)
         await self.refresh()
+
+    async def close(self) -> None:
+        """End what checks large inputs."""
+        await self._examiner.close()
 
     async def loads(self, endpoints: Sequence[Endpoint]) -> list[tuple[int, int]]:
         """(running, waiting) operations of each, as the store counts them now."""

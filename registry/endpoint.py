@@ -12,7 +12,7 @@ from mesh.errors import NotFound
 from mesh.store.verbs import EndpointRow
 from registry.contracts import Contract
 from registry.policy import Policy
-from registry.spec import STORED, EndpointSpec
+from registry.spec import EndpointSpec
 
 LISTED_NAMES_MAX: Final = 10
 NAME_SHOWN_MAX: Final = 100
@@ -84,7 +84,7 @@ class Endpoint:
 
 def compile_endpoint(row: EndpointRow) -> Endpoint:
     """Raises pydantic's ValidationError. Fields that a newer gateway stored are passed over."""
-    spec = EndpointSpec.model_validate_json(row.document, extra="ignore", context=STORED)
+    spec = EndpointSpec.model_validate_json(row.document, extra="ignore")
     services: dict[str, dict[str, Operation] | None] | None = None
     if spec.services:
         services = {

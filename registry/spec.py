@@ -12,11 +12,11 @@ from typing import Annotated, Any, Final, Literal, Self, TypeVar
 from urllib.parse import urlsplit
 
 import msgspec
-from pydantic import AfterValidator, BaseModel, Field, JsonValue, ValidationError, ValidationInfo, model_validator
+from pydantic import AfterValidator, BaseModel, Field, JsonValue, ValidationError, model_validator
 
 from mesh.errors import Malformed, Unprocessable
 from mesh.wire import check_operation, check_service
-from registry.contracts import BREACHES_MAX, Contract, pointer
+from registry.contracts import BREACHES_MAX, pointer
 from registry.policy import Part, Policy
 
 SPEC_BYTES_MAX: Final = 1024 * 1024
@@ -37,9 +37,6 @@ TTL_MS_MAX: Final = 300_000
 TTL_MS: Final = 5_000
 TARGET: Final = "target"
 """The instance that stands for `target.url`; nobody can register it."""
-
-STORED: Final = "stored"
-"""Validation context of what comes back from the store: its schemas were checked when they came in."""
 
 _namespace: Final = re.compile(r"[a-z0-9](?:[a-z0-9_-]{0,61}[a-z0-9])?").fullmatch
 _instance: Final = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._:-]{0,126}[A-Za-z0-9])?").fullmatch
@@ -109,12 +106,6 @@ def _allowed(text: str) -> str:
     return text if text == "*" else _as_value(check_namespace)(text)
 
 
-def _schema(value: dict[str, JsonValue] | bool, info: ValidationInfo) -> dict[str, JsonValue] | bool:  # noqa: FBT001
-    if info.context is not STORED and (why := Contract(value).why_unusable()):
-        raise ValueError(why)
-    return value
-
-
 Description = Annotated[str, Field(max_length=DESCRIPTION_CHARS_MAX)]
 Url = Annotated[str, Field(max_length=URL_CHARS_MAX)]
 ServiceName = Annotated[str, AfterValidator(_as_value(check_service))]
@@ -122,7 +113,8 @@ OperationName = Annotated[str, AfterValidator(_as_value(check_operation))]
 Allowed = Annotated[str, AfterValidator(_allowed)]
 LabelName = Annotated[str, AfterValidator(_label_name)]
 LabelValue = Annotated[str, Field(max_length=LABEL_VALUE_MAX)]
-Schema = Annotated[dict[str, JsonValue] | bool, AfterValidator(_schema)]
+Schema = dict[str, JsonValue] | bool
+"""Whether it can be applied is looked at when an endpoint is put (registry/gate.py)."""
 
 
 class Target(Part):

