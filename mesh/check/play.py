@@ -190,7 +190,8 @@ class Play:
         whose = "the handler" if step.who == "handler" else "the callback receiver"
         if step.count is not None:
             await listener.until(step.kind, step.count, step.within_ms / 1000 if step.count else 0)
-            await sleep(step.quiet_ms / 1000)
+            if len(listener.got(step.kind)) == step.count:
+                await sleep(step.quiet_ms / 1000)
             got = listener.got(step.kind)
             if len(got) != step.count:
                 raise Breach(f"{whose} got {len(got)} {step.kind} requests, not {step.count}{self._variant()}")
