@@ -6,7 +6,7 @@ routes nor keys of the store.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from gateway.journals import Journals
 from gateway.orders import (
@@ -19,6 +19,7 @@ from gateway.orders import (
     start_arguments,
     stored_request,
 )
+from gateway.outcomes import trace_headers
 from gateway.reading import unknown_operation
 from mesh.clock import now_ms
 from mesh.errors import Conflict, Gone, NotFound, Unauthenticated, Unavailable
@@ -42,7 +43,6 @@ if TYPE_CHECKING:
     from registry.catalog import Catalog
     from registry.routing import Router
 
-TRACE: Final = (b"traceparent", b"tracestate", b"baggage")
 
 __all__ = ["Known", "Operations", "Order", "Parent", "Placed"]
 
@@ -140,8 +140,7 @@ class Operations(Journals):
         record = await self._store.read(claim.operation_id)
         if record is None:
             raise Gone(f"operation {claim.operation_id} is past its retention", code="operation_gone")
-        trace = [header for header in record.request.headers if header[0] in TRACE]
-        return order._replace(headers=[*order.headers, *trace]), claim
+        return order._replace(headers=[*order.headers, *trace_headers(record.request)]), claim
 
     async def _accept(self, start: Start, request: Request, body: bytes) -> Accepted | Replayed | KeyReused:
         try:

@@ -12,11 +12,12 @@ from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
 from typing import Any, Final
 
-from nexusrpc import HandlerError, OperationError
+from nexusrpc import HandlerError, Link, OperationError
 
+from mesh import trace
 from mesh.agent.codec import Codec
 from mesh.agent.inbound import MESH_CALLBACK, Callback, merged
-from mesh.agent.outcome import Outcome, raised, succeeded
+from mesh.agent.outcome import Outcome, linked, raised, succeeded
 from mesh.clock import now_ms, sleep, to_http_date, to_rfc3339
 from mesh.errors import Conflict, Gone, MeshError, NotFound, PeerFault, Refusal, ReplyTimeout, Unauthenticated
 from mesh.ids import jittered
@@ -76,6 +77,13 @@ def completion_of(outcome: Outcome, operation_token: str, started_at_ms: int) ->
     return headers, body
 
 
+def traced(headers: list[RawHeader], callback: Callback, context: Mapping[str, str]) -> list[RawHeader]:
+    """With a trace context, unless the caller's callback headers bring one."""
+    if any(name == b"traceparent" for name, _ in callback.headers):
+        return headers
+    return [*headers, *merged(context)]
+
+
 async def deliver(
     pool: Pool,
     callback: Callable[[], Callback],
@@ -133,6 +141,7 @@ async def complete(
     operation_token: str = "",
     headers: Mapping[str, str] | None = None,
     started_at_ms: int | None = None,
+    links: Sequence[Link] = (),
     retry_for_s: float = RETRY_FOR_MS / 1000,
 ) -> None:
     """Report the outcome of an operation that a handler started with `StartOperationResultAsync`.
@@ -145,6 +154,7 @@ async def complete(
     operation_token  the handler's own token, the one of its StartOperationResultAsync
     headers          further callback headers, e.g. all of `ctx.callback_headers`
     started_at_ms    when the work began, milliseconds since the epoch; default now
+    links            what the work was, for the caller
 
     Returns when the caller took it, also as a duplicate of what it knows. Repeats faults and 5xx for `retry_for_s`,
     then raises ReplyTimeout; NotSent (code `pool_closed`) once the agent has ended. Raises Unauthenticated, NotFound,
@@ -159,7 +169,9 @@ async def complete(
     destination = Callback(callback_url, target, check_callback_headers(replayed), token, gateway)
     outcome = succeeded(Codec(Any), result) if error is None else raised(error, "complete")
     known_as = public_tokens.get(str)
+    outcome = linked(outcome, links)
     head, body = completion_of(outcome, known_as(operation_token), now_ms() if started_at_ms is None else started_at_ms)
+    head = traced(head, destination, trace.outgoing())
     pool = agent_pool()
     own = Pool() if pool is None else pool
     try:

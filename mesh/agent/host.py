@@ -21,7 +21,6 @@ from mesh.agent.routes import Route
 from mesh.agent.runs import TOKEN_PREFIX, Run
 from mesh.agent.work import CANCELED, STOPPING, Work, moment
 from mesh.clock import now_ms
-from mesh.errors import Malformed
 
 SHARE_OF_TIMEOUT: Final = 0.5
 """The 201 leaves when this part of the `Request-Timeout` is over, if not before: the answer must still travel."""
@@ -100,10 +99,7 @@ class Host:
         if run.lost:
             return _taken_away()
         token = self._runs.name(run)
-        try:
-            answer = outcomes.running(token, run.ctx.outbound_links if run.ctx is not None else ())
-        except Malformed:
-            answer = outcomes.running(token)  # the handler's bad link is told with its outcome
+        answer = outcomes.running(token, run.ctx.outbound_links if run.ctx is not None else ())
         if run.callback is not None and run.callback.gateway is not None:
             self._work.leases.add(run)
             return answer._replace(headers=(*answer.headers, self._work.leases.header))

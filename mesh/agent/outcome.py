@@ -13,13 +13,14 @@ import nexusrpc
 from nexusrpc import HandlerError, HandlerErrorType, OperationError
 
 from mesh.agent.codec import BYTES, JSON, Codec
+from mesh.errors import Malformed
 from mesh.wire import (
     HANDLER_ERRORS,
     Failure,
     Link,
     RawHeader,
     failure_json,
-    format_links,
+    format_link,
     handler_failure,
     headers_for_handler_error,
     headers_for_operation_error,
@@ -51,18 +52,14 @@ class Outcome(NamedTuple):
 
 
 def succeeded(codec: Codec, value: Any, links: Sequence[nexusrpc.Link] = ()) -> Outcome:
-    """200 with the value. Raises Undecodable when it is not of the promised type, Malformed on a bad link."""
+    """200 with the value. Raises Undecodable when it is not of the promised type."""
     media_type, body = codec.encode(value)
-    headers = _SUCCEEDED[media_type]
-    if links:
-        headers = (*headers, link_header(links))
-    return Outcome(200, headers, body, "succeeded")
+    return linked(Outcome(200, _SUCCEEDED[media_type], body, "succeeded"), links)
 
 
 def running(token: str, links: Sequence[nexusrpc.Link] = ()) -> Outcome:
     """201: the operation goes on under `token`."""
-    headers = (*_RUNNING, link_header(links)) if links else _RUNNING
-    return Outcome(201, headers, failure_json({"token": token, "state": "running"}), "running")
+    return linked(Outcome(201, _RUNNING, failure_json({"token": token, "state": "running"}), "running"), links)
 
 
 def refusal(error_type: str, message: str, *, retry_after_s: int | None = None) -> Outcome:
@@ -117,9 +114,17 @@ def failure_of(error: BaseException, depth: int = 0) -> Failure:
     return failure
 
 
-def link_header(links: Sequence[nexusrpc.Link]) -> RawHeader:
-    """Raises Malformed on a link that cannot be written."""
-    return b"nexus-link", format_links([Link(link.url, link.type) for link in links]).encode("ascii")
+def linked(outcome: Outcome, links: Sequence[nexusrpc.Link]) -> Outcome:
+    """The answer with the handler's links. One that nobody could read is left out: the outcome counts more."""
+    texts: list[str] = []
+    for link in links:
+        try:
+            texts.append(format_link(Link(link.url, link.type)))
+        except Malformed as error:
+            logger.warning("a link of a handler is left out: %s: %s", link, error.detail)
+    if not texts:
+        return outcome
+    return outcome._replace(headers=(*outcome.headers, (b"nexus-link", ", ".join(texts).encode("ascii"))))
 
 
 def bad_request(message: str) -> HandlerError:

@@ -14,8 +14,9 @@ from typing import Any, Final, cast
 
 from nexusrpc.handler import StartOperationContext, StartOperationResultAsync, StartOperationResultSync
 
+from mesh import trace
 from mesh.agent import outcome as outcomes
-from mesh.agent.completion import FINAL, completion_of, deliver, pools, public_tokens
+from mesh.agent.completion import FINAL, completion_of, deliver, pools, public_tokens, traced
 from mesh.agent.context import Call, running
 from mesh.agent.durable.errors import LeaseLost, Suspended
 from mesh.agent.durable.link import Hosted, hosted
@@ -166,6 +167,7 @@ class Work:
         if given is not None:
             hosted.set(given)
         pools.set((asyncio.get_running_loop(), self._pool))
+        trace.enter(ctx.headers)
         public_tokens.set(self.runs.outer)
         try:
             outcome = self._returned(run, ctx, await run.route.start(ctx, value))
@@ -177,6 +179,8 @@ class Work:
             outcome = outcomes.raised(error, f"{run.route.service}/{run.route.operation}")
         if run.lost:
             outcome = None
+        elif outcome is not None and outcome.state in ("failed", "canceled"):
+            outcome = outcomes.linked(outcome, ctx.outbound_links)
         run.end(outcome)
         # In doubt nothing is reported: the token is superseded. The attempt that has the work may still ask here.
         if run.token and run.doubt is None and outcome is not None and outcome.state != "running":
@@ -244,6 +248,8 @@ class Work:
             logger.warning("%s failed in a way worth repeating; left to the next attempt", where)
             return
         headers, body = completion_of(outcome, run.token, run.started_at_ms)
+        if run.ctx is not None and run.callback is not None:
+            headers = traced(headers, run.callback, trace.received(run.ctx.headers))
         try:
             status = await deliver(
                 self._pool, lambda: cast("Callback", run.callback), headers, body, others=self._gateways

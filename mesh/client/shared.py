@@ -10,12 +10,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final, TypedDict, TypeVar
 
 import httpx
+import nexusrpc
 
 from mesh.client import flow as flows
 from mesh.client.events import EventReader
 from mesh.client.flow import Ask, Unreached
 from mesh.client.order import Order, called, new_key
-from mesh.errors import ConfigError
+from mesh.errors import ConfigError, Malformed
+from mesh.trace import continued
+from mesh.wire import Link, format_links
 
 GATEWAY: Final = "http://127.0.0.1:7411"
 CONNECT_TIMEOUT_S: Final = 5.0
@@ -38,7 +41,8 @@ class StartOptions(TypedDict, total=False):
     schedule_to_close_ms   the whole, from acceptance;  schedule_to_start_ms: until an agent began
     start_to_close_ms      from the agent's 201 on;  request_timeout_ms: one request to an agent
     labels                 names and values to find the operation by
-    headers                passed on to the agent; `traceparent`, say
+    headers                passed on to the agent
+    links                  `nexusrpc.Link`: what the call belongs to, shown beside the operation and to its agent
     output                 type of the result when the operation is named by strings; default plain JSON
     """
 
@@ -50,6 +54,7 @@ class StartOptions(TypedDict, total=False):
     request_timeout_ms: int | None
     labels: Mapping[str, str] | None
     headers: Mapping[str, str] | None
+    links: Sequence[nexusrpc.Link] | None
     output: Any
 
 
@@ -102,5 +107,16 @@ class Base:
             options.get("callback"),
             {name: value for name in names if (value := options.get(name)) is not None},
             options.get("labels"),
-            options.get("headers") or {},
+            _headers(options.get("headers") or {}, options.get("links") or ()),
         )
+
+
+def _headers(headers: Mapping[str, str], links: Sequence[nexusrpc.Link]) -> dict[str, str]:
+    """With the trace that this code belongs to: the current span, or the call that a handler serves."""
+    whole = continued(headers)
+    if links:
+        try:
+            whole["nexus-link"] = format_links([Link(link.url, link.type) for link in links])
+        except Malformed as error:
+            raise ConfigError(error.detail) from None
+    return whole

@@ -146,7 +146,7 @@ class TestFailures:
         assert "no more paper" in answer.body.decode()
 
     async def test_of_a_workflow(self, client: mesh.Client, temporal: Temporal, desk: str) -> None:
-        """P50, P83: Temporal's completion has the plain cause; type and details of the application survive."""
+        """P50: Temporal's completion has the plain cause; type and details of the application survive."""
         with pytest.raises(mesh.OperationFailed) as raised:
             await client.call(desk, Desk, Desk.job, {"fail": "out of ink"})
         text = json.dumps(raised.value.failure)
