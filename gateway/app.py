@@ -23,6 +23,11 @@ from gateway.listing import Listing
 from gateway.metrics import Metrics
 from gateway.nexus import CALLBACK_PATH, NexusSurface
 from gateway.operations import Operations
+from gateway.pull import declared as pull_routes
+from gateway.pull.answering import Answering
+from gateway.pull.attendance import Attendance
+from gateway.pull.desk import Desk
+from gateway.pull.surface import PullSurface
 from gateway.tasks import TasksSurface
 from gateway.ticker import Ticker
 from gateway.waiters import Waiters
@@ -35,6 +40,7 @@ from mesh.store.catalog import CatalogStore
 from mesh.store.functions import load_library
 from mesh.store.gate import Gate, durability_facts
 from mesh.store.link import Link
+from mesh.store.pulls import PullStore
 from mesh.store.store import Store
 from mesh.store.subscriber import Subscriber
 from mesh.tokens import CompletionTokens, new_webhook_secret
@@ -73,6 +79,7 @@ class Mesh:
         self.link = Link(address, on_reconnect=self._inspect)
         self.subscriber = Subscriber(address, on_gap=self._look_again)
         self.store = Store(self.link)
+        self.pull_store = PullStore(self.link)
         self.catalog_store = CatalogStore(self.link)
         self.egress = Egress(allow_loopback=settings.egress.allow_loopback, allow=settings.egress.allow)
         # A callback or an agent at this very address would be the gateway calling itself, round and round.
@@ -110,6 +117,7 @@ class Mesh:
 
     def _look_again(self) -> None:
         self.waiters.look_again()
+        self.desk.look_again()
         self.catalog.stale()
 
     async def start(self) -> None:
@@ -138,12 +146,24 @@ class Mesh:
             completion_url=public_url + CALLBACK_PATH.decode(),
             wake=self._wake,
         )
+        self.desk = Desk(
+            store=self.pull_store,
+            keys=self.store.keys,
+            subscriber=self.subscriber,
+            catalog=self.catalog,
+            router=self.router,
+            tokens=tokens,
+            waiters=self.waiters,
+            session=self.session,
+            metrics=self.metrics,
+        )
         self.ticker = Ticker(
             # Alone on its store it keeps its name, by which it finds the sessions of its former lives (decision 7).
             name=settings.gateway.name or (ALONE if self._exclusive else short_id("g")),
             exclusive=self._exclusive,
             store=self.store,
             courier=self.courier,
+            desk=self.desk,
             catalog=self.catalog,
             router=self.router,
             session=self.session,
@@ -154,6 +174,7 @@ class Mesh:
             catalog=self.catalog,
             router=self.router,
             courier=self.courier,
+            desk=self.desk,
             waiters=self.waiters,
             egress=self.egress,
             tokens=tokens,
@@ -168,16 +189,32 @@ class Mesh:
         self._nexus = NexusSurface(self.operations, self.auth, public_url=public_url, **waits)
         self._api = OperationsSurface(self.operations, self.auth, public_url=public_url, **waits)
         self._tasks = TasksSurface(self.operations, settings.gateway.wait_max_ms)
+        answering = Answering(
+            store=self.pull_store,
+            tokens=tokens,
+            waiters=self.waiters,
+            session=self.session,
+            metrics=self.metrics,
+            take=self.courier.take,
+            wake=self._wake,
+            alone=lambda: self.store.alone,
+        )
+        self.attendance = Attendance(self.catalog)
+        self._pull = PullSurface(self.desk, answering, self.attendance, self.catalog, self.auth)
         self._gauges()
         await self.ticker.join()
         self.subscriber.subscribe(self.store.keys.registry_channel, self.catalog.hint)
         self.ticker.start()
+        self._attending = asyncio.create_task(self.attendance.run(), name="mesh-attendance")
         self._started = True
 
     async def stop(self) -> None:
         """Finish what is being sent, hand the rest back, leave; also after a `start` that came to nothing."""
         if self._started:
+            self._attending.cancel()
             store_answers = await self._finish_tries()
+            if store_answers:
+                await self.desk.close_down(LEAVE_S)
             await self.ticker.stop()
             await self.catalog.close()
             if store_answers:
@@ -216,11 +253,15 @@ class Mesh:
         self.draining = True
         if self._started:
             self.waiters.end()
+            self.desk.end()
 
     def find(self, method: str, raw_path: bytes) -> HotRoute | None:
         """The hot route for a request, or None for FastAPI."""
         return (
-            self._nexus.find(method, raw_path) or self._api.find(method, raw_path) or self._tasks.find(method, raw_path)
+            self._nexus.find(method, raw_path)
+            or self._api.find(method, raw_path)
+            or self._pull.find(method, raw_path)
+            or self._tasks.find(method, raw_path)
         )
 
     async def ready(self) -> tuple[bool, dict[str, Any]]:
@@ -257,6 +298,8 @@ class Mesh:
         gauge = self.metrics.gauge
         gauge("mesh_tries_in_flight", "Deliveries being sent", lambda: self.courier.busy)
         gauge("mesh_waits_open", "Requests that wait for an operation", lambda: self.waiters.count)
+        gauge("mesh_seats_promised", "Seats of polls that wait for a store call", lambda: self.desk.promised)
+        gauge("mesh_polls_open", "Polls that wait for work", lambda: self.desk.count)
         gauge("mesh_store_calls_waiting", "Store calls without an answer", lambda: self.link.waiting)
         gauge("mesh_store_up", "1 while the store is reached and accepted", lambda: self.link.up)
         gauge("mesh_gateways", "Gateways alive at the last beat", lambda: self.ticker.sessions)
@@ -270,7 +313,7 @@ def bare_app() -> FastAPI:
         summary="Durable RPC between agents: Nexus over HTTP, kept in Redis or Valkey.",
         redirect_slashes=False,  # it would redirect to whatever the request's Host names
     )
-    routers = [room.router for room in (routes, streams, declared, declared_tasks, endpoints)]
+    routers = [room.router for room in (routes, streams, declared, declared_tasks, pull_routes, endpoints)]
     problems.install(app, *routers)
     for router in routers:
         app.include_router(router)

@@ -42,6 +42,7 @@ class _Caller:
 
     def __init__(self, receive: Receive) -> None:
         self._receive = receive
+        self.disconnected = False
         self.answered: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
 
     def answer(self, answer: Answer) -> None:
@@ -50,6 +51,7 @@ class _Caller:
     async def gone(self) -> None:
         while (await self._receive())["type"] != "http.disconnect":
             pass
+        self.disconnected = True
 
 
 class Front:

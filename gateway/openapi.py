@@ -15,6 +15,7 @@ from fastapi.openapi.utils import get_openapi
 
 from gateway.api import StartBody
 from gateway.declared import FAILURE, schema
+from gateway.pull.frames import AnswersBody, FrameBody, PollBody, StatusesBody
 from gateway.tasks_body import (
     EmitBody,
     EmitTask,
@@ -33,6 +34,7 @@ _REF: Final = "#/components/schemas/{name}"
 _OPEN: Final = (
     "/healthz", "/readyz", "/metrics", "/nexus/callback",
     *[f"/v1/tasks/{verb}" for verb in ("heartbeat", "journal", "emit", "suspend", "read")],
+    *[f"/v1/tasks/{verb}" for verb in ("complete", "fail", "release")],
 )  # fmt: skip
 """Routes that ask for no key: the token is the proof, or there is nothing to protect."""
 _PROBLEM: Final = schema("Problem", "application/problem+json")
@@ -160,7 +162,7 @@ _SHAPES: Final[dict[str, Any]] = {
 }
 _BODIES: Final = (
     StartBody, HeartbeatBody, HeartbeatTask, JournalBody, JournalTask, EmitBody, EmitTask, SuspendBody, SuspendTask,
-    ReadBody, ReadTask,
+    ReadBody, ReadTask, PollBody, AnswersBody, FrameBody, StatusesBody,
 )  # fmt: skip
 
 

@@ -15,6 +15,7 @@ from gateway.orders import (
     Parent,
     Placed,
     check_json_type,
+    fetched_head,
     fresh_head,
     start_arguments,
     stored_request,
@@ -26,6 +27,7 @@ from mesh.errors import Conflict, Gone, NotFound, Unauthenticated, Unavailable
 from mesh.ids import is_operation_id
 from mesh.machine import Event, Kind
 from mesh.store.layout import Outcome, Request
+from mesh.store.pulls import PullStore
 from mesh.store.store import NoEndpoint, NoSession, ParentLost, Store
 from mesh.store.verbs import Accepted, Completion, KeyReused, Replayed, Start, Work
 from mesh.wire import failure_json, format_link
@@ -37,10 +39,11 @@ if TYPE_CHECKING:
     from gateway.courier import Courier, Session
     from gateway.egress import Egress
     from gateway.metrics import Metrics
+    from gateway.pull.desk import Desk
     from gateway.waiters import Waiters
     from mesh.tokens import Claim, CompletionTokens
     from mesh.wire import Completion as WireCompletion
-    from registry.catalog import Catalog
+    from registry.catalog import Catalog, Endpoint
     from registry.routing import Router
 
 
@@ -57,6 +60,7 @@ class Operations(Journals):
         catalog: Catalog,
         router: Router,
         courier: Courier,
+        desk: Desk,
         waiters: Waiters,
         egress: Egress,
         tokens: CompletionTokens,
@@ -71,6 +75,7 @@ class Operations(Journals):
         self._catalog = catalog
         self._router = router
         self._courier = courier
+        self._desk = desk
         self._egress = egress
         self._session = session
         self._metrics = metrics
@@ -91,6 +96,8 @@ class Operations(Journals):
         if order.callback_url:
             self._egress.vet(order.callback_url)
         order, claim = await self._as_child(order, order.parent) if order.parent is not None else (order, None)
+        if endpoint.pulls:
+            return await self._start_for_pollers(order, endpoint, claim, wait=wait)
         request = stored_request(order, endpoint)
         admitted = self._router.admit(endpoint)
         blocked = admitted if isinstance(admitted, str) else ""
@@ -112,20 +119,7 @@ class Operations(Journals):
                     self._courier.take([Work(start.id, Kind.START, head, request, order.body)])
                 placed, first = Placed(start.id, replayed=False, head=head, request=request, first=first), None
                 return placed
-            if isinstance(reply, KeyReused):
-                self._metrics.start("key_reused")
-                detail = (
-                    f"the idempotency key was used for another request (operation {reply.id});"
-                    " use a new key for new content"
-                )
-                raise Conflict(detail, code="key_reused", operation_id=reply.id)
-            self._metrics.start("replayed")
-            record = await self._store.read(reply.id)
-            if record is None:
-                # Purged in between: the key is free again, so a repeat starts a new operation.
-                detail = "the earlier operation of this key was just purged; repeat the request"
-                raise Unavailable(detail, code="purged_meanwhile")
-            return Placed(reply.id, True, record.head, record.request, None, record.journal, record.links)  # noqa: FBT003
+            return await self._earlier(reply)
         finally:
             if first is not None:
                 self._waiters.close(start.id, first)
@@ -142,14 +136,66 @@ class Operations(Journals):
             raise Gone(f"operation {claim.operation_id} is past its retention", code="operation_gone")
         return order._replace(headers=[*order.headers, *trace_headers(record.request)]), claim
 
-    async def _accept(self, start: Start, request: Request, body: bytes) -> Accepted | Replayed | KeyReused:
+    async def _start_for_pollers(
+        self, order: Order, endpoint: Endpoint, claim: Claim | None, *, wait: bool
+    ) -> Placed:
+        """Accept an operation whose agents ask for their work: for a poll that waits here, else into the line."""
+        poll = self._desk.reserve(endpoint, order.service, len(order.body))
+        request = stored_request(order, endpoint)
+        blocked = "" if poll is not None else self._desk.reason(endpoint)
+        start = start_arguments(
+            order, endpoint, session=self._session.name, blocked=blocked, retention_ms=self._retention_ms, claim=claim
+        )
+        first = self._waiters.open(start.id) if wait else None
+        try:
+            seat = () if poll is None else PullStore.seat(poll.instance, poll.lease_ms)
+            reply = await self._accept(start, request, order.body, seat)
+            if not isinstance(reply, Accepted):
+                return await self._earlier(reply)
+            self._metrics.start("accepted")
+            head = fresh_head(start, reply)
+            if poll is not None and reply.fetched:
+                head = fetched_head(head, poll.instance, poll.lease_ms)
+                taker, poll = poll, None
+                self._desk.hand(taker, Work(start.id, Kind.START, head, request, order.body), reply.at_ms)
+            elif reply.attempt:
+                # Since a moment ago its agents are sent their work.
+                self._courier.take([Work(start.id, Kind.START, head, request, order.body)])
+            placed, first = Placed(start.id, replayed=False, head=head, request=request, first=first), None
+            return placed
+        finally:
+            if first is not None:
+                self._waiters.close(start.id, first)
+            if poll is not None:
+                poll.let_go(size=len(order.body))
+
+    async def _earlier(self, reply: Replayed | KeyReused) -> Placed:
+        """The operation that has the key already. Raises Conflict `key_reused`, Unavailable."""
+        if isinstance(reply, KeyReused):
+            self._metrics.start("key_reused")
+            detail = (
+                f"the idempotency key was used for another request (operation {reply.id});"
+                " use a new key for new content"
+            )
+            raise Conflict(detail, code="key_reused", operation_id=reply.id)
+        self._metrics.start("replayed")
+        record = await self._store.read(reply.id)
+        if record is None:
+            # Purged in between: the key is free again, so a repeat starts a new operation.
+            detail = "the earlier operation of this key was just purged; repeat the request"
+            raise Unavailable(detail, code="purged_meanwhile")
+        return Placed(reply.id, True, record.head, record.request, None, record.journal, record.links)  # noqa: FBT003
+
+    async def _accept(
+        self, start: Start, request: Request, body: bytes, seat: tuple[bytes, ...] = ()
+    ) -> Accepted | Replayed | KeyReused:
         try:
             try:
-                return await self._store.start(start, request, body)
+                return await self._store.start(start, request, body, seat)
             except NoSession:
                 await self._rejoin(start.session)
                 start.session = self._session.name
-                return await self._store.start(start, request, body)
+                return await self._store.start(start, request, body, seat)
         except ParentLost as lost:
             detail = "the attempt that starts this child was given up, or its operation has ended"
             raise Conflict(detail, code="lease_lost", operation_id=str(lost)) from None

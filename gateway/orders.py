@@ -208,3 +208,12 @@ def fresh_head(start: Start, accepted: Accepted) -> Head:
         parent=f"{start.parent}.{start.parent_run}" if isinstance(start, ChildStart) else "",
         parent_key=start.parent_key if isinstance(start, ChildStart) else "",
     )  # fmt: skip
+
+
+def fetched_head(head: Head, instance: str, lease_ms: int) -> Head:
+    """The head when the attempt went to a poller in the same step (mesh/store/lua/pulling.lua)."""
+    at_ms = head.created_at
+    return msgspec.structs.replace(
+        head, state=State.STARTED, owner="", start=Delivery.DELIVERED, start_at=0, start_by=0, instance=instance,
+        beat_ms=lease_ms, beat_by=at_ms + lease_ms, finish_by=at_ms + head.run_ms if head.run_ms else 0,
+    )  # fmt: skip

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from gateway.courier import Courier, Session
+    from gateway.pull.desk import Desk
     from mesh.store.store import Store
     from registry.catalog import Catalog
     from registry.routing import Router
@@ -49,6 +50,7 @@ class Ticker:
         exclusive: bool,
         store: Store,
         courier: Courier,
+        desk: Desk,
         catalog: Catalog,
         router: Router,
         session: Session,
@@ -59,6 +61,7 @@ class Ticker:
         self._exclusive = exclusive
         self._store = store
         self._courier = courier
+        self._desk = desk
         self._catalog = catalog
         self._router = router
         self._session = session
@@ -145,6 +148,13 @@ class Ticker:
             self._relabel_at_s = monotonic_s() + RELABEL_S
         for endpoint_id in lines:
             endpoint = self._catalog.by_id(endpoint_id)
+            if endpoint is not None and endpoint.pulls:
+                self._desk.wake(endpoint_id)
+                if relabel:
+                    await self._store.unblock(
+                        endpoint_id, self._session.name, LINE_COUNT, self._desk.reason(endpoint)
+                    )
+                continue
             room = min(LINE_COUNT, BUSY_MAX - self._courier.busy)
             capacity = min(room, self._router.capacity(endpoint)) if endpoint is not None else 0
             if capacity > 0:

@@ -23,7 +23,16 @@ from mesh.wire import check_endpoint
 from registry.contracts import Contract, Examiner
 from registry.endpoint import NAME_SHOWN_MAX, Endpoint, Operation, compile_endpoint
 from registry.gate import check_schemas
-from registry.instances import FOREVER_MS, Instance, Instances, Static, StoreTime, pack
+from registry.instances import (
+    ATTENDING_MS,
+    FOREVER_MS,
+    Instance,
+    Instances,
+    Static,
+    StoreTime,
+    pack,
+    pack_attending,
+)
 from registry.spec import EndpointSpec, InstanceSpec, check_instance, check_url
 
 __all__ = ["Catalog", "Endpoint", "Operation"]
@@ -190,12 +199,9 @@ class Catalog:
     async def put(self, name: str, namespace: str, spec: EndpointSpec, *, if_match: str = "") -> tuple[bool, Endpoint]:
         """Create (True) or replace. `if_match`: "" none, `*` must exist, else the version that must be there.
 
-        Raises Malformed (name, URL, `not_supported_yet`), Conflict `name_taken`, PreconditionFailed, TooMany.
+        Raises Malformed (name, URL), Conflict `name_taken`, PreconditionFailed, TooMany.
         """
         check_endpoint(name)
-        if spec.target.kind == "pull":
-            detail = "target.kind 'pull' is not supported yet; register an http agent"
-            raise Malformed(detail, code="not_supported_yet", errors=[{"pointer": "/target/kind", "detail": detail}])
         if spec.target.url is not None:
             check_url(spec.target.url, "/target/url")
         present = self._by_name.get(name)
@@ -210,6 +216,8 @@ class Catalog:
             if_match=if_match,
             max_concurrency=spec.policy.max_concurrency or 0,
             rate_per_s=spec.policy.rate_per_s or 0,
+            pull=spec.target.kind == "pull",
+            retry=spec.policy.retry.as_text(),
         )
         await self.refresh()
         endpoint = self._by_id.get(endpoint_id)
@@ -237,6 +245,10 @@ class Catalog:
     ) -> tuple[bool, Endpoint, Instance]:
         """Register (True) an instance or keep up its lease. Raises Malformed, NotFound, TooMany."""
         check_instance(instance_id)
+        known = self._by_name.get(name)
+        if known is not None and known.owner == namespace and known.pulls:
+            detail = f"endpoint {name!r} is of kind pull: its instances are those that poll it"
+            raise Malformed(detail, code="endpoint_pulls")
         check_url(spec.url, "/url")
         document = pack(spec)
         word, expires_at_ms = await self._store.instance_put(
@@ -254,6 +266,15 @@ class Catalog:
         if instance is None:  # removed again before it was read back
             raise NotFound(f"instance {instance_id!r} was removed meanwhile", code="unknown_instance")
         return word == "created", endpoint, instance
+
+    async def attend(self, endpoint: Endpoint, instance_id: str, version: str) -> None:
+        """An instance asks for work, and is there for as long as it does. Raises NotFound, TooMany."""
+        document = pack_attending(version)
+        _, expires_at_ms = await self._store.instance_put(
+            endpoint.name, endpoint.owner, instance_id, document, ATTENDING_MS
+        )
+        if not self.instances.renewed(endpoint.id, instance_id, document, expires_at_ms):
+            await self.refresh()
 
     async def drain(self, name: str, namespace: str, instance_id: str) -> None:
         """No new work for this instance; it leaves the list when its lease ends. Raises NotFound."""

@@ -29,7 +29,10 @@ class Operation:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Endpoint:
-    """One living endpoint, compiled. `services` None: any; a service's operations None: any."""
+    """One living endpoint, compiled. `services` None: any; a service's operations None: any.
+
+    `pulls`: its agents ask for work, nothing is sent to them.
+    """
 
     id: str
     name: str
@@ -40,6 +43,7 @@ class Endpoint:
     anyone: bool
     services: dict[str, dict[str, Operation] | None] | None
     policy: Policy
+    pulls: bool
     target_url: str
     labels: dict[str, str]
     spec: EndpointSpec
@@ -96,7 +100,8 @@ def compile_endpoint(row: EndpointRow) -> Endpoint:
         }
     return Endpoint(
         row.id, row.name, row.owner, row.version, row.paused, frozenset(spec.allow), "*" in spec.allow, services,
-        spec.policy, spec.target.url or "", spec.labels, spec, row.document, row.created_at_ms, row.updated_at_ms,
+        spec.policy, spec.target.kind == "pull", spec.target.url or "", spec.labels,
+        spec, row.document, row.created_at_ms, row.updated_at_ms,
     )  # fmt: skip
 
 

@@ -25,6 +25,8 @@ READ_AHEAD_MS: Final = 1_000
 READ_AGAIN_MS: Final = 200
 FOREVER_MS: Final = 1 << 62
 READS_AT_ONCE: Final = 500
+ATTENDING_MS: Final = 10_000
+"""An instance that asks for work is there for so long after it asked last, or was answered."""
 FORGET_MS: Final = 3_600_000
 """Instances offline for longer are left out of answers; the store drops them when it needs the room."""
 
@@ -53,9 +55,9 @@ class StoreTime:
 
 
 class _Document(msgspec.Struct):
-    """An instance as stored; fields that a newer gateway adds are passed over."""
+    """An instance as stored; fields that a newer gateway adds are passed over. Without `url` it asks for its work."""
 
-    url: str
+    url: str = ""
     version: str = ""
     weight: int = 1
     ttl_ms: int = TTL_MS
@@ -69,9 +71,17 @@ def pack(spec: InstanceSpec) -> bytes:
     return msgspec.json.encode(_Document(spec.url, spec.version, spec.weight, spec.ttl_ms))
 
 
+def pack_attending(version: str) -> bytes:
+    """The stored form of an instance that asks for its work."""
+    return msgspec.json.encode(_Document("", version, 1, ATTENDING_MS))
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Instance:
-    """One address of an agent. Local times, but `since_ms` (registered, changed or drained) is Unix time."""
+    """One address of an agent, or "" for one that asks for its work.
+
+    Local times, but `since_ms` (registered, changed or drained) is Unix time.
+    """
 
     id: str
     url: str
@@ -101,13 +111,15 @@ class Instance:
 
     def judge(self, now: int, time: StoreTime) -> Judgement:
         if now >= self.live_until_ms:
-            why = f"no heartbeat for its ttl of {self.ttl_ms} ms"
+            why = f"no {'heartbeat' if self.url else 'poll'} for its ttl of {self.ttl_ms} ms"
             return Judgement(Health.OFFLINE, why, time.wall(self.lease_end_ms))
         if self.draining:
             return Judgement(Health.DRAINING, "it was removed and finishes what it has", self.since_ms)
         if self.reach.pause_ms:
             return Judgement(Health.SUSPECT, "requests do not get through", time.wall(self.reach.since_ms))
-        why = "the target of its registration" if self.id == TARGET else "its lease is kept up"
+        why = "its lease is kept up" if self.url else "it asks for work"
+        if self.id == TARGET:
+            why = "the target of its registration"
         return Judgement(Health.HEALTHY, why, self.since_ms)
 
 

@@ -41,6 +41,10 @@ class Retry(Part):
             raise ValueError("retry.max_ms is less than retry.initial_ms; raise max_ms or lower initial_ms")
         return self
 
+    def as_text(self) -> str:
+        """For the store, which counts by it where an agent reports the failure (mesh/store/lua/retry.lua)."""
+        return f"{self.initial_ms} {self.factor} {self.max_ms} {self.jitter}"
+
     def delay_ms(self, attempt: int) -> float:
         """The wait after failed attempt number `attempt` (1, 2, ...), before jitter."""
         return min(self.initial_ms * self.factor ** min(attempt - 1, _EXPONENT_MAX), self.max_ms)

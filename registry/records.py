@@ -117,8 +117,8 @@ def endpoint_record(
 
 def instance_record(instance: Instance, judged: Judgement, time: StoreTime, *, own: bool) -> dict[str, Any]:
     """One instance; `own`: the viewer owns the endpoint and may see the address."""
-    record: dict[str, Any] = {"id": instance.id}
-    if own:
+    record: dict[str, Any] = {"id": instance.id, "kind": "http" if instance.url else "pull"}
+    if own and instance.url:
         record["url"] = instance.url
     record |= {"version": instance.version, "weight": instance.weight, **_health(judged)}
     if instance.id != TARGET:

@@ -57,7 +57,7 @@ class _Line:
     def derive(self, roster: Roster, now: int) -> None:
         if self.breaker.failures and self.roster is not None and _arrived(self.roster, roster, now):
             self.breaker.reset(now)
-        live = [one for one in roster.instances if not one.draining and now < one.live_until_ms]
+        live = [one for one in roster.instances if one.url and not one.draining and now < one.live_until_ms]
         self.roster = roster
         self.ready = tuple(one for one in live if one.reach.usable(now))
         self.sums = tuple(accumulate(one.weight for one in self.ready))
@@ -142,10 +142,16 @@ class Router:
             return 0
         return CAPACITY if line.breaker.state(endpoint.policy.breaker, now) is BreakerState.CLOSED else 1
 
+    def attended(self, endpoint: Endpoint) -> bool:
+        """Whether somebody asks for the work of an endpoint of kind pull."""
+        now = self.time.now()
+        roster = self._instances.roster(endpoint.id)
+        return any(not one.draining and now < one.live_until_ms for one in roster.instances)
+
     def every(self, endpoint: Endpoint) -> list[Instance]:
         """All that may hold work of the endpoint, draining ones too; those that answer first."""
         now = self.time.now()
-        live = [one for one in self._instances.roster(endpoint.id).instances if now < one.live_until_ms]
+        live = [one for one in self._instances.roster(endpoint.id).instances if one.url and now < one.live_until_ms]
         return sorted(live, key=lambda one: one.reach.pause_ms)
 
     def view(self, endpoint: Endpoint) -> View:
@@ -168,7 +174,8 @@ class Router:
             by_health[one.health].append(one)
         healthy, suspect, offline, draining = by_health.values()
         if not all_:
-            return Judgement(Health.OFFLINE, "no instance has registered", endpoint.created_at_ms)
+            why = "no agent has asked for work" if endpoint.pulls else "no instance has registered"
+            return Judgement(Health.OFFLINE, why, endpoint.created_at_ms)
         if not healthy and not suspect:
             if draining:
                 return Judgement(Health.DRAINING, draining[-1].why, max(one.since_ms for one in draining))

@@ -34,6 +34,8 @@ class Answer(NamedTuple):
 class Sink(Protocol):
     """Where an answer goes; what a Request needs of its connection."""
 
+    disconnected: bool
+
     def answer(self, answer: Answer) -> None:
         """Write it; exactly once per request."""
 
@@ -80,6 +82,11 @@ class Request:
     async def gone(self) -> None:
         """Return once the caller has hung up."""
         await self.sink.gone()
+
+    @property
+    def hung_up(self) -> bool:
+        """Whether it is known by now that nobody waits for the answer."""
+        return self.sink.disconnected
 
     def later(self, answering: Coroutine[Any, Any, Answer]) -> None:
         """Another task answers this request; its route function returns None."""

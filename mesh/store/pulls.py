@@ -91,9 +91,9 @@ class PullStore(Functions):
         arguments = {
             "endpoint": endpoint_id, "seats": seats, "services": services, "skip": skip, "bytes": bytes_max
         }  # fmt: skip
-        _, works, instances, stopped, following, more = await self.fcall("mesh1_pull", arguments)
+        now, works, instances, stopped, following, more = await self.fcall("mesh1_pull", arguments)
         pairs = [(read_work(work), instance.decode()) for work, instance in zip(works, instances, strict=True)]
-        return Pulled(pairs, stopped.decode(), following, more == 1)
+        return Pulled(now, pairs, stopped.decode(), following, more == 1)
 
     async def answers(self, answers: Sequence[Answer], *, session: str, alone: bool) -> list[Completed | Taken]:
         """Book many answers in one step, each by itself: one that is refused keeps none of the others."""

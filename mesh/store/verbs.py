@@ -228,6 +228,7 @@ class Seat(msgspec.Struct):
 class Pulled(NamedTuple):
     """Attempts handed out, each with the instance that has it. `more`: the line goes on behind the first `skip`."""
 
+    at_ms: int
     works: list[tuple[Work, str]]
     stopped: str
     skip: int

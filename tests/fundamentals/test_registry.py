@@ -103,7 +103,7 @@ class TestRefusals:
             ("[]", (422, "body_invalid")),
             ('{"colour": "red"}', (422, "body_invalid")),
             ('{"policy": {"breaker": {"failures": "5"}}}', (422, "body_invalid")),
-            ('{"target": {"kind": "pull"}}', (400, "not_supported_yet")),
+            ('{"target": {"kind": "pull", "url": "http://127.0.0.1:1"}}', (422, "body_invalid")),
             ('{"target": {"url": "http://169.254.169.254/latest"}}', (400, "url_forbidden")),
             ('{"target": {"url": "http://10.0.0.1:9000/"}}', (400, "url_forbidden")),
             (json.dumps({"description": "d" * SPEC_BYTES_MAX}), (413, "too_large")),

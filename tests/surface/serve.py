@@ -1,6 +1,7 @@
-"""`python -m tests.surface.serve SETTINGS.json DIRECTORY`: `gateway.server.dev` as a process of its own.
+"""`python -m tests.surface.serve SETTINGS.json DIRECTORY`: a gateway as a process of its own.
 
-Prints one JSON line when it is ready, and one line on standard error when it cannot start, as the command line does.
+`gateway.server.dev`, or with a store URL in the settings `gateway.server.serve`. Prints one JSON line when it is ready,
+and one line on standard error when it cannot start, as the command line does.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import socket
 import sys
 from pathlib import Path
 
-from gateway.server import dev
+from gateway.server import dev, serve
 from gateway.settings import Settings
 from mesh.errors import MeshError
 
@@ -25,8 +26,15 @@ def main() -> None:
     with socket.create_server(("127.0.0.1", 0)) as probe:
         tables.setdefault("gateway", {}).setdefault("port", probe.getsockname()[1])
     settings = Settings.model_validate({"egress": {"allow_loopback": True}} | tables)
+
+    def ready() -> None:
+        say(json.dumps({"port": settings.gateway.port}))
+
     try:
-        dev(settings, Path(sys.argv[2]), ready=lambda: say(json.dumps({"port": settings.gateway.port})))
+        if settings.store.url:
+            serve(settings, ready=ready)
+        else:
+            dev(settings, Path(sys.argv[2]), ready=ready)
     except MeshError as error:
         raise SystemExit(error.detail) from None
 

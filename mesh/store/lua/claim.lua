@@ -97,7 +97,11 @@ local function close_children(op, now)
       if outcome then
         save(child, 'r', outcome)
       else
-        if child.state == S.started and child.suspended == 0 and apply_delivery(child, 'cancel', 'owe') then child.cancel_at = now end
+        if held(child) then
+          tell_holder(child)
+        elseif child.state == S.started and child.suspended == 0 and apply_delivery(child, 'cancel', 'owe') then
+          child.cancel_at = now
+        end
         save(child)
       end
       tell(child)

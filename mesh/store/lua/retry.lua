@@ -11,7 +11,7 @@ local function back_off(op, a)
   local policy = redis.call('HGET', op.root .. KEY.endpoint .. op.endpoint, 'retry')
   local initial, factor, most, jitter = string.match(policy or '', '^(%S+) (%S+) (%S+) (%S+)$')
   if not initial then initial, factor, most, jitter = 1000, 2, 60000, 0.2 end
-  local tries = math.min(op.attempt - op.resumes - 1, 64)
+  local tries = math.min(math.max(spent(op) - 1, 0), 64)
   local delay = math.min(tonumber(initial) * tonumber(factor) ^ tries, tonumber(most))
   return math.max(math.floor(delay * (1 + tonumber(jitter) * a.chance)), a.least_ms)
 end

@@ -1,0 +1,228 @@
+"""What agents say about the attempts they have: read, booked in one store call for all of them, told to who waits.
+
+The same for answers in a poll's frame and for the routes of their own, one or many. The task token is the proof.
+"""
+
+from __future__ import annotations
+
+import binascii
+import re
+from base64 import b64decode
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+import msgspec
+
+from gateway.starts import DETAIL_CHARS_MAX, RETRY_AFTER_MS_MAX
+from gateway.waiters import Ending
+from mesh.clock import now_ms
+from mesh.errors import Malformed, Unauthenticated
+from mesh.ids import jittered
+from mesh.machine import Event, State
+from mesh.store.layout import Outcome
+from mesh.store.pulls import Ended, Released, Retried, Taken
+from mesh.store.store import pack
+from mesh.store.verbs import Completed, Completion
+from mesh.wire import (
+    HANDLER_ERRORS,
+    as_operation_failure,
+    failure_json,
+    format_link,
+    handler_failure,
+    headers_for_handler_error,
+    is_failure,
+    load_json,
+    parse_handler_failure,
+    parse_links,
+    retryable_by_default,
+)
+from mesh.wire.failures import FAILURE_DEPTH_MAX
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+    from gateway.courier import Session
+    from gateway.metrics import Metrics
+    from gateway.pull.frames import AnswerBody
+    from gateway.waiters import FirstRequest, Waiters
+    from mesh.store.pulls import Answer, PullStore
+    from mesh.store.verbs import Work
+    from mesh.tokens import Claim, CompletionTokens
+
+REASON_CHARS_MAX: Final = 200
+_JSON: Final = "application/json"
+_media_type: Final = re.compile(r"[!-~](?:[ -~]{0,253}[!-~])?").fullmatch
+_STATES: Final = {Event.SUCCEED: State.SUCCEEDED, Event.FAIL: State.FAILED, Event.CANCEL: State.CANCELED}
+_WORDS: Final = {
+    Completion.DONE: "ok",
+    Completion.SAME: "ok",
+    Completion.DROPPED: "ok",
+    Completion.OTHER: "conflict",
+    Completion.LEASE_LOST: "lost",
+    Completion.STALE_RUN: "lost",
+    Completion.UNKNOWN: "unknown",
+}
+_TAKEN: Final = {"lost": "lost", "ended": "ended", "unknown": "unknown", "broken": "broken"}
+
+
+class _Answered(NamedTuple):
+    """One answer on its way into the store; `first` is the caller's open request, which it was promised to."""
+
+    place: int
+    answer: Answer
+    outcome: Outcome | None
+    first: FirstRequest | None
+
+
+class Answering:
+    """Books answers. `take` gets work that the store leased on the way; `wake` a line that may move."""
+
+    def __init__(
+        self,
+        *,
+        store: PullStore,
+        tokens: CompletionTokens,
+        waiters: Waiters,
+        session: Session,
+        metrics: Metrics,
+        take: Callable[[Iterable[Work]], None],
+        wake: Callable[[str], None],
+        alone: Callable[[], bool],
+    ) -> None:
+        self._store = store
+        self._tokens = tokens
+        self._waiters = waiters
+        self._session = session
+        self._metrics = metrics
+        self._take = take
+        self._wake = wake
+        self._alone = alone
+
+    async def answer(self, bodies: Sequence[AnswerBody], *, strict: bool = False) -> list[str]:
+        """A status word per answer (frames.py). Raises Unavailable when none of them is surely booked.
+
+        `strict`: what is `invalid` is raised, as Unauthenticated or Malformed.
+        """
+        statuses = ["invalid"] * len(bodies)
+        waiting: list[_Answered] = []
+        try:
+            self._read(bodies, waiting, strict=strict)
+            answers = [one.answer for one in waiting]
+            alone, session = self._alone(), self._session.name
+            replies = await self._store.answers(answers, session=session, alone=alone) if answers else []
+        except BaseException:
+            for one in waiting:
+                if one.first is not None:
+                    one.first.release(unsure=True)
+            raise
+        works = [reply.callback for reply in replies if isinstance(reply, Completed) and reply.callback is not None]
+        for one, reply in zip(waiting, replies, strict=True):
+            if isinstance(reply, Taken):
+                statuses[one.place] = _TAKEN.get(reply.verdict, "ok")
+                if one.first is not None:
+                    one.first.release()
+            else:
+                statuses[one.place] = _WORDS[reply.verdict]
+                self._settle(one, reply)
+            self._waiters.tell(one.answer.id)
+        if works:
+            self._take(works)
+        for line in {reply.line for reply in replies if reply.line}:
+            self._wake(line)
+        return statuses
+
+    def _read(self, bodies: Sequence[AnswerBody], into: list[_Answered], *, strict: bool) -> None:
+        now_s = now_ms() / 1000
+        for place, body in enumerate(bodies):
+            try:
+                answer, outcome = read(body, self._tokens.check(body.token, now_s))
+            except (Unauthenticated, Malformed):
+                if strict:
+                    raise
+                continue
+            first = self._waiters.first(answer.id) if outcome is not None else None
+            if first is None or not first.claim():
+                into.append(_Answered(place, answer, outcome, None))
+            else:
+                answered = answer._replace(answered=True) if isinstance(answer, Ended) else answer
+                into.append(_Answered(place, answered, outcome, first))
+
+    def _settle(self, one: _Answered, reply: Completed) -> None:
+        """As for an outcome that came with a start's reply (starts.py)."""
+        if not isinstance(one.answer, Ended) or one.outcome is None:
+            return
+        state = _STATES[one.answer.event]
+        if one.first is not None:
+            # An equal outcome that stands already may be this very call, sent again after its reply was lost.
+            if reply.verdict in (Completion.DONE, Completion.SAME):
+                one.first.settle(Ending(state, one.outcome, one.answer.attempt, reply.seq, reply.at_ms, reply.journal))
+            else:
+                one.first.release()
+        if reply.verdict is Completion.DONE:
+            self._metrics.ended(state)
+
+
+def read(body: AnswerBody, claim: Claim) -> tuple[Answer, Outcome | None]:
+    """One answer for the store, and its outcome if it ends the operation. Raises Malformed."""
+    if body.state == "succeeded":
+        return _ended(claim, Event.SUCCEED, _result(body))
+    if body.state == "released":
+        return Released(*claim, body.reason[:REASON_CHARS_MAX] or "released"), None
+    if body.state == "failed" and (body.type or body.retryable is not None):
+        return _handler_error(body, claim)
+    if body.state not in ("failed", "canceled"):
+        raise Malformed("state is succeeded, failed, canceled or released", code="state_invalid")
+    failure = as_operation_failure(body.state, _failure(body, f"the operation {body.state}"))
+    event = Event.CANCEL if body.state == "canceled" else Event.FAIL
+    return _ended(claim, event, Outcome("failure", body=failure_json(failure)))
+
+
+def _ended(claim: Claim, event: Event, outcome: Outcome) -> tuple[Answer, Outcome | None]:
+    return Ended(*claim, event, pack(outcome), answered=False), outcome
+
+
+def _result(body: AnswerBody) -> Outcome:
+    links = [format_link(link) for link in parse_links(body.links)] if body.links else []
+    if body.content_type is not None and not _media_type(body.content_type):
+        raise Malformed("content_type is no media type", code="result_invalid")
+    if body.result is not msgspec.UNSET:
+        if body.result_base64 is not None:
+            raise Malformed("give result or result_base64, not both", code="result_invalid")
+        return Outcome("result", "", body.content_type or _JSON, bytes(body.result), links=links)
+    if body.result_base64 is None:
+        return Outcome("result", "", None, b"", links=links)
+    try:
+        content = b64decode(body.result_base64, validate=True)
+    except (binascii.Error, ValueError):
+        raise Malformed("result_base64 is not base64", code="result_invalid") from None
+    return Outcome("result", "", body.content_type or "application/octet-stream", content, links=links)
+
+
+def _failure(body: AnswerBody, otherwise: str) -> dict[str, object]:
+    if body.failure is None:
+        return {"message": body.message or otherwise}
+    if not is_failure(body.failure):
+        raise Malformed("failure is not a Nexus Failure", code="failure_invalid")
+    return load_json(failure_json(body.failure), FAILURE_DEPTH_MAX)
+
+
+def _handler_error(body: AnswerBody, claim: Claim) -> tuple[Answer, Outcome | None]:
+    """The attempt failed: repeated where that is worth while, else it ends the operation as a refusal."""
+    error_type = body.type or "INTERNAL"
+    failure = _failure(body, error_type)
+    said = parse_handler_failure(HANDLER_ERRORS.get(error_type, (500, True))[0], _JSON_HEADERS, failure_json(failure))
+    retryable = retryable_by_default(error_type) if body.retryable is None else body.retryable
+    whole = said.failure
+    if said.type != error_type or said.retryable != retryable or not body.failure:
+        whole = handler_failure(error_type, body.message or said.message, retryable=body.retryable, cause=body.failure)
+    detail = f"{error_type}: {body.message or said.message}"[:DETAIL_CHARS_MAX]
+    if retryable:
+        last = Outcome("mesh", "attempts_exhausted", body=failure_json(whole))
+        least_ms = min(max(body.retry_after_ms, 0), RETRY_AFTER_MS_MAX)
+        chance = jittered(1_000, 1) / 1_000 - 1
+        return Retried(*claim, detail, pack(last), least_ms, chance), None
+    status = HANDLER_ERRORS.get(error_type, (500, True))[0]
+    headers = headers_for_handler_error(error_type, retryable=False)
+    return _ended(claim, Event.FAIL, Outcome("handler_error", error_type, None, failure_json(whole), status, headers))
+
+
+_JSON_HEADERS: Final = [(b"content-type", b"application/json")]

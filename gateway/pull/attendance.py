@@ -1,0 +1,97 @@
+"""Instances that poll, as the registry shows them: they are there for as long as they ask for work.
+
+One write when an instance comes or changes, then one every third of its lease while it polls here.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Final
+
+from mesh.clock import monotonic_s, sleep
+from mesh.errors import MeshError, NotFound
+from registry.instances import ATTENDING_MS
+
+if TYPE_CHECKING:
+    from registry.catalog import Catalog, Endpoint
+
+RENEW_S: Final = ATTENDING_MS / 3000
+LOOK_S: Final = 1.0
+INSTANCES_MAX: Final = 20_000
+
+_log = logging.getLogger(__name__)
+
+
+class _Instance:
+    __slots__ = ("endpoint", "polled_s", "renewed_s", "version", "waiting")
+
+    def __init__(self, endpoint: Endpoint, version: str) -> None:
+        self.endpoint = endpoint
+        self.version = version
+        self.waiting = 0
+        self.polled_s = self.renewed_s = monotonic_s()
+
+
+class Attendance:
+    """All polling instances of this gateway. `run` keeps their leases up."""
+
+    def __init__(self, catalog: Catalog) -> None:
+        self._catalog = catalog
+        self._instances: dict[tuple[str, str], _Instance] = {}
+
+    async def came(self, endpoint: Endpoint, instance: str, version: str) -> bool:
+        """It begins a poll, to be ended with `went`; False: it was removed from the registry and is to stop.
+
+        Raises NotFound (the endpoint is gone), TooMany.
+        """
+        found = self._instances.get((endpoint.id, instance))
+        if found is None or found.version != version:
+            if self._draining(endpoint, instance):
+                return False
+            await self._catalog.attend(endpoint, instance, version)
+            if len(self._instances) >= INSTANCES_MAX:
+                del self._instances[next(iter(self._instances))]
+            found = self._instances.setdefault((endpoint.id, instance), _Instance(endpoint, version))
+            found.version = version
+        elif self._draining(endpoint, instance):
+            del self._instances[endpoint.id, instance]
+            return False
+        found.waiting += 1
+        return True
+
+    def went(self, endpoint: Endpoint, instance: str) -> None:
+        """Its poll is answered, or it has hung up."""
+        found = self._instances.get((endpoint.id, instance))
+        if found is not None:
+            found.waiting -= 1
+            found.polled_s = monotonic_s()
+
+    def _draining(self, endpoint: Endpoint, instance: str) -> bool:
+        time = self._catalog.time
+        known = self._catalog.instances.roster(endpoint.id).get(instance)
+        return known is not None and known.draining and time.now() < known.live_until_ms
+
+    async def renew(self) -> None:
+        """Keep up the leases of those that polled since the last time; forget those that did not for long."""
+        now_s = monotonic_s()
+        for key, one in list(self._instances.items()):
+            if one.waiting or one.polled_s > one.renewed_s:
+                if now_s - one.renewed_s >= RENEW_S and not self._draining(one.endpoint, key[1]):
+                    one.renewed_s = now_s
+                    try:
+                        await self._catalog.attend(one.endpoint, key[1], one.version)
+                    except NotFound:
+                        self._instances.pop(key, None)
+            elif now_s - one.polled_s > ATTENDING_MS / 1000:
+                self._instances.pop(key, None)
+
+    async def run(self) -> None:
+        """`renew` for as long as the gateway lives."""
+        while True:
+            await sleep(LOOK_S)
+            try:
+                await self.renew()
+            except MeshError as error:
+                _log.warning("polling instances are not kept up: %s", error)
+            except Exception:  # noqa: BLE001 - they would all look gone
+                _log.exception("polling instances are not kept up")

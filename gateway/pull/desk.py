@@ -1,0 +1,287 @@
+"""Who gets what: polls that wait at this gateway, starts that find one of them, and the line of those that did not.
+
+A start is promised a seat first and goes into the store with it, so that one call accepts, starts and leases it. What
+found no seat waits in the endpoint's line in the store; a message wakes the gateways where its agents poll, and each
+takes what it has seats for. Messages are hints: the ticker tells of lines as well. Knows no HTTP.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from typing import TYPE_CHECKING, Final
+
+from gateway.pull.frames import CancelBody, task_json
+from gateway.pull.window import Poll, Window
+from gateway.starts import TOKEN_LIFE_S
+from mesh.clock import monotonic_s, now_ms
+from mesh.errors import MeshError
+from mesh.machine import State
+from mesh.store.pulls import Released
+from mesh.store.verbs import Seat
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine, Iterable, Sequence
+    from typing import Any
+
+    from gateway.courier import Session
+    from gateway.metrics import Metrics
+    from gateway.waiters import Waiters
+    from mesh.store.keys import Keys
+    from mesh.store.pulls import PullStore
+    from mesh.store.subscriber import Subscriber
+    from mesh.store.verbs import Work
+    from mesh.tokens import CompletionTokens
+    from registry.catalog import Catalog, Endpoint
+    from registry.routing import Router
+
+IDLE_S: Final = 60.0
+"""How long an endpoint is listened to after its last poll here: its agents may be busy, and hear of cancels later."""
+LOOK_SEATS_MAX: Final = 256
+UNTOLD_MAX: Final = 10_000
+"""Instances that do not poll right now, for which cancels are kept."""
+UNTOLD_EACH_MAX: Final = 1_000
+GONE: Final = "poller_gone"
+
+_log = logging.getLogger(__name__)
+
+
+class Desk:
+    """The pull side of one gateway. `wake`: an endpoint's line may move (the ticker's)."""
+
+    def __init__(
+        self,
+        *,
+        store: PullStore,
+        keys: Keys,
+        subscriber: Subscriber,
+        catalog: Catalog,
+        router: Router,
+        tokens: CompletionTokens,
+        waiters: Waiters,
+        session: Session,
+        metrics: Metrics,
+    ) -> None:
+        self._store = store
+        self._keys = keys
+        self._subscriber = subscriber
+        self._catalog = catalog
+        self._router = router
+        self._tokens = tokens
+        self._waiters = waiters
+        self._session = session
+        self._metrics = metrics
+        self._windows: dict[str, Window] = {}
+        self._untold: dict[tuple[str, str], deque[CancelBody]] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._ended = False
+
+    @property
+    def count(self) -> int:
+        """Polls that wait, for metrics."""
+        return sum(len(window.all) for window in self._windows.values())
+
+    @property
+    def promised(self) -> int:
+        """Seats promised to starts and looks on their way, for metrics."""
+        return sum(poll.held for window in self._windows.values() for poll in window.all)
+
+    # Polls --------------------------------------------------------------------------------------------------------
+
+    def open(
+        self, endpoint: Endpoint, instance: str, count: int, lease_ms: int, services: Sequence[str], *, booked: bool
+    ) -> Poll:
+        """A poll begins to wait, to be closed with `close`. `booked`: it brought no answers."""
+        window = self._windows.get(endpoint.id)
+        if window is None:
+            window = self._windows[endpoint.id] = Window(endpoint.id)
+            self._subscriber.subscribe(
+                self._keys.pull_channel(endpoint.id), lambda message: self._heard(endpoint.id, message)
+            )
+            self._sweep()
+        poll = Poll(window, instance, count, lease_ms, frozenset(services), booked=booked)
+        window.add(poll)
+        untold = self._untold.pop((endpoint.id, instance), None)
+        if untold is not None:
+            poll.cancels += untold
+        if self._ended:
+            poll.over()
+        elif window.dirty and count:
+            self._look(window)
+        return poll
+
+    def close(self, poll: Poll, *, gone: bool) -> None:
+        """It is answered, or its caller has `gone` and nothing that it was to get reached anybody."""
+        poll.finish()
+        window = poll.window
+        window.remove(poll)
+        window.idle_since_s = monotonic_s()
+        if gone:
+            self._give_back([(operation, run, attempt) for operation, run, attempt, _ in poll.tasks])
+            for cancel in poll.cancels:
+                self._keep_untold(window.endpoint_id, poll.instance, cancel)
+
+    def end(self) -> None:
+        """The gateway drains: polls are answered now, and later ones at once."""
+        self._ended = True
+        for window in self._windows.values():
+            for poll in list(window.all):
+                poll.over()
+
+    async def close_down(self, within_s: float) -> None:
+        """Wait for what is being given back."""
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=within_s)
+
+    # Starts -------------------------------------------------------------------------------------------------------
+
+    def reserve(self, endpoint: Endpoint, service: str, size: int) -> Poll | None:
+        """A seat for a start on its way into the store; then `hand` or `Poll.let_go`, whatever comes of it."""
+        window = self._windows.get(endpoint.id)
+        return None if window is None else window.reserve(service, size)
+
+    def reason(self, endpoint: Endpoint) -> str:
+        """Why a start has to wait when no seat is free here."""
+        return "busy" if self._router.attended(endpoint) else "no_instance"
+
+    def hand(self, poll: Poll, work: Work, at_ms: int) -> None:
+        """The attempt is `poll.instance`'s in the store: put it into the poll's frame. `at_ms` is the store's time."""
+        head = work.head
+        token = self._tokens.mint(work.id, head.run, head.attempt, now_ms() // 1000 + TOKEN_LIFE_S)
+        task = task_json(work, token, poll.lease_ms, at_ms)
+        self._metrics.attempt(head.endpoint, "fetched")
+        if not poll.hand(work.id, head.run, head.attempt, task):
+            self._give_back([(work.id, head.run, head.attempt)])
+
+    # The line -----------------------------------------------------------------------------------------------------
+
+    def wake(self, endpoint_id: str) -> None:
+        """The endpoint's line in the store may have work."""
+        window = self._windows.get(endpoint_id)
+        if window is not None:
+            window.dirty = True
+            self._look(window)
+
+    def look_again(self) -> None:
+        """Messages may have been missed."""
+        for window in self._windows.values():
+            window.dirty = True
+            self._look(window)
+
+    def _look(self, window: Window) -> None:
+        if not window.looking and not self._ended and next(window.offered(), None) is not None:
+            window.looking = True
+            self._spawn(self._look_through(window))
+
+    async def _look_through(self, window: Window) -> None:
+        """Take from the line until it is empty or no seat is left; one such task per endpoint."""
+        try:
+            while window.dirty and not self._ended:
+                polls = list(window.offered())
+                if not polls:
+                    return  # the next poll looks
+                window.dirty = False
+                for services in {poll.services for poll in polls}:
+                    group = [poll for poll in polls if poll.services == services]
+                    if await self._take(window, group, sorted(services)):
+                        window.dirty = True
+        finally:
+            window.looking = False
+
+    async def _take(self, window: Window, polls: list[Poll], services: list[str]) -> bool:
+        """One group of polls with the same wishes; whether the line may have more for them."""
+        skip = 0
+        while True:
+            # Half of a poll's seats, unless more are known to wait: starts that arrive meanwhile shall find the others,
+            # instead of queueing up as well.
+            share = 1 if window.backlog else 2
+            promised = [(poll, -(-poll.free // share)) for poll in polls if poll.open and poll.free > 0]
+            if not promised:
+                return True
+            for poll, count in promised:
+                poll.promise(count)
+            left = {id(poll): count for poll, count in promised}
+            handed = 0
+            try:
+                seats = [Seat(poll.instance, min(count, LOOK_SEATS_MAX), poll.lease_ms) for poll, count in promised]
+                pulled = await self._store.pull(window.endpoint_id, seats, services, skip=skip)
+                for work, instance in pulled.works:
+                    poll = next(poll for poll, _ in promised if poll.instance == instance and left[id(poll)] > 0)
+                    left[id(poll)] -= 1
+                    handed += 1
+                    self.hand(poll, work, pulled.at_ms)
+                    self._waiters.tell(work.id)
+            except MeshError as error:
+                _log.warning("the line of endpoint %s cannot be looked at: %s", window.endpoint_id, error)
+                return False  # the ticker tells of the line again
+            finally:
+                for poll, _ in promised:
+                    if left[id(poll)]:
+                        poll.let_go(left[id(poll)])
+            window.backlog = pulled.more
+            if pulled.stopped or not pulled.more:
+                return False
+            skip = pulled.skip
+
+    # Cancels ------------------------------------------------------------------------------------------------------
+
+    def _heard(self, endpoint_id: str, message: bytes) -> None:
+        """A message of the endpoint's channel (mesh/store/lua/pulling.lua)."""
+        if not message:
+            self.wake(endpoint_id)
+            return
+        instance, operation, run, attempt, state = message.decode().split(" ")
+        word = State(int(state)).word if State(int(state)).terminal else "canceling"
+        self._tell(endpoint_id, instance, CancelBody(operation, int(run), int(attempt), word))
+
+    def _tell(self, endpoint_id: str, instance: str, cancel: CancelBody) -> None:
+        window = self._windows.get(endpoint_id)
+        poll = None if window is None else window.of(instance)
+        if poll is not None:
+            poll.tell(cancel)
+        else:
+            self._keep_untold(endpoint_id, instance, cancel)
+
+    def _keep_untold(self, endpoint_id: str, instance: str, cancel: CancelBody) -> None:
+        """For the instance's next poll. Forgotten, it is no harm: its heartbeat is told the same."""
+        cancels = self._untold.setdefault((endpoint_id, instance), deque(maxlen=UNTOLD_EACH_MAX))
+        cancels.append(cancel)
+        if len(self._untold) > UNTOLD_MAX:
+            del self._untold[next(iter(self._untold))]
+
+    # What was handed to nobody ----------------------------------------------------------------------------------------
+
+    def _give_back(self, attempts: Iterable[tuple[str, int, int]]) -> None:
+        answers = [Released(*attempt, GONE) for attempt in attempts]
+        if answers:
+            self._spawn(self._release(answers))
+
+    async def _release(self, answers: list[Released]) -> None:
+        try:
+            await self._store.answers(answers, session=self._session.name, alone=False)
+        except MeshError as error:
+            _log.warning("%d attempts reached nobody; their leases will end: %s", len(answers), error)
+        for answer in answers:
+            self._waiters.tell(answer.id)
+
+    def _sweep(self) -> None:
+        """Stop listening to endpoints that nobody polled for a while."""
+        before_s = monotonic_s() - IDLE_S
+        for endpoint_id, window in list(self._windows.items()):
+            if not window.all and window.idle_since_s and window.idle_since_s < before_s:
+                del self._windows[endpoint_id]
+                self._subscriber.unsubscribe(self._keys.pull_channel(endpoint_id))
+                for key in [key for key in self._untold if key[0] == endpoint_id]:
+                    del self._untold[key]
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(self._guarded(work))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _guarded(self, work: Coroutine[Any, Any, None]) -> None:
+        try:
+            await work
+        except Exception:  # noqa: BLE001 - leases repair what one broken step left undone
+            _log.exception("the desk failed")

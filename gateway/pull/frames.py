@@ -1,0 +1,282 @@
+"""What polls, tasks and answers look like on the wire. Pure.
+
+A frame carries many tasks one way and many answers the other. Inputs and results that are JSON stand in it as they
+are, byte for byte; what is not, in base64.
+"""
+
+from __future__ import annotations
+
+from base64 import b64encode
+from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
+
+from mesh.clock import to_rfc3339
+from mesh.errors import Malformed, Unprocessable
+from mesh.wire import check_json
+
+if TYPE_CHECKING:
+    from mesh.store.verbs import Work
+
+TASKS_MAX: Final = 1_000
+"""Tasks, or answers, of one frame."""
+FRAME_BYTES_MAX: Final = 4 << 20
+"""Of tasks in one frame, above which no more are put into it."""
+WAIT_MS_MAX: Final = 60_000
+WAIT_MS: Final = 20_000
+LEASE_MS: Final = 30_000
+LEASE_MS_MIN: Final = 1_000
+LEASE_MS_MAX: Final = 3_600_000
+SERVICES_MAX: Final = 100
+VERSION_CHARS_MAX: Final = 128
+NESTED_MAX: Final = 100
+"""Brackets in an input above which it is looked at more closely: a deep one must not spoil a whole frame."""
+
+_JSON: Final = "application/json"
+
+
+class AnswerBody(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    """What became of an attempt; `state` is succeeded, failed, canceled or released.
+
+    succeeded  `result` (JSON) or `result_base64`, `content_type`, `links`
+    failed     `message` or `failure` (a Nexus Failure): the operation failed. With `type` (a Nexus handler error type)
+               or `retryable` the attempt failed, and is repeated where that is worth while, `retry_after_ms` later
+    canceled   `message` or `failure`
+    released   somebody else shall have it; `reason` for the history
+    """
+
+    token: str
+    state: str = "succeeded"
+    result: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+    result_base64: str | None = None
+    content_type: str | None = None
+    links: list[str] = []
+    message: str = ""
+    failure: dict[str, Any] | None = None
+    type: str = ""
+    retryable: bool | None = None
+    retry_after_ms: int = 0
+    reason: str = ""
+
+
+class PollBody(msgspec.Struct, forbid_unknown_fields=True):
+    """Body of `POST /v1/endpoints/{name}/poll`.
+
+    `max` tasks at most, 0 for answers and cancels only; `lease_ms`: within that the agent will be heard of.
+    """
+
+    instance: str
+    max: int = 1
+    wait_ms: int = WAIT_MS
+    services: list[str] = []
+    version: str = ""
+    lease_ms: int = 0
+    answers: list[AnswerBody] = []
+
+
+class AnswersBody(msgspec.Struct, forbid_unknown_fields=True):
+    """Body of `POST /v1/tasks/{complete|fail|release}` for many."""
+
+    tasks: list[AnswerBody]
+
+
+class TaskBody(msgspec.Struct, omit_defaults=True, kw_only=True):
+    """One attempt as it is handed out. Neither `input` nor `input_base64`: Nexus null.
+
+    `headers`: the caller's that travel; what the mesh itself says is in the fields. `journal`: entries it has.
+    `deadline`, `timeout_ms`: when the operation ends at the latest, if it does.
+    """
+
+    task_token: str
+    operation_id: str
+    namespace: str
+    service: str
+    operation: str
+    run: int
+    attempt: int
+    lease_ms: int
+    input: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+    input_base64: str | None = None
+    content_type: str | None = None
+    headers: dict[str, str] = {}
+    journal: int = 0
+    cancel: bool = False
+    deadline: str | None = None
+    timeout_ms: int | None = None
+
+
+class CancelBody(msgspec.Struct):
+    """An attempt that this instance has and that is not wanted any more; `state`: `canceling`, or how it ended."""
+
+    operation_id: str
+    run: int
+    attempt: int
+    state: str
+
+
+class StatusBody(msgspec.Struct):
+    """What became of one answer."""
+
+    status: str
+
+
+class StatusesBody(msgspec.Struct):
+    """What became of many answers, in the order given."""
+
+    tasks: list[StatusBody]
+
+
+class FrameBody(msgspec.Struct):
+    """What a poll is answered with. `draining`: this instance was removed from the registry; it gets nothing more."""
+
+    tasks: list[TaskBody]
+    answers: list[StatusBody] = []
+    cancels: list[CancelBody] = []
+    draining: bool = False
+
+
+_encode: Final = msgspec.json.Encoder().encode
+_skip: Final = msgspec.json.Decoder(msgspec.Raw).decode
+_polls: Final = msgspec.json.Decoder(PollBody).decode
+_answers: Final = msgspec.json.Decoder(AnswersBody).decode
+_answer: Final = msgspec.json.Decoder(AnswerBody).decode
+
+
+def read_poll(body: bytes) -> PollBody:
+    """Raises Malformed, Unprocessable with pointers."""
+    poll = _read(_polls, body, "a poll")
+    if not 0 <= poll.max <= TASKS_MAX:
+        raise _breach("/max", f"max is between 0 and {TASKS_MAX}")
+    if not 0 <= poll.wait_ms <= WAIT_MS_MAX:
+        raise _breach("/wait_ms", f"wait_ms is between 0 and {WAIT_MS_MAX}")
+    if poll.lease_ms and not LEASE_MS_MIN <= poll.lease_ms <= LEASE_MS_MAX:
+        raise _breach("/lease_ms", f"lease_ms is between {LEASE_MS_MIN} and {LEASE_MS_MAX}")
+    if len(poll.services) > SERVICES_MAX:
+        raise _breach("/services", f"there are at most {SERVICES_MAX} services")
+    if len(poll.version) > VERSION_CHARS_MAX:
+        raise _breach("/version", f"version has at most {VERSION_CHARS_MAX} characters")
+    if len(poll.answers) > TASKS_MAX:
+        raise _breach("/answers", f"one frame has at most {TASKS_MAX} answers")
+    return poll
+
+
+def read_answers(body: bytes) -> list[AnswerBody]:
+    """Raises Malformed, Unprocessable with pointers."""
+    tasks = _read(_answers, body, "a list of answers (for a single one send its token as Mesh-Task-Token)").tasks
+    if len(tasks) > TASKS_MAX:
+        raise _breach("/tasks", f"one request has at most {TASKS_MAX} answers")
+    return tasks
+
+
+def read_answer(body: bytes, token: str) -> AnswerBody:
+    """The body of a single `fail` or `release`, which may be empty; the token comes from a header."""
+    if not body.strip():
+        return AnswerBody(token=token)
+    head, brace, rest = body.partition(b"{")
+    if head.strip() or not brace:
+        raise Malformed("the body is a JSON object", code="json_invalid")
+    comma = b"" if rest.lstrip()[:1] == b"}" else b","
+    return _read(_answer, b'{"token":%b%b%b' % (_encode(token), comma, rest), "an answer")
+
+
+def _read(decode: Any, body: bytes, what: str) -> Any:
+    try:
+        value = decode(body)
+        if not body.isascii():
+            body.decode()  # inside a Raw the decoder does not look at the bytes
+    except msgspec.ValidationError as error:
+        text, _, path = str(error).partition(" - at `$")
+        pointer = path.rstrip("`").replace("[...]", "").replace(".", "/")
+        raise _breach(pointer, f"the body is not {what}: {text}") from None
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise Malformed(f"not JSON: {error}", code="json_invalid") from None
+    return value
+
+
+def _breach(pointer: str, detail: str) -> Unprocessable:
+    return Unprocessable(detail, code="body_invalid", errors=[{"pointer": pointer, "detail": detail}])
+
+
+def is_safe_json(body: bytes) -> bool:
+    """Whether `body` can stand in a frame as it is: one JSON text in UTF-8 that every reader gets through."""
+    try:
+        _skip(body)
+        if not body.isascii():
+            body.decode()
+        if body.count(b"[") + body.count(b"{") > NESTED_MAX or b"\\u" in body:
+            check_json(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, Malformed, RecursionError):
+        return False
+    return True
+
+
+def task_json(work: Work, token: str, lease_ms: int, now_ms: int) -> bytes:
+    """One task of a frame; `now_ms` is the store's time."""
+    head, request, body = work.head, work.request, work.extra
+    task = TaskBody(
+        task_token=token,
+        operation_id=work.id,
+        namespace=head.namespace,
+        service=request.service,
+        operation=request.operation,
+        run=head.run,
+        attempt=head.attempt,
+        lease_ms=lease_ms,
+        journal=work.journal,
+        cancel=head.cancel_asked == 1,
+    )
+    content_type = request.content_type
+    if content_type is not None or body:
+        if (content_type == _JSON or _is_json(content_type)) and is_safe_json(body):
+            task.input = msgspec.Raw(body)
+        else:
+            task.input_base64 = b64encode(body).decode()
+        if content_type != _JSON or task.input is msgspec.UNSET:
+            task.content_type = content_type
+    if request.headers or request.links:
+        task.headers = _headers(work)
+    ends = [at for at in (head.close_by, head.finish_by) if at]
+    if ends:
+        task.deadline = to_rfc3339(min(ends))
+        task.timeout_ms = max(min(ends) - now_ms, 0)
+    return _encode(task)
+
+
+def _is_json(content_type: str | None) -> bool:
+    return content_type is not None and content_type.partition(";")[0].strip().lower() == _JSON
+
+
+def _headers(work: Work) -> dict[str, str]:
+    headers: dict[str, str] = {}
+    for raw_name, raw_value in work.request.headers:
+        name, value = raw_name.decode("latin-1"), raw_value.decode("latin-1")
+        headers[name] = f"{headers[name]}, {value}" if name in headers else value
+    if work.request.links:
+        headers["nexus-link"] = ", ".join(work.request.links)
+    return headers
+
+
+def frame_json(tasks: list[bytes], statuses: list[str], cancels: list[CancelBody], *, draining: bool) -> bytes:
+    """The answer to a poll. What is empty is left out, but for `tasks`."""
+    parts = [b'{"tasks":[', b",".join(tasks), b"]"]
+    if statuses:
+        parts += [b',"answers":', statuses_json(statuses)]
+    if cancels:
+        parts += [b',"cancels":', _encode(cancels)]
+    if draining:
+        parts.append(b',"draining":true')
+    parts.append(b"}")
+    return b"".join(parts)
+
+
+def statuses_json(statuses: list[str]) -> bytes:
+    return b"[" + b",".join([_STATUS[status] for status in statuses]) + b"]"
+
+
+_STATUS: Final = {
+    word: b'{"status":"%b"}' % word.encode()
+    for word in ("ok", "lost", "ended", "conflict", "unknown", "invalid", "broken", "again")
+}
+"""Every status there is: `ok` also for a repeat; `lost` the attempt was given up; `ended` the operation is over;
+`conflict` with another outcome; `unknown` past retention; `invalid` no genuine token, or an answer that makes no sense;
+`broken` its record cannot be read; `again` it is not surely booked, send it again."""
