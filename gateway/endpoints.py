@@ -7,6 +7,7 @@ policy here, because the registry knows none.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
     from registry.catalog import Endpoint
 
 WATCHERS_MAX: Final = 32
+"""Of one namespace: nobody can take the places of others."""
+WATCHERS_ALL_MAX: Final = 1_024
 PING_S: Final = 15.0
 WATCH_RETRY_MS: Final = 1_000
 NEVER: Final = "0"
@@ -200,7 +203,9 @@ async def get_endpoint(request: Request, name: str) -> Response:
 )
 async def delete_endpoint(request: Request, name: str) -> Response:
     """Work that waits for it stays, shown as blocked by `endpoint_deleted`, until its own deadlines."""
-    await _mesh(request).catalog.delete(name, _namespace(request), if_match=_if_match(request, name))
+    mesh = _mesh(request)
+    kept_ms = mesh.settings.gateway.retention_ms
+    await mesh.catalog.delete(name, _namespace(request), if_match=_if_match(request, name), kept_ms=kept_ms)
     return Response(status_code=204)
 
 
@@ -243,28 +248,25 @@ async def delete_instance(request: Request, name: str, instance: str) -> Respons
 # Watching ---------------------------------------------------------------------------------------------------------
 
 
-class _Watchers:
-    """How many streams of one application are open."""
-
-    def __init__(self) -> None:
-        self.count = 0
-
-
 def _watch(request: Request, watch: Watch) -> Response:
     state = request.app.state
     if not hasattr(state, "registry_watchers"):
-        state.registry_watchers = _Watchers()
-    watchers: _Watchers = state.registry_watchers
-    if watchers.count >= WATCHERS_MAX:
-        raise TooMany(f"{WATCHERS_MAX} watchers are connected, the most there can be", code="too_many_watchers")
+        state.registry_watchers = Counter[str]()
+    watchers: Counter[str] = state.registry_watchers
+    viewer = _namespace(request)
+    if watchers[viewer] >= WATCHERS_MAX or watchers.total() >= WATCHERS_ALL_MAX:
+        detail = f"{watchers[viewer]} watchers of your namespace are connected to this gateway, the most there can be"
+        if watchers[viewer] < WATCHERS_MAX:
+            detail = f"{WATCHERS_ALL_MAX} watchers are connected to this gateway, the most there can be; ask another"
+        raise TooMany(detail, code="too_many_watchers")
     headers = {"cache-control": "no-store", "x-accel-buffering": "no"}
-    events = _events(_mesh(request), watch, _namespace(request), watchers)
+    events = _events(_mesh(request), watch, viewer, watchers)
     return StreamingResponse(events, media_type="text/event-stream", headers=headers)
 
 
-async def _events(mesh: Mesh, watch: Watch, viewer: str, watchers: _Watchers) -> AsyncIterator[bytes]:
+async def _events(mesh: Mesh, watch: Watch, viewer: str, watchers: Counter[str]) -> AsyncIterator[bytes]:
     """`endpoint` events with a record, `removed` with a name; `id` is the registry's version."""
-    watchers.count += 1
+    watchers[viewer] += 1
     try:
         yield b"retry: %d\n\n" % WATCH_RETRY_MS
         said_at_s = monotonic_s()
@@ -283,4 +285,6 @@ async def _events(mesh: Mesh, watch: Watch, viewer: str, watchers: _Watchers) ->
                 yield b": ping\n\n"
             await watch.wait()
     finally:
-        watchers.count -= 1
+        watchers[viewer] -= 1
+        if not watchers[viewer]:
+            del watchers[viewer]

@@ -26,6 +26,7 @@ _REASONS: Final = {
     "schedule_to_start": "the operation did not start within its schedule-to-start timeout",
     "start_to_close": "the operation did not end within its start-to-close timeout",
     "attempts_exhausted": "no attempt was left after failures worth repeating",
+    "endpoint_deleted": "its endpoint was deleted and has not come back",
     "canceled_before_start": "the caller canceled the operation before it ran",
     "result_too_large": "the handler's answer was larger than this gateway takes",
     "request_invalid": "the request cannot be carried by HTTP: a header name or value is not legal",

@@ -225,9 +225,12 @@ class Catalog:
             raise unknown_endpoint(name)
         return word == "created", endpoint
 
-    async def delete(self, name: str, namespace: str, *, if_match: str = "") -> None:
-        """Waiting work stays, shown as blocked, until its own deadlines. Raises NotFound, PreconditionFailed."""
-        await self._store.endpoint_delete(name, namespace, if_match)
+    async def delete(self, name: str, namespace: str, *, kept_ms: int, if_match: str = "") -> None:
+        """Waiting work stays, shown as blocked, until its own deadlines; without any the name is kept for `kept_ms`.
+
+        Raises NotFound, PreconditionFailed.
+        """
+        await self._store.endpoint_delete(name, namespace, if_match, kept_ms=kept_ms)
         await self.refresh()
 
     async def pause(self, name: str, namespace: str, *, paused: bool = True) -> Endpoint:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Final
 
 import msgspec
 
@@ -13,6 +14,9 @@ from mesh.store.link import Link
 from mesh.store.verbs import EndpointRow, InstanceRow
 
 _instance = msgspec.msgpack.Decoder(tuple[str, int, int, int]).decode
+
+
+KEPT_MS: Final = 7 * 86_400_000
 
 
 class CatalogStore(Functions):
@@ -46,10 +50,11 @@ class CatalogStore(Functions):
             raise _stale(name, refused.about) from None
         return word.decode(), endpoint_id.decode(), version
 
-    async def endpoint_delete(self, name: str, namespace: str, if_match: str) -> None:
-        """Raises NotFound, PreconditionFailed."""
+    async def endpoint_delete(self, name: str, namespace: str, if_match: str, *, kept_ms: int = KEPT_MS) -> None:
+        """What is left of it is kept for `kept_ms`, and while work waits. Raises NotFound, PreconditionFailed."""
+        arguments = {"name": name, "ns": namespace, "if_match": if_match, "kept_ms": kept_ms}
         try:
-            await self.fcall("mesh1_endpoint_delete", {"name": name, "ns": namespace, "if_match": if_match})
+            await self.fcall("mesh1_endpoint_delete", arguments)
         except Refused as refused:
             if refused.word == "STALE_VERSION":
                 raise _stale(name, refused.about) from None

@@ -28,6 +28,7 @@ SUFFIXES: Final = {
     "endpoint": ":ep:",  # + endpoint id; hash gone paused max rate tat run pull retry: what dispatching must know
     "waiting": ":wait:",  # + endpoint id; zset, blocked operation id by acceptance, ms
     "waiting_endpoints": ":waits",  # set, endpoint ids whose `waiting` may not be empty
+    "gone": ":gone",  # zset, deleted endpoint id by the time from which it may be forgotten, ms
     "names": ":names",  # hash, endpoint name -> endpoint id
     "catalog": ":reg",  # hash, endpoint id -> JSON document
     "instances": ":inst:",  # + endpoint id; hash, instance id -> JSON document with its lease
@@ -54,6 +55,7 @@ class Keys:
         self.root = root(partition)
         self.due = self._key("due")
         self.sessions = self._key("sessions")
+        self.gone = self._key("gone")
         self.names = self._key("names")
         self.catalog = self._key("catalog")
         self.registry_version = self._key("registry_version")

@@ -22,7 +22,7 @@ HEAD: Final = (
     "created_at",
     "closed_at",
     "owner",  # session that holds a lease of any delivery, or ""
-    "start",  # delivery states and their times: due time when due, end of lease when leased
+    "start",  # delivery states and their times: due time when due, end of lease when leased, of death when dead
     "start_at",
     "cancel",
     "cancel_at",

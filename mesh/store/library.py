@@ -24,6 +24,9 @@ LIMITS: Final = {
     "takeover": 256,  # operations moved per call from one dead session: what the store may be busy with in one go
     "waiting_endpoints": 64,  # endpoints with a waiting line told per claim
     "probe_look": 32,  # newest operations of a waiting line, and as many at random, that a probe is chosen from
+    "dead_ms": 72 * 3_600_000,  # how long a dead letter is kept at least
+    "gone": 16,  # deleted endpoints looked at per beat
+    "gone_again_ms": 60_000,  # when one that still has work is looked at again
     "instances": 512,  # instances per endpoint
     "rate_ahead_ms": 250,  # how far `rate_per_s` may run ahead of an even pace: one look of a courier
     "pull_look": 256,  # operations of a waiting line looked at per pull

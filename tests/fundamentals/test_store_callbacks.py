@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from mesh.machine import Delivery, Event, Kind, State
+from mesh.store.library import LIMITS
 from mesh.store.store import deliveries
 from mesh.store.verbs import Replayed
 from tests.model.fixtures import G1, G2, NS, RESULT, Room
@@ -146,6 +147,22 @@ async def test_a_dead_letter_is_visible_and_can_be_sent_again(room: Room) -> Non
     (work,) = await room.claimed(session=G2)
     assert (work.id, work.head.callback_tries) == (one, 2)
     assert await room.store.redeliver(one, 1, Kind.CALLBACK, NS) == "same"
+
+
+async def test_a_dead_letter_outlives_a_short_retention(room: Room) -> None:
+    """P71: it died after its operation's retention was over; it is kept for 72 h, then all of it is gone."""
+    one = await room.accepted(callback=2, retention_ms=1)
+    await room.succeed(one)
+    await room.passed((await room.kept(one)).head.closed_at + 2)
+    await room.store.defer(one, 1, Kind.CALLBACK, tries=1, delay_ms=1, dead=True, detail="404")
+    kept = await room.kept(one)
+    assert (await room.claim()).next_at_ms == kept.head.callback_at + LIMITS["dead_ms"]
+    assert [found for found, _ in await room.store.dead(NS, 10)] == [f"{one}.1.callback"]
+    assert await room.store.redeliver(one, 1, Kind.CALLBACK, NS) == "due"
+    (work,) = await room.claimed()
+    await room.store.delivered(one, 1, Kind.CALLBACK)
+    await room.claim()
+    assert work.id not in (await room.snapshot()).operations
 
 
 async def test_a_delivered_callback_can_be_sent_again(room: Room) -> None:

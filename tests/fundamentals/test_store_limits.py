@@ -279,3 +279,57 @@ async def test_the_shown_reason_is_corrected(room: Room) -> None:
 async def test_nobody_moves_a_line_for_an_unknown_endpoint(room: Room) -> None:
     """An answer, not an error: the gateway may hold an old list."""
     assert await room.store.unblock("e-9", G1, 10) == ([], "endpoint_deleted")
+
+
+async def forgotten(room: Room) -> bool:
+    """Whether nothing is left of the endpoint, after a look that comes when its time is over."""
+    await room.link.call("ZADD", room.store.keys.gone, "XX", 1, ENDPOINT)
+    await room.store.beat(G1)
+    snapshot = await room.snapshot()
+    assert (ENDPOINT in snapshot.endpoints) == ("work" in snapshot.names)
+    return ENDPOINT not in snapshot.endpoints
+
+
+async def test_a_deleted_endpoint_leaves_nothing_behind(room: Room) -> None:
+    """P93: its tombstone is there for what may come back to it, and goes when its time is over."""
+    await room.catalog.endpoint_delete("work", NS, "", kept_ms=60_000)
+    await room.store.beat(G1)
+    assert ENDPOINT in (await room.snapshot()).endpoints
+    assert await forgotten(room)
+    assert await room.link.call("EXISTS", room.store.keys.gone) == 0
+
+
+async def test_but_not_while_work_waits_for_it(room: Room) -> None:
+    """P93: a registration under the name finds its work again, however late."""
+    one = await room.accepted(blocked="no_instance")
+    await room.catalog.endpoint_delete("work", NS, "", kept_ms=1)
+    assert not await forgotten(room)
+    assert await room.endpoint() == ENDPOINT
+    assert not await forgotten(room)
+    assert [work.id for work in (await room.store.unblock(ENDPOINT, G1, 10))[0]] == [one]
+    await room.endpoint(max_concurrency=2)
+    await room.accepted()
+    await room.catalog.endpoint_delete("work", NS, "", kept_ms=1)
+    assert not await forgotten(room), "one counts as running"
+
+
+async def test_what_is_left_over_of_a_forgotten_endpoint_ends(room: Room) -> None:
+    """P93: it ran all that time, unleased and uncounted; its attempt is over now and nothing could take the next."""
+    runs, lost, due = [await room.accepted() for _ in range(3)]
+    await room.started(runs)
+    await room.catalog.endpoint_delete("work", NS, "", kept_ms=1)
+    assert await forgotten(room)
+    await room.succeed(runs)
+    await room.store.release(lost, 1, 1, "unreachable", session=G1)
+    await room.retry(due, delay_ms=1)
+    ended: set[str] = set()
+
+    async def both() -> bool:
+        ended.update((await room.claim()).ended)
+        return ended >= {lost, due}
+
+    await eventually(both)
+    for one in (lost, due):
+        kept = await room.kept(one)
+        assert (kept.state, kept.events[-1].detail) == (State.FAILED, "endpoint_deleted")
+    assert await room.state(runs) is State.SUCCEEDED

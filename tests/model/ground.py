@@ -14,6 +14,8 @@ from mesh.machine import Delivery, Kind, State
 from mesh.store.verbs import Start
 
 DEAD_AFTER_MS: Final = 3_000
+DEAD_MS: Final = 72 * 3_600_000
+"""How long a dead letter is kept at least."""
 DELIVERY_LEASE_MS: Final = 35_000
 OWED: Final = (Delivery.DUE, Delivery.LEASED)
 
@@ -76,7 +78,8 @@ class Op:
     def look_at(self) -> float:
         """When somebody must look at it next."""
         if self.state.terminal:
-            return min((one.at for one in self.owed), default=self.closed + self.order.retention_ms)
+            kept = [one.at + DEAD_MS for one in (self.cancel, self.callback) if one.is_ is Delivery.DEAD]
+            return min((one.at for one in self.owed), default=max(self.closed + self.order.retention_ms, *kept, 0))
         times = [self.close_by, *[one.at for one in self.owed]]
         times += [self.finish_by, self.beat_by] if self.state is State.STARTED else [self.start_by]
         if self.start is Delivery.LEASED or (self.start is Delivery.DUE and not self.blocked):

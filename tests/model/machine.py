@@ -14,11 +14,11 @@ from typing import Any, ClassVar, Final, TypeVar
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from mesh.machine import Event, Kind, State
+from mesh.machine import Delivery, Event, Kind, State
 from mesh.store.link import Link
 from mesh.store.verbs import Task
 from tests.model.fixtures import CANCELED, FAILURE, OTHER_RESULT, RESULT
-from tests.model.ground import Sent
+from tests.model.ground import DEAD_MS, Sent
 from tests.model.sides import Sides
 
 OUTCOMES: Final = {
@@ -322,4 +322,6 @@ class StoreMachine(RuleBasedStateMachine):
                 self.book_delivery(g, 0, "delivered", lose=False)
         for op in [op for op in self.model.ops.values() if op.state is State.STARTED]:
             self.sides.complete(op.id, op.attempt, *OUTCOMES["succeed"], self.gateways[0].session)
-        self.time_passes(1_000 if any(not op.state.terminal or op.owed for op in self.model.ops.values()) else 61_000)
+        busy = any(not op.state.terminal or op.owed for op in self.model.ops.values())
+        dead = any(Delivery.DEAD in (op.cancel.is_, op.callback.is_) for op in self.model.ops.values())
+        self.time_passes(1_000 if busy else DEAD_MS if dead else 61_000)

@@ -264,6 +264,7 @@ class Reference(Ground):
             return "same"
         owe.is_ = Delivery.DEAD if dead else Delivery.DUE
         if dead:
+            owe.at = self.now
             op.note("callback_dead" if kind is Kind.CALLBACK else "cancel_failed")
         else:
             owe.at = self.now + delay_ms

@@ -18,6 +18,7 @@ from mesh.machine import OPERATION, Delivery, Event, Move, State
 from mesh.store.keys import SUFFIXES, root
 from mesh.store.layout import Entry, Head, decode_events, decode_head
 from mesh.store.link import Link
+from tests.model.ground import DEAD_MS
 
 EVERYTHING: Final = """
 local all = {}
@@ -155,7 +156,10 @@ def next_look(head: Head) -> float:
     owes = [head.cancel_at] if head.cancel in OWED else []
     owes += [head.callback_at] if head.callback in OWED else []
     if State(head.state).terminal:
-        return min(owes, default=head.closed_at + head.retention_ms)
+        kept = [at for state, at in ((head.cancel, head.cancel_at), (head.callback, head.callback_at))
+                if state == Delivery.DEAD]  # fmt: skip
+        past = max([head.closed_at + head.retention_ms, *[at + DEAD_MS for at in kept]])
+        return min(owes, default=past)
     times += [head.close_by, *owes]
     times += [head.finish_by, head.beat_by] if head.state == State.STARTED else [head.start_by]
     if head.start == Delivery.LEASED or (head.start == Delivery.DUE and not head.blocked):

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, suppress
 
 import pytest
 
+from mesh.clock import monotonic_s, sleep
 from tests.surface.actors import Actor, started
 from tests.surface.checks import check_failure, check_problem
 from tests.surface.gateways import ALPHA, ASYNC, Caller, Gateway
@@ -155,3 +158,39 @@ class TestApart:
         assert (capped.status, capped["preference-applied"]) == (202, "wait=1")
         gate.set()
         assert (await alpha.v1(name, [ASYNC])).status == 202
+
+
+class TestWatchers:
+    async def test_one_namespace_cannot_take_the_places_of_another(self, alpha: Caller, beta: Caller) -> None:
+        """P119: 32 streams of a namespace; the next is refused, another namespace's is not; a place is free again."""
+        path = "/v1/endpoints?watch=true"
+        name = await alpha.register("http://127.0.0.1:9", allow=["beta"])
+        async with AsyncExitStack() as stack:
+            for _ in range(31):
+                await anext(await stack.enter_async_context(alpha.stream(path)))
+            async with alpha.stream(path) as last:
+                await anext(last)
+                check_problem(await alpha.get(path), 429, "too_many_watchers")
+                async with beta.stream(path) as other:
+                    assert await shows(other, name)
+            end_s = monotonic_s() + 5
+            while not await watches(alpha, path):
+                assert monotonic_s() < end_s
+                await sleep(0.05)
+
+
+async def shows(events: AsyncIterator[dict[str, str]], name: str) -> bool:
+    """Whether the stream comes to speak of that endpoint, in time."""
+    async with asyncio.timeout(5):
+        async for event in events:
+            if f'"{name}"' in event.get("data", ""):
+                return True
+    return False
+
+
+async def watches(caller: Caller, path: str) -> bool:
+    """Whether one more stream is opened, which is closed at once."""
+    with suppress(AssertionError):
+        async with caller.stream(path) as events:
+            return bool(await anext(events))
+    return False

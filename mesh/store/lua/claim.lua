@@ -62,15 +62,20 @@ local function fire(op, now, a, endpoints)
         else
           local ep = endpoints[op.endpoint] or endpoint_of(op.root, op.endpoint)
           endpoints[op.endpoint] = ep
-          local reason = ep and hindrance(ep, now, false) or 'endpoint_deleted'
-          if reason == '' and not ep.pull then
+          local reason = ep and hindrance(ep, now, false)
+          if not ep then
+            -- Forgotten meanwhile (forget_endpoints): nothing can bring it back, so nothing would ever end this.
+            apply(op, 'exhaust')
+            settle(op, now, E.failed, 'endpoint_deleted')
+            outcome = cmsgpack.pack({ 'mesh', 'endpoint_deleted' })
+          elseif reason == '' and not ep.pull then
             dispatch(op, ep, a.session, now)
             kinds[#kinds + 1] = 'start'
           else
             apply(op, 'block')
             op.blocked = reason ~= '' and reason or 'busy'
             emit(op, E.blocked, now, op.blocked)
-            if ep and ep.pull then call_pollers(op.root, op.endpoint) end
+            if ep.pull then call_pollers(op.root, op.endpoint) end
           end
         end
       end

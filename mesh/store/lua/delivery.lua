@@ -39,6 +39,7 @@ local function mesh1_defer(keys, argv)
   local callback = a.kind == 'callback'
   apply_delivery(op, a.kind, a.dead == 1 and 'bury' or 'defer')
   if a.dead == 1 then
+    op[a.kind .. '_at'] = now
     redis.call('ZADD', root .. KEY.dead .. op.namespace, now, a.id .. '.' .. a.run .. '.' .. a.kind)
     emit(op, callback and E.callback_dead or E.cancel_failed, now, a.detail)
   else

@@ -125,7 +125,13 @@ local function earliest(op)
   if owed(op.callback) then best = min_set(best, op.callback_at) end
   if op.state >= S.succeeded then
     if op.children == 2 then return op.closed_at end
-    if not owed(op.cancel) and not owed(op.callback) then return op.closed_at + op.retention_ms end
+    if not owed(op.cancel) and not owed(op.callback) then
+      -- A dead letter can be read and sent again for a while, also when its tries outlasted the retention (P71).
+      local at = op.closed_at + op.retention_ms
+      if op.cancel == D.dead then at = math.max(at, op.cancel_at + LIMIT.dead_ms) end
+      if op.callback == D.dead then at = math.max(at, op.callback_at + LIMIT.dead_ms) end
+      return at
+    end
   end
   return best
 end

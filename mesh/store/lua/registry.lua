@@ -51,10 +51,11 @@ local function mesh1_endpoint_put(keys, argv)
 end
 
 -- endpoint_delete: leave a tombstone, so that waiting work is shown as blocked and survives a new registration.
--- Arguments: msgpack {name, ns, if_match}. Reply: {'deleted', now, id}. Refuses: NO_ENDPOINT, STALE_VERSION.
+-- Arguments: msgpack {name, ns, if_match, kept_ms}. Reply: {'deleted', now, id}. Refuses: NO_ENDPOINT, STALE_VERSION.
+--   The tombstone stays for `kept_ms`, and as long as work of it waits or counts (forget_endpoints in sessions.lua).
 local function mesh1_endpoint_delete(keys, argv)
   local root = keys[1]
-  local a = given(argv[1], 'name', 'ns', 'if_match')
+  local a = given(argv[1], 'name', 'ns', 'if_match', 'kept_ms')
   local id, facts = named(root, a.name)
   if not id or facts.gone or facts.owner ~= a.ns then return refuse('NO_ENDPOINT', a.name) end
   if a.if_match ~= '' and a.if_match ~= '*' and tonumber(a.if_match) ~= facts.version then
@@ -63,8 +64,10 @@ local function mesh1_endpoint_delete(keys, argv)
   redis.call('HSET', root .. KEY.endpoint .. id, 'gone', '1', 'version', facts.version + 1)
   redis.call('DEL', root .. KEY.instances .. id)
   redis.call('HDEL', root .. KEY.catalog, id)
+  local now = now_ms()
+  redis.call('ZADD', root .. KEY.gone, now + a.kept_ms, id)
   registry_moved(root)
-  return { 'deleted', now_ms(), id }
+  return { 'deleted', now, id }
 end
 
 -- endpoint_pause: pause (1) or resume (0). Arguments: msgpack {name, ns, paused}. Reply: {'paused' | 'resumed', now, id}.

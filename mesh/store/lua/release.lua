@@ -52,7 +52,8 @@ local function mesh1_release(keys, argv)
   apply_delivery(op, 'start', 'defer')
   op.start_at = now
   op.attempt = op.attempt - 1
-  op.blocked = a.reason
+  -- Of an endpoint that is forgotten the timer sees to it.
+  op.blocked = endpoint_of(root, op.endpoint) and a.reason or ''
   free_slot(op)
   emit(op, E.blocked, now, a.reason)
   save(op)

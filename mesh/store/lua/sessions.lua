@@ -28,6 +28,24 @@ local function hand_over(root, session, now, ids)
   return redis.call('ZCARD', key)
 end
 
+-- Takes away what is left of endpoints whose deletion is long ago, unless work of them waits or counts: that work goes on
+-- when the name comes back to its owner.
+local function forget_endpoints(root, now)
+  for _, id in ipairs(redis.call('ZRANGE', root .. KEY.gone, '-inf', now, 'BYSCORE', 'LIMIT', 0, LIMIT.gone)) do
+    local f = redis.call('HMGET', root .. KEY.endpoint .. id, 'gone', 'name', 'run')
+    local waits = redis.call('EXISTS', root .. KEY.waiting .. id) == 1 or (tonumber(f[3] or '0') or 0) > 0
+    if f[1] == '1' and waits then
+      redis.call('ZADD', root .. KEY.gone, now + LIMIT.gone_again_ms, id)
+    else
+      redis.call('ZREM', root .. KEY.gone, id)
+      if f[1] == '1' then
+        redis.call('DEL', root .. KEY.endpoint .. id)
+        if redis.call('HGET', root .. KEY.names, f[2]) == id then redis.call('HDEL', root .. KEY.names, f[2]) end
+      end
+    end
+  end
+end
+
 -- beat: join or stay; take over the work of sessions that went silent.
 -- Keys: partition root. Arguments: msgpack {session, join, dead_after_ms, replaces}.
 --   `replaces`: name prefix whose other sessions are known to be dead (a restarted gateway reclaims its own at once).
@@ -54,6 +72,7 @@ local function mesh1_beat(keys, argv)
       if other ~= a.session and string.sub(other, 1, #a.replaces) == a.replaces then dead[#dead + 1] = other end
     end
   end
+  forget_endpoints(root, now)
   local left = 0
   for _, other in ipairs(dead) do
     -- A session that still holds something stays listed with score 0, so that it is dead for `start` and `claim` only

@@ -21,7 +21,8 @@ local function mesh1_started(keys, argv)
     if not orphan or op.cancel ~= D.none then return { 'same', now, op.state, false } end
   else
     -- The attempt may have been given up, and may even wait in line to be sent again, when its 201 comes after all.
-    if op.start == D.due then take_slot(op, endpoint_of(root, op.endpoint)) end
+    local ep = op.start == D.due and endpoint_of(root, op.endpoint)
+    if ep then take_slot(op, ep) end
     op.blocked = ''
     op.start = D.delivered
     op.start_at = 0
