@@ -89,6 +89,9 @@ def url(
     ] = "",
     *,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show only what failed.")] = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="Show of every case what is expected and why.")
+    ] = False,
     listed: Annotated[bool, typer.Option("--list", help="List the cases and ask nobody.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -102,7 +105,8 @@ def url(
     instance. Without it, name what it has: --operation any=SERVICE/OPERATION is enough for names, methods, timeouts
     and links; the cases that need more are shown as not applicable, with the operation they need.
 
-    Exit codes: 0 nothing failed, 1 a case failed, 2 wrong arguments or a target that cannot be asked, 5 nobody answers.
+    Exit codes: 0 nothing failed, 1 a case failed or none applied, 2 wrong arguments or a target that cannot be asked,
+    5 nobody answers.
 
     \b
     Examples:
@@ -126,12 +130,11 @@ def url(
     if kind and kind not in KINDS:
         raise Problem(f"--kind {kind!r} is neither gateway nor agent")
     agent_options = (operations, read_json(input_, "--input")[0] if input_ else None, running_max, headers)
-    raise typer.Exit(_check(show, target, kind, cases, api_key, agent_options, here, quiet=quiet))
+    result = _run(target, kind, cases, api_key, agent_options, here)
+    raise typer.Exit(show_report(show, result, quiet=quiet, verbose=verbose))
 
 
-def _check(
-    show: Show, target: str, kind: str, cases: list[Case], key: str, agent: tuple[Any, ...], here: str, *, quiet: bool
-) -> Exit:
+def _run(target: str, kind: str, cases: list[Case], key: str, agent: tuple[Any, ...], here: str) -> Report:
     import asyncio  # noqa: PLC0415 - as above
 
     from mesh.check.run import report  # noqa: PLC0415 - as above
@@ -144,11 +147,10 @@ def _check(
         return await report(cases, _target(found, target, key, *agent), **where)
 
     try:
-        result = asyncio.run(run())
+        return asyncio.run(run())
     except Unfit as unfit:
         code = Exit.UNAVAILABLE if unfit.silent else Exit.USAGE
         raise Problem(str(unfit), exit_code=code, code="target_unfit") from None
-    return show_report(show, result, quiet=quiet)
 
 
 def _target(
@@ -202,22 +204,25 @@ def _list(show: Show, cases: list[Case]) -> None:
         show.table(("case", "group", "rules", "name"), table, "no cases")
 
 
-def show_report(show: Show, report: Report, *, quiet: bool = False) -> Exit:
-    """Print a report, by rule with the reasons of what failed; the command's exit code. `quiet`: what failed alone."""
+def show_report(show: Show, report: Report, *, quiet: bool = False, verbose: bool = False) -> Exit:
+    """Print a report, by rule with the reasons of what failed; the command's exit code.
+
+    `quiet`: what failed alone; `verbose`: the reasons of what passed, too.
+    """
     if not show.json(report.as_json()):
         for rule, results in report.by_rule().items():
             shown = [result for result in results if not quiet or result.verdict == "fail"]
             if shown:
                 show.line(f"[bold]{plain(rule or 'the wire')}[/]")
             for result in shown:
-                _tell(show, result)
+                _tell(show, result, verbose=verbose)
         show.line("")
         color = "green" if report.ok else "red"
         show.line(f"[{color}]{plain(report.summary())}[/]  {plain(report.kind)} {plain(report.url)}")
     return Exit.OK if report.ok else Exit.FAILED
 
 
-def _tell(show: Show, result: Result) -> None:
+def _tell(show: Show, result: Result, *, verbose: bool) -> None:
     show.line(
         f"  {word(result.verdict)}{' ' * (8 - len(result.verdict))}{plain(result.number):>4}  {plain(result.name)}"
     )
@@ -225,9 +230,8 @@ def _tell(show: Show, result: Result) -> None:
         show.line(f"                {plain(result.seen)}")
     if result.verdict == "pass" and result.advice:
         show.line(f"                {'hint:':<10}{plain(result.advice)}")
-    if result.verdict != "fail":
-        return
     lines = {"expected": result.expected, "seen": result.seen, "why": result.reason, "mend": result.advice}
-    for label, text in lines.items():
-        if text:
-            show.line(f"                {label + ':':<10}{plain(text)}")
+    told = {"fail": tuple(lines), "pass": ("expected", "why") if verbose else (), "skipped": ()}[result.verdict]
+    for label in told:
+        if lines[label]:
+            show.line(f"                {label + ':':<10}{plain(lines[label])}")

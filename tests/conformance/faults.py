@@ -45,6 +45,7 @@ def fault(name: str, kind: str, *cases: int | range, **doors: Meddling) -> Fault
 
 
 JSON_WITH_CHARSET = answer_header("content-type", lambda value: value + "; charset=utf-8")
+RETRYABLE = "nexus-request-retryable"
 TYPES = range(32, 43)
 NAMED = status((400, 422), (404, 400))
 EVERYWHERE = (
@@ -71,7 +72,7 @@ EVERYWHERE = (
     ),
     ("request ids are ignored", (17, 18, 19), {"front": asks(without("nexus-request-id"))}),
     ("tokens are lost", (21, 22), {"front": answers(answer_json(lose("token")))}),
-    ("answers are late", (23,), {"front": Meddling(late_ms=1600)}),
+    ("answers are late", (23,), {"front": Meddling(late_ms=1700)}),
     (
         "only whole seconds are understood",
         (24,),
@@ -120,7 +121,15 @@ GATEWAY = (
         15,
         82,
         front=answers(answer_json(lose("metadata"))),
-        report=answers(answer_header("nexus-request-retryable", flipped)),
+        report=answers(answer_header(RETRYABLE, flipped)),
+    ),
+    fault(
+        "older callers hear nothing of repeats",
+        "gateway",
+        7,
+        82,
+        front=answers(answer_header(RETRYABLE, lost)),
+        report=answers(answer_header(RETRYABLE, lost)),
     ),
     fault("bad names and methods are 422", "gateway", 16, 88, front=answers(NAMED)),
     fault("prefixes are cut", "gateway", 14, back=asks(target(lambda text: text.replace("/team%20a/nexus", "")))),
@@ -186,10 +195,9 @@ GATEWAY = (
 AGENT = (
     fault("the prefix is not served", "agent", 14, front=asks(target(lambda text: text.replace("/hosted/here", "")))),
     fault("errors are pages", "agent", 16, 88, front=worded(b"<h1>No</h1>")),
+    fault("older callers hear nothing of repeats", "agent", *TYPES, 43, front=answers(answer_header(RETRYABLE, lost))),
     fault("no id is made", "agent", 20, front=answers(answer_json(lose("request_id")))),
-    fault(
-        "retry headers lie", "agent", *TYPES, 43, 47, front=answers(answer_header("nexus-request-retryable", flipped))
-    ),
+    fault("retry headers lie", "agent", *TYPES, 43, 47, front=answers(answer_header(RETRYABLE, flipped))),
     fault(
         "exceptions tell",
         "agent",

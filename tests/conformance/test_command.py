@@ -31,6 +31,16 @@ def test_a_gateway(sides: dict[str, Any]) -> None:
     assert {one["rule"] for one in said["results"] if one["number"] != "1"} <= {"P30", "P133", "P150"}
 
 
+def test_in_words(sides: dict[str, Any]) -> None:
+    """P151: by rule; why, when asked; listeners where the user says."""
+    code, said = check(sides["gateway"].url, "--case", "1", "--case", "71", "--verbose", "--here", "localhost")
+    lines = [line.strip() for line in said.splitlines()]
+    assert (code, lines[0], lines[1].split()[:2]) == (0, "P17", ["pass", "1"]), said
+    assert "why:      Temporal's SDKs cannot decode a result whose type has parameters" in lines
+    assert "needs to kill and restart the target, which only who runs it can do" in lines
+    assert lines[-1].startswith("1 passed, 0 failed, 1 not applicable")
+
+
 def test_an_agent(sides: dict[str, Any]) -> None:
     """P151: all that is asked of an agent, the contract hosted."""
     code, said = report(sides["agent"].url, "--running-max", "16")

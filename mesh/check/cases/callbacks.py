@@ -199,8 +199,8 @@ CASES: Final = (
             receiver=(*FAULTS, Reply()),
             steps=(
                 start(headers=(ASYNC,), query=PLAIN, json=1, expect=STARTED, times=6),
-                Got(who="receiver", nth=7, gap_from=1, gap_ms=(600, 2500)),
-                Got(who="receiver", nth=12, gap_from=7, gap_ms=(5, 2500)),
+                Got(who="receiver", nth=7, gap_from=1, gap_ms=(600, 6000)),
+                Got(who="receiver", nth=12, gap_from=7, gap_ms=(5, 6000)),
                 Got(who="receiver", count=12, quiet_ms=50),
             ),
         ),

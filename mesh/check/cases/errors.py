@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from mesh.check.case import ABSENT, Call, Case, Expect, Got, Match, Reply, Trial
+from mesh.check.case import ABSENT, PRESENT, Call, Case, Expect, Got, Match, Reply, Trial
 from mesh.check.cases.shared import (
     ONCE,
     QUICK,
@@ -106,7 +106,9 @@ def _typed(number: int, kind: str) -> Case:
                 start(
                     role="act",
                     json={"end": "error", "type": kind, "message": "of the handler"},
-                    expect=Expect(failure=kind, json={"message": "of the handler"}),
+                    expect=Expect(
+                        failure=kind, json={"message": "of the handler"}, headers={"nexus-request-retryable": PRESENT}
+                    ),
                 ),
             )
         ),

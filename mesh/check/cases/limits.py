@@ -100,11 +100,11 @@ CASES: Final = (
                     expect=Expect(status=201),
                 ),
                 Each((1, 2, 3, 4, 5), (start(headers=(WAIT,), expect=Expect(status=424, within_ms=2000)),)),
-                start(headers=(ASYNC,), expect=Expect(status=201, within_ms=200), times=3),
+                start(headers=(ASYNC,), expect=Expect(status=201, within_ms=1000), times=3),
                 Got(count=5, quiet_ms=50),
                 Ask(
                     path="/nexus/endpoints/{endpoint}-other/services/svc/op",
-                    expect=Expect(status=200, within_ms=500),
+                    expect=Expect(status=200, within_ms=1000),
                 ),
                 Got(nth=6, gap_from=5, gap_ms=(REST_MS - 50, REST_MS + 2000)),
                 Got(count=6, quiet_ms=REST_MS),

@@ -36,7 +36,7 @@ CASES: Final = (
             steps=(
                 start(
                     headers=(("request-timeout", "100ms"),),
-                    expect=Expect(status=201, json={"state": "running"}, within_ms=400),
+                    expect=Expect(status=201, json={"state": "running"}, within_ms=1000),
                 ),
                 ended(Expect(outcome="failed", json={"cause": {"details": {"type": "UPSTREAM_TIMEOUT"}}})),
                 Release("go"),
