@@ -242,7 +242,7 @@ async def unread(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> 
     """R7: refuses without reading the body, and reads the body as the next request. Serve with asyncio.start_server."""
     try:
         while head := await reader.readuntil(b"\r\n\r\n"):
-            if head.startswith(b"POST %b/quick" % b"/work"):  # in one piece it looks like a path of a machine
+            if head.startswith(b"POST ") and b"/quick?" in head.partition(b"\r\n")[0]:
                 await reader.readexactly(int(head.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0]))
                 writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 1\r\n\r\n2")
             elif head.startswith(b"POST "):
