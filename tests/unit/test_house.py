@@ -106,6 +106,13 @@ class TestRooms:
         assert lines
         assert {name: count for name, count in lines.items() if count > ROOM_LINES_MAX} == {}
 
+    def test_maps_of_rooms_name_what_is_there(self) -> None:
+        for room in ("gateway", "registry", "mesh/store", "mesh/agent", "mesh/check", "mesh/edge"):
+            text = (ROOT / room / "__init__.py").read_text().partition('"""')[2].partition('"""')[0]
+            assert text, room
+            named = set(re.findall(r"\b[a-z_0-9]+\.py\b|\b[a-z_]+/(?=\s)", text))
+            assert {name for name in named if not (ROOT / room / name).exists()} == set(), room
+
     def test_no_tracked_file_names_a_machine_or_a_package_index(self) -> None:
         # Each needle is put together here, so that this file does not hold what it looks for.
         roots = [f"/{name}/" for name in ("work", "farm", "root", "tmp/v")]
