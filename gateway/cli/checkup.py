@@ -43,7 +43,8 @@ def examine(data: Path, url: str, key: str) -> list[Finding]:
     data = data.expanduser().resolve()
     findings = [*_machine(), _server()]
     findings += _data(data)
-    findings += _gateway(url, key)
+    for each in url.split(",") if url else [""]:
+        findings += _gateway(each, key)
     return findings
 
 

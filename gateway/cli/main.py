@@ -10,7 +10,19 @@ from typing import Final
 
 import typer
 
-from gateway.cli import bench, call, check, check_agent, deliveries, demo, doctor, endpoints, operations, serving
+from gateway.cli import (
+    arrival,
+    bench,
+    call,
+    check,
+    check_agent,
+    deliveries,
+    demo,
+    doctor,
+    endpoints,
+    operations,
+    serving,
+)
 from gateway.cli.exits import MEANINGS, Exit, problem_of, tell, tell_bug
 from gateway.cli.exits import Problem as CommandProblem
 from gateway.cli.show import Show
@@ -39,6 +51,7 @@ app.command(rich_help_panel=RUN)(serving.serve)
 app.command(rich_help_panel=RUN)(demo.demo)
 app.command(rich_help_panel=CALL)(call.call)
 app.add_typer(operations.app, name="operation", rich_help_panel=CALL)
+endpoints.app.command("wait")(arrival.wait)
 app.add_typer(endpoints.app, name="endpoint", rich_help_panel=ADMIN)
 app.add_typer(deliveries.app, name="delivery", rich_help_panel=ADMIN)
 app.command(rich_help_panel=ADMIN)(doctor.doctor)

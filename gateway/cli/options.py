@@ -12,7 +12,6 @@ import typer
 
 from gateway.cli.exits import Problem
 
-URL_DEFAULT: Final = "http://127.0.0.1:7411"
 INPUT_BYTES_MAX: Final = 64 << 20
 CLIENT: Final = "Gateway"
 """Name of the help panel."""
@@ -20,7 +19,13 @@ CLIENT: Final = "Gateway"
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs instead of text for people.")]
 Url = Annotated[
     str,
-    typer.Option("--url", envvar="MESH_URL", help="The gateway.", show_default=True, rich_help_panel=CLIENT),
+    typer.Option(
+        "--url",
+        envvar="MESH_URL",
+        help="The gateway; several of one mesh with commas between them.",
+        show_default=True,
+        rich_help_panel=CLIENT,
+    ),
 ]
 ApiKey = Annotated[
     str,

@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 
 from gateway.cli.exits import Problem
-from gateway.cli.options import URL_DEFAULT, Json
+from gateway.cli.options import Json
 from gateway.cli.show import Show
+from mesh.gateways import GATEWAY
 
 if TYPE_CHECKING:
     from gateway.settings import Settings
@@ -133,7 +134,7 @@ def _banner(show: Show, settings: Settings, data: Path, teams: Sequence[dict[str
     bold, dim = ("\033[1m", "\033[2m") if sys.stdout.isatty() else ("", "")
     off = "\033[0m" if bold else ""
     asks = f" -H 'Authorization: Bearer {teams[0]['keys'][0]}'" if teams else ""
-    exports = f"export MESH_URL={url}\n  " if url != URL_DEFAULT else ""
+    exports = f"export MESH_URL={url}\n  " if url != GATEWAY else ""
     exports += f"export MESH_KEY={teams[0]['keys'][0]}\n  " if teams else ""
     lines = [
         f"{bold}Mesh{off}: durable calls between agents. This gateway and its store run until Ctrl-C.",

@@ -11,15 +11,17 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
 
 from gateway.cli.exits import Problem
-from gateway.cli.options import URL_DEFAULT
 from mesh.client.errors import GatewayUnreachable, refusal
-from mesh.errors import ReplyInvalid
+from mesh.errors import ConfigError, ReplyInvalid
+from mesh.gateways import GATEWAY, gateways_of
 
 if TYPE_CHECKING:
     import httpx
 
 CONNECT_TIMEOUT_S: Final = 5.0
 REPLY_TIMEOUT_S: Final = 15.0
+AWAY: Final = (502, 503, 504)
+"""Answers of a gateway that another one may stand in for; none of them changed anything that a repeat would double."""
 SILENCE_MAX_S: Final = 45.0
 """An event stream pings every 15 s."""
 
@@ -49,12 +51,18 @@ class Unreached(GatewayUnreachable):
 
 
 class Gateway:
-    """The gateway at `url`, asked with the key of a namespace."""
+    """The mesh at `url`, asked with the key of a namespace.
+
+    Of several gateways (commas between them) the next one is asked when one cannot be reached or is not ready; when an
+    answer broke off, only from the next request on: whoever asked knows what may be repeated.
+    """
 
     def __init__(self, url: str, key: str) -> None:
-        self.url = (url or URL_DEFAULT).rstrip("/")
-        if not self.url.startswith(("http://", "https://")):
-            raise Problem(f"{self.url!r} is not a URL", f"Give one such as {URL_DEFAULT} in --url or MESH_URL.")
+        try:
+            self._urls = gateways_of(url)
+        except ConfigError as error:
+            raise Problem(error.detail, f"Give one such as {GATEWAY} in --url or MESH_URL.") from None
+        self._at = 0
         self._headers = {"authorization": f"Bearer {key}"} if key else {}
         self._http: httpx.Client | None = None
 
@@ -64,6 +72,11 @@ class Gateway:
     def __exit__(self, *_: object) -> None:
         if self._http is not None:
             self._http.close()
+
+    @property
+    def url(self) -> str:
+        """The gateway that is asked at present."""
+        return self._urls[self._at % len(self._urls)]
 
     def ask(
         self,
@@ -86,21 +99,25 @@ class Gateway:
         if body is not None:
             sent.setdefault("content-type", "application/json")
         query = {name: value for name, value in (query or {}).items() if value is not None and value != ""}
-        try:
-            reply = self._client().request(
-                method,
-                self.url + path,
-                params=query or None,
-                content=body,
-                headers=sent,
-                timeout=httpx.Timeout(timeout_s, connect=CONNECT_TIMEOUT_S),
-            )
-        except (httpx.TransportError, httpx.InvalidURL) as fault:
-            raise self._unreached(fault) from None
-        if reply.status_code >= 400 and reply.status_code not in also:  # noqa: PLR2004
-            after = reply.headers.get("retry-after", "")
-            raise refusal(reply.status_code, reply.content, int(after) if after.isdigit() else 0)
-        return Reply(reply.status_code, reply.headers, reply.content)
+        for others in reversed(range(len(self._urls))):
+            try:
+                reply = self._client().request(
+                    method,
+                    self.url + path,
+                    params=query or None,
+                    content=body,
+                    headers=sent,
+                    timeout=httpx.Timeout(timeout_s, connect=CONNECT_TIMEOUT_S),
+                )
+            except (httpx.TransportError, httpx.InvalidURL) as fault:
+                self._pass_on(self._unreached(fault), others)
+            else:
+                if reply.status_code not in AWAY or reply.status_code in also:
+                    return _checked(reply, also)
+                self._at += 1
+                if not others:
+                    return _checked(reply, also)
+        raise AssertionError  # the last of them returns or raises
 
     def get(self, path: str, **query: Any) -> Any:
         """The JSON at `path`."""
@@ -112,15 +129,23 @@ class Gateway:
         import httpx  # noqa: PLC0415 - as above
 
         timeout = httpx.Timeout(SILENCE_MAX_S, connect=CONNECT_TIMEOUT_S)
-        try:
-            with self._client().stream(
-                "GET", self.url + path, headers={**self._headers, **headers}, timeout=timeout
-            ) as reply:
-                if reply.status_code != 200:  # noqa: PLR2004
-                    raise refusal(reply.status_code, reply.read(), 0)
-                yield reply.iter_bytes()
-        except httpx.TransportError as fault:
-            raise self._unreached(fault) from None
+        sent = {**self._headers, **headers}
+        for others in reversed(range(len(self._urls))):
+            try:
+                with self._client().stream("GET", self.url + path, headers=sent, timeout=timeout) as reply:
+                    if reply.status_code != 200:  # noqa: PLR2004
+                        self._at += reply.status_code in AWAY
+                        raise refusal(reply.status_code, reply.read(), 0)
+                    yield reply.iter_bytes()
+                    return
+            except httpx.TransportError as fault:
+                self._pass_on(self._unreached(fault), others)
+
+    def _pass_on(self, trouble: Unreached, others: int) -> None:
+        """Go on to the next gateway; raises `trouble` when none of the `others` may be asked in its place."""
+        self._at += 1
+        if trouble.sent or not others:
+            raise trouble from None
 
     def _client(self) -> httpx.Client:
         if self._http is None:
@@ -137,6 +162,13 @@ class Gateway:
             hint = "Start one with `mesh dev`, or name another with --url or MESH_URL"
             return Unreached(f"no gateway answers at {self.url} ({_why(fault)}). {hint}", sent=False)
         return Unreached(f"the gateway at {self.url} did not answer to the end ({_why(fault)})", sent=True)
+
+
+def _checked(reply: httpx.Response, also: tuple[int, ...]) -> Reply:
+    if reply.status_code >= 400 and reply.status_code not in also:  # noqa: PLR2004
+        after = reply.headers.get("retry-after", "")
+        raise refusal(reply.status_code, reply.content, int(after) if after.isdigit() else 0)
+    return Reply(reply.status_code, reply.headers, reply.content)
 
 
 def _why(fault: Exception) -> str:

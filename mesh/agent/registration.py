@@ -21,10 +21,13 @@ from mesh.wire import RawHeader, quote_segment
 TTL_MS: Final = 5000
 BEATS_PER_TTL: Final = 3
 BEAT_SPREAD: Final = 0.1
-RETRY_FIRST_MS: Final = 200
+RETRY_FIRST_MS: Final = 50
+"""Short: an agent that is started together with its gateway is to be there soon after it."""
+RETRY_FACTOR: Final = 1.5
 RETRY_MAX_MS: Final = 2000
 REFUSED_RETRY_MS: Final = 10_000
-"""A refusal changes only when somebody mends it: an owner, a key, an egress rule."""
+"""A refusal changes only when somebody mends it: an owner, a key, an egress rule. The first may be a matter of order:
+whoever declares the endpoint has just been started too."""
 TIMEOUT_S: Final = 5.0
 LEAVE_TIMEOUT_S: Final = 2.0
 DECLARE_TRIES_MAX: Final = 5
@@ -102,21 +105,21 @@ class Registration:
         _check(reply, "the instance")
 
     async def _run(self) -> None:
-        delay_ms = RETRY_FIRST_MS
+        delay_ms = refused_ms = RETRY_FIRST_MS
         while True:
             try:
                 await self.step()
             except PeerFault as fault:
                 self._say(logging.WARNING, f"is not registered yet: {fault.detail}")
                 self._at += 1
-                pause_ms, delay_ms = delay_ms, min(delay_ms * 2, RETRY_MAX_MS)
+                pause_ms, delay_ms = delay_ms, min(delay_ms * RETRY_FACTOR, RETRY_MAX_MS)
             except Refusal as refusal:
                 self._say(logging.ERROR, f"cannot register: {refusal.detail}")
-                pause_ms = delay_ms if self._must_declare and self.known.is_set() else REFUSED_RETRY_MS
+                pause_ms, refused_ms = refused_ms, min(refused_ms * 2, REFUSED_RETRY_MS)
             else:
                 self._say(logging.INFO, "is registered")
                 self.known.set()
-                pause_ms, delay_ms = self._ttl_ms // BEATS_PER_TTL, RETRY_FIRST_MS
+                pause_ms, delay_ms, refused_ms = self._ttl_ms // BEATS_PER_TTL, RETRY_FIRST_MS, RETRY_FIRST_MS
             await sleep(jittered(pause_ms, BEAT_SPREAD) / 1000)
 
     async def _declare(self) -> None:

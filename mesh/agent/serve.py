@@ -32,10 +32,10 @@ from mesh.agent.routes import Routes as Handlers
 from mesh.agent.work import Work
 from mesh.edge import Answer, HotRoute, Request, Routes
 from mesh.errors import ConfigError, Malformed, MeshError, NotFound
+from mesh.gateways import gateways_of
 from mesh.pool import Pool, Target
 from mesh.wire import RawHeader, check_endpoint
 
-GATEWAY: Final = "http://127.0.0.1:7411"
 INPUT_BYTES_MAX: Final = 2 << 20
 ANSWER_WITHIN_MS: Final = 500
 LEASE_MS: Final = 5000
@@ -56,7 +56,8 @@ class Agent:
 
     services          instances of nexusrpc service handler classes; functions become operations of a service that is
                       named like the endpoint: `fn()`, `fn(input)` or `fn(ctx, input)`, async or not
-    gateway           base URL or URLs of the mesh; default: environment MESH_URL, else http://127.0.0.1:7411
+    gateway           base URL or URLs of the mesh, also with commas between them; default: environment MESH_URL, else
+                      http://127.0.0.1:7411
     key               API key of the namespace; default: environment MESH_KEY; none in development
     url               where gateways reach this agent; default: environment MESH_AGENT_URL; `run` finds it by itself
     instance          name of this process in the registry; default: made of the URL, so that a restart takes its place
@@ -115,9 +116,7 @@ class Agent:
             raise ConfigError(message)
         try:
             self.endpoint = check_endpoint(endpoint)
-            gateways = gateway or os.environ.get("MESH_URL") or GATEWAY
-            gateways = [gateways] if isinstance(gateways, str) else gateways
-            self.gateways = [Target.parse(each) for each in gateways]
+            self.gateways = [Target.parse(each) for each in gateways_of(gateway)]
         except Malformed as error:
             raise ConfigError(error.detail) from None
         self._key = key or os.environ.get("MESH_KEY") or None

@@ -1,6 +1,6 @@
 """`Agent.run`: uvicorn around one agent, the port bound first so that the agent knows its own URL.
 
-uvicorn comes with the gateway extra and is looked for only here.
+uvicorn comes with the extras `agent` and `gateway` and is looked for only here.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ def _uvicorn() -> Any:
         return importlib.import_module("uvicorn")
     except ImportError:
         message = (
-            "agent.run needs uvicorn, which is not installed: pip install 'agent-mesh[gateway]' or pip install uvicorn,"
+            "agent.run needs uvicorn, which is not installed: pip install 'agent-mesh[agent]' or pip install uvicorn,"
             " or serve the Agent with any other ASGI server"
         )
         raise ConfigError(message) from None

@@ -23,10 +23,11 @@ from mesh.clock import monotonic_s, sleep
 class Client(Base):
     """A caller's connection to a mesh, for asyncio; one per event loop, used by any number of tasks.
 
-    gateway       base URL, or several of one mesh, asked in turn when one does not answer; default: environment
-                  MESH_URL, else http://127.0.0.1:7411
+    gateway       base URL, or several of one mesh (a sequence, or commas between them): the next one is asked when one
+                  does not answer, or is not ready; default: environment MESH_URL, else http://127.0.0.1:7411
     key           API key; default: environment MESH_KEY; none in development
-    retry_for_s   how long faults, 429 and 503 are repeated, always with the same idempotency key
+    retry_for_s   how long faults, 429, 503 and what else is marked retryable are repeated, always with the same
+                  idempotency key
     http          an httpx client of your own (proxies, TLS); it is not closed here
 
     Raised by every method: refusals of mesh/errors.py (Malformed, NotFound, Conflict, Unprocessable, TooMany, ...) and,
@@ -155,9 +156,9 @@ class Client(Base):
         reader, give_up_s = EventReader(after), monotonic_s() + self.retry_for_s
         while True:
             reader.begin()
-            trouble = GatewayUnreachable("the event stream broke off")
+            trouble, at = GatewayUnreachable("the event stream broke off"), self.at
             try:
-                async with self._http.stream(**self.request(self.watching(operation_id, reader))) as reply:
+                async with self._http.stream(**self.request(self.watching(operation_id, reader), at)) as reply:
                     if reply.status_code == 200:  # noqa: PLR2004
                         async for chunk in reply.aiter_bytes():
                             for event in reader.feed(chunk):
@@ -169,8 +170,9 @@ class Client(Base):
                         trouble = refusal(reply.status_code, await reply.aread(), 0)
                         if reply.status_code not in flows.REPEATED:
                             raise trouble
+                        self.leave(at)
             except httpx.TransportError as fault:
-                trouble = GatewayUnreachable(self.fault(fault).why)
+                trouble = GatewayUnreachable(self.fault(fault, at).why)
             if monotonic_s() > give_up_s:
                 raise trouble
             await sleep(reader.retry_ms / 1000)
@@ -186,11 +188,11 @@ class Client(Base):
             if isinstance(step, Pause):
                 await sleep(step.seconds)
                 continue
+            at = self.at
             try:
-                reply = await self._http.request(**self.request(step))
-                answer = Answer(reply.status_code, reply.headers, reply.content)
+                answer = self.answer(await self._http.request(**self.request(step, at)), at)
             except httpx.TransportError as fault:
-                answer = self.fault(fault)
+                answer = self.fault(fault, at)
 
 
 class OperationHandle(Generic[O]):

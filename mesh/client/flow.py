@@ -17,7 +17,7 @@ from mesh.agent.codec import BYTES, Codec, Undecodable
 from mesh.client.errors import UNSUCCESSFUL, GatewayUnreachable, OperationFailed, StillRunning, refusal
 from mesh.client.order import Order, Page, Record
 from mesh.clock import monotonic_s
-from mesh.errors import ConfigError, MeshError, ReplyInvalid
+from mesh.errors import ConfigError, MeshError, ReplyInvalid, TooMany, Unavailable
 from mesh.ids import jittered
 from mesh.wire import quote_segment
 
@@ -26,10 +26,14 @@ WAIT_S: Final = 20
 RETRY_FOR_S: Final = 30.0
 RETRY_FIRST_S: Final = 0.1
 RETRY_MAX_S: Final = 2.0
+RETRY_SPREAD: Final = 0.2
 RETRY_AFTER_MAX_S: Final = 30
 REPLY_TIMEOUT_S: Final = 10.0
 """Beyond the wait that was asked for."""
 REPEATED: Final = frozenset({429, 502, 503, 504})
+"""Statuses that are repeated unless the answer itself says that it is no use."""
+AWAY: Final = frozenset({502, 503, 504})
+"""Of a gateway that another one may stand in for."""
 
 T = TypeVar("T")
 
@@ -160,7 +164,13 @@ def result(operation_id: str, output: Codec, timeout_s: float | None, retry_for_
     while True:
         wait_s = WAIT_S if until_s is None else max(0.0, min(WAIT_S, until_s - monotonic_s()))
         path = f"{_path(operation_id)}/result?wait={wait_s:.3f}"
-        answer = yield from exchange(Ask("GET", path, {}, b"", wait_s + REPLY_TIMEOUT_S), retry_for_s, also=(424,))
+        patience_s = retry_for_s if until_s is None else max(0.0, min(retry_for_s, until_s - monotonic_s()))
+        try:
+            answer = yield from exchange(Ask("GET", path, {}, b"", wait_s + REPLY_TIMEOUT_S), patience_s, also=(424,))
+        except (TooMany, Unavailable) as trouble:
+            if patience_s < retry_for_s:
+                raise StillRunning(operation_id) from trouble  # it was the caller's patience that ended
+            raise
         if answer.status == 200:  # noqa: PLR2004
             return _decode(output, operation_id, answer.headers.get("content-type"), answer.body)
         if answer.status == 424:  # noqa: PLR2004
@@ -207,28 +217,52 @@ def events_path(operation_id: str) -> str:
 def exchange(ask: Ask, retry_for_s: float, *, also: tuple[int, ...] = (), any_status: bool = False) -> Flow[Answer]:
     """Ask until there is an answer for good; safe, since every start carries its key and all else is idempotent.
 
-    Faults and REPEATED statuses are repeated for `retry_for_s`, `Retry-After` is kept. Raises the refusal of any other
-    status from 400 up, unless it is in `also`.
+    Faults, REPEATED statuses and others from 500 up that are marked retryable are repeated for `retry_for_s`, never
+    before `Retry-After`. Raises the refusal of any other status from 400 up, unless it is in `also`.
     """
     give_up_s = monotonic_s() + retry_for_s
     delay_s = RETRY_FIRST_S
     while True:
         answer = yield ask
-        pause_s = delay_s
+        after_s = 0
         if isinstance(answer, Answer):
             after_s = _retry_after_s(answer)
-            if answer.status not in REPEATED:
+            if not _repeated(answer) or (any_status and _of_operation(answer)):
                 if answer.status < 400 or any_status or answer.status in also:  # noqa: PLR2004
                     return answer
                 raise refusal(answer.status, answer.body, after_s)
             trouble: MeshError = refusal(answer.status, answer.body, after_s)
-            pause_s = max(delay_s, min(after_s, RETRY_AFTER_MAX_S))
         else:
             trouble = GatewayUnreachable(answer.why if answer is not None else "no answer")
+        pause_s = max(jittered(delay_s * 1000, RETRY_SPREAD) / 1000, min(after_s, RETRY_AFTER_MAX_S))
         if monotonic_s() + pause_s > give_up_s:
             raise trouble
-        yield Pause(jittered(pause_s * 1000, 0.2) / 1000)
+        yield Pause(pause_s)
         delay_s = min(delay_s * 2, RETRY_MAX_S)
+
+
+def _repeated(answer: Answer) -> bool:
+    if answer.status not in REPEATED and answer.status < 500:  # noqa: PLR2004
+        return False
+    marked = _marked(answer)
+    return answer.status in REPEATED if marked is None else marked
+
+
+def _of_operation(answer: Answer) -> bool:
+    """Whether it is how an operation ended, which the gateway passes on, and not the gateway's own."""
+    headers = answer.headers
+    return "mesh-operation-id" in headers and headers.get("mesh-failure-source") != "gateway"
+
+
+def _marked(answer: Answer) -> bool | None:
+    """What the answer says of its own repetition: `retryable` of a problem, or the header of Nexus answers."""
+    if answer.headers.get("content-type", "").partition(";")[0] == "application/problem+json":
+        try:
+            said = json.loads(answer.body).get("retryable")
+        except (ValueError, AttributeError):
+            said = None
+        return said if isinstance(said, bool) else None
+    return {"true": True, "false": False}.get(answer.headers.get("nexus-request-retryable", "").lower())
 
 
 def _retry_after_s(answer: Answer) -> int:

@@ -14,13 +14,13 @@ import nexusrpc
 
 from mesh.client import flow as flows
 from mesh.client.events import EventReader
-from mesh.client.flow import Ask, Unreached
+from mesh.client.flow import Answer, Ask, Unreached
 from mesh.client.order import Order, called, new_key
 from mesh.errors import ConfigError, Malformed
+from mesh.gateways import gateways_of
 from mesh.trace import continued
 from mesh.wire import Link, format_links
 
-GATEWAY: Final = "http://127.0.0.1:7411"
 CONNECT_TIMEOUT_S: Final = 5.0
 CONNECTIONS_MAX: Final = 100
 QUIET_MAX_S: Final = 45.0
@@ -62,21 +62,18 @@ class Base:
     """What both clients share: where the gateway is, and how a start is put together."""
 
     def __init__(self, gateway: str | Sequence[str] | None, key: str | None, retry_for_s: float) -> None:
-        found = gateway or os.environ.get("MESH_URL") or GATEWAY
-        self._gateways = [each.rstrip("/") for each in ([found] if isinstance(found, str) else found)]
-        for each in self._gateways:
-            if not each.startswith(("http://", "https://")):
-                message = f"the gateway {each!r} is not a URL such as {GATEWAY}"
-                raise ConfigError(message)
+        self._gateways = gateways_of(gateway)
         key = key or os.environ.get("MESH_KEY")
         self._headers = {"authorization": f"Bearer {key}"} if key else {}
         self.retry_for_s = retry_for_s
-        self._at = 0
+        self.at = 0
+        """Which gateway is asked, modulo their number."""
 
-    def request(self, ask: Ask) -> dict[str, Any]:
+    def request(self, ask: Ask, at: int) -> dict[str, Any]:
+        """What httpx is told; `at` as `self.at` was when the request began."""
         return {
             "method": ask.method,
-            "url": self._gateways[self._at % len(self._gateways)] + ask.path,
+            "url": self._gateways[at % len(self._gateways)] + ask.path,
             "headers": self._headers | ask.headers,
             "content": ask.body or None,
             "timeout": httpx.Timeout(ask.timeout_s, connect=CONNECT_TIMEOUT_S),
@@ -88,12 +85,28 @@ class Base:
             headers["last-event-id"] = str(reader.last_seq)
         return Ask("GET", flows.events_path(operation_id), headers, b"", QUIET_MAX_S)
 
-    def fault(self, fault: httpx.TransportError) -> Unreached:
-        self._at += 1
+    def leave(self, at: int) -> None:
+        """The gateway `at` is away: ask the next one from now on, unless another request has gone there already."""
+        if self.at == at:
+            self.at = at + 1
+
+    def answer(self, reply: httpx.Response, at: int) -> Answer:
+        if reply.status_code in flows.AWAY:
+            self.leave(at)
+        return Answer(reply.status_code, reply.headers, reply.content)
+
+    def fault(self, fault: httpx.TransportError, at: int) -> Unreached:
+        self.leave(at)
         return Unreached(f"no answer from {fault.request.url.host}: {str(fault) or type(fault).__name__}")
 
     @staticmethod
     def order(endpoint: str, what: tuple[Any, ...], options: StartOptions) -> Order:
+        unknown = [name for name in options if name not in StartOptions.__annotations__]
+        if unknown:
+            # A call that is silently not what was meant, without its timeout, say, is found out too late.
+            known = ", ".join(StartOptions.__annotations__)
+            message = f"{unknown[0]!r} is no option of a start; there are {known}"
+            raise TypeError(message)
         operation, rest = called(what, options.get("output", Any))
         if len(rest) > 1:
             message = f"{operation.operation} was given {len(rest)} inputs; an operation has one"

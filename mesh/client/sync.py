@@ -147,9 +147,9 @@ class SyncClient(Base):
         reader, give_up_s = EventReader(after), monotonic_s() + self.retry_for_s
         while True:
             reader.begin()
-            trouble = GatewayUnreachable("the event stream broke off")
+            trouble, at = GatewayUnreachable("the event stream broke off"), self.at
             try:
-                with self._http.stream(**self.request(self.watching(operation_id, reader))) as reply:
+                with self._http.stream(**self.request(self.watching(operation_id, reader), at)) as reply:
                     if reply.status_code == 200:  # noqa: PLR2004
                         for chunk in reply.iter_bytes():
                             yield from reader.feed(chunk)
@@ -160,8 +160,9 @@ class SyncClient(Base):
                         trouble = refusal(reply.status_code, reply.read(), 0)
                         if reply.status_code not in flows.REPEATED:
                             raise trouble
+                        self.leave(at)
             except httpx.TransportError as fault:
-                trouble = GatewayUnreachable(self.fault(fault).why)
+                trouble = GatewayUnreachable(self.fault(fault, at).why)
             if monotonic_s() > give_up_s:
                 raise trouble
             pause(reader.retry_ms / 1000)
@@ -177,11 +178,11 @@ class SyncClient(Base):
             if isinstance(step, Pause):
                 pause(step.seconds)
                 continue
+            at = self.at
             try:
-                reply = self._http.request(**self.request(step))
-                answer = Answer(reply.status_code, reply.headers, reply.content)
+                answer = self.answer(self._http.request(**self.request(step, at)), at)
             except httpx.TransportError as fault:
-                answer = self.fault(fault)
+                answer = self.fault(fault, at)
 
 
 class SyncOperationHandle(Generic[O]):

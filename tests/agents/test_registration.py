@@ -17,7 +17,7 @@ import pytest
 import mesh
 from mesh.agent import Agent
 from mesh.agent.server import address, bind
-from mesh.clock import pause
+from mesh.clock import monotonic_s, pause
 from tests.agents.greeter import greet
 from tests.agents.serving import Gateway, serving, until
 from tests.agents.workshop import ShopHandler
@@ -145,6 +145,24 @@ class TestRegistry:
             pass
         with agent(gateway, gateway=[gone, gateway.url]):
             until(lambda: gateway.at("/instances/", "PUT"))
+
+    def test_soon_after_its_gateway(self) -> None:
+        """Started together: whoever comes up last keeps the other waiting for no more than a moment."""
+        gateway = Gateway()
+        with serving(gateway) as gateway.url:
+            pass
+        port = int(gateway.url.rpartition(":")[2])
+        with agent(gateway):
+            pause(0.4)
+            with serving(gateway, port=port):
+                came_s = monotonic_s()
+                until(lambda: gateway.at("/instances/", "PUT"))
+                assert monotonic_s() - came_s < 0.5
+
+    def test_soon_after_the_endpoint_that_another_declares(self, gateway: Gateway) -> None:
+        gateway.refuse = (404, {"code": "unknown_endpoint", "detail": "no endpoint shop"})
+        with agent(gateway, register="instance"):
+            until(lambda: len(gateway.at("/instances/", "PUT")) >= 3, within_s=1)
 
     def test_a_refusal_is_said_once_with_its_reason(self, gateway: Gateway, caplog: pytest.LogCaptureFixture) -> None:
         gateway.refuse = (409, {"code": "name_taken", "detail": "shop belongs to another namespace"})
