@@ -8,6 +8,7 @@ One door     operations.py: everything about operations goes through it; orders.
 HTTP out     courier.py takes leased deliveries, starts.py and deliveries.py send them, answers.py and callbacks.py are
              what replies mean and callbacks look like, outcomes.py how an end looks to a caller; egress.py and
              egress_rules.py say where to
+Agents       that fetch their work instead of being called: pull/
 Time         ticker.py fires what is due, waiters.py wakes who waits, metrics.py counts
 For people   cli/ the `mesh` command, demo/ the story behind `make demo`
 
