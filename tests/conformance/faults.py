@@ -20,6 +20,7 @@ from tests.conformance.meddling import (
     flipped,
     fresh_key,
     header,
+    links_of_201_lost,
     lose,
     lost,
     own_word,
@@ -45,6 +46,7 @@ def fault(name: str, kind: str, *cases: int | range, **doors: Meddling) -> Fault
 
 
 JSON_WITH_CHARSET = answer_header("content-type", lambda value: value + "; charset=utf-8")
+LINK_SLIPS = str.maketrans({"%": "", "/": ""})
 RETRYABLE = "nexus-request-retryable"
 TYPES = range(32, 43)
 NAMED = status((400, 422), (404, 400))
@@ -132,6 +134,7 @@ GATEWAY = (
         report=answers(answer_header(RETRYABLE, lost)),
     ),
     fault("bad names and methods are 422", "gateway", 16, 88, front=answers(NAMED)),
+    fault("links of a 201 are lost", "gateway", 30, back=answers(links_of_201_lost)),
     fault("prefixes are cut", "gateway", 14, back=asks(target(lambda text: text.replace("/team%20a/nexus", "")))),
     fault("starts are sent twice", "gateway", 17, 18, 19, 20, 48, back=asks(twice)),
     fault("nobody makes request ids", "gateway", 20, back=asks(without("nexus-request-id"))),
@@ -250,6 +253,13 @@ CLIENT = (
         24,
         26,
         front=asks(timeouts_lost),
+    ),
+    fault(
+        "links are changed",
+        "client",
+        28,
+        31,
+        front=asks(header("nexus-link", lambda value: value.translate(LINK_SLIPS))),
     ),
     fault("headers are not sent", "client", 27, 93, front=asks(without("x-user-header", "traceparent"))),
     fault(

@@ -166,6 +166,10 @@ def whole_seconds(value: str) -> str:
     return value.replace(".5s", "h").replace("50ms", "h").replace("00ms", "h")
 
 
+def links_of_201_lost(request: Request, one: Answer) -> Answer:
+    return answer_header("nexus-link", lost)(request, one) if one.status == 201 else one
+
+
 def chunks_lost(one: Request) -> Request:
     return with_headers(one, one.headers, b"") if one.get("transfer-encoding") else one
 

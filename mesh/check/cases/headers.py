@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Final
 
-from mesh.check.case import ABSENT, JSON, Call, Case, Each, Expect, Got, Links, Match, Reply, Trial
+from nexusrpc import Link
+
+from mesh.check.case import ABSENT, JSON, Ask, Call, Case, Each, Expect, Got, Links, Match, Reply, Trial, Until
 from mesh.check.cases.shared import ASYNC, REFUSED, complete, ended, got, record, start, started
 
 GROUP: Final = "headers"
@@ -26,6 +28,8 @@ BAD_LINKS: Final = (
     '<https://a.example/%zz>; type="a"',
 )
 LINKED: Final = tuple(("nexus-link", f'<{url}>; type="{kind}"') for url, kind in TWO)
+COMPLETED: Final = (("https://a.example/run/7", "a.Run"),)
+OTHER: Final = (("nexus-link", '<https://a.example/run/7>; type="a.Run"'),)
 TRACE: Final = (
     ("traceparent", "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"),
     ("tracestate", "vendor=a:1,other=b"),
@@ -103,7 +107,7 @@ CASES: Final = (
         name="links in two headers, and joined in one",
         group=GROUP,
         rule="P18",
-        rules={"agent": "P129"},
+        rules={"agent": "P129", "client": "P147"},
         expected="the same links, in the same order",
         reason="HTTP lets any proxy join headers of one name",
         advice="Read every Nexus-Link header and split each at its commas.",
@@ -121,7 +125,18 @@ CASES: Final = (
                 start(role="seen", headers=JOINED, expect=Expect(status=200, json={"links": SEEN})),
             )
         ),
-        skips={"client": "the client sends no links of its own"},
+        client=Trial(
+            handler=(Reply(json=record(result=1)),),
+            steps=(
+                Call(
+                    verb="call",
+                    args=("peer", "svc", "op", 1),
+                    options={"links": tuple(Link(url, kind) for url, kind in TWO)},
+                    returns=1,
+                ),
+                got(headers={"nexus-link": Links(TWO)}),
+            ),
+        ),
     ),
     Case(
         number=29,
@@ -138,15 +153,15 @@ CASES: Final = (
         agent=Trial(
             steps=(Each(BAD_LINKS, (start(role="any", headers=(("nexus-link", "{each}"),), expect=REFUSED),)),)
         ),
-        skips={"client": "the client sends no links of its own"},
+        skips={"client": "the gateway says so"},
     ),
     Case(
         number=30,
         name="links of the handler",
         group=GROUP,
-        rule="P10",
+        rule="P161",
         rules={"agent": "P129"},
-        expected="they come back with the result and with the 201; a gateway's own 201 links to its operation",
+        expected="they come back with result and 201; a gateway keeps those of the 201 and of the completion",
         reason="a caller's history points to the work that it caused",
         advice="Write the handler's links as Nexus-Link on 200 and 201.",
         gateway=Trial(
@@ -161,8 +176,15 @@ CASES: Final = (
                     ),
                 ),
                 Got(nth=2, save="call"),
-                complete(json=2, headers=LINKED, expect=Expect(status=200)),
-                ended(Expect(status=200, json=2, headers={"nexus-link": Links(TWO, among=True)})),
+                Until(
+                    ask=Ask(
+                        method="GET",
+                        path="/v1/operations/{first.token}",
+                        expect=Expect(status=200, json={"state": "started"}),
+                    )
+                ),
+                complete(json=2, headers=OTHER, expect=Expect(status=200)),
+                ended(Expect(status=200, json=2, headers={"nexus-link": Links((*TWO, *COMPLETED), among=True)})),
             ),
         ),
         agent=Trial(
@@ -178,7 +200,7 @@ CASES: Final = (
         name="a comma in a link's URL",
         group=GROUP,
         rule="P18",
-        rules={"agent": "P129"},
+        rules={"agent": "P129", "client": "P147"},
         expected="percent-encoded it survives, both ways",
         reason="Go's decoder splits at every comma, also inside <>",
         advice="Write commas in link URLs as %2C and do not decode them on the way.",
@@ -206,7 +228,18 @@ CASES: Final = (
                 ),
             )
         ),
-        skips={"client": "links are between gateways and handlers"},
+        client=Trial(
+            handler=(Reply(json=record(result=1)),),
+            steps=(
+                Call(
+                    verb="call",
+                    args=("peer", "svc", "op", 1),
+                    options={"links": (Link("https://a.example/x?ids=1,2", "a.B"),)},
+                    returns=1,
+                ),
+                got(headers={"nexus-link": Match(r"<https://a\.example/x\?ids=1%2C2>; type=.*")}),
+            ),
+        ),
     ),
     Case(
         number=87,
