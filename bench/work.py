@@ -1,7 +1,7 @@
 """The unit of work: a durable call with 200 bytes of JSON in and a small JSON out, unique key per call.
 
-The same payload as the peers of performance.md were measured with. Owns what is sent and what must come back; knows
-no process and no socket.
+The same payload as the peers were measured with that it is compared to. Owns what is sent and what must come back;
+knows no process and no socket.
 """
 
 from __future__ import annotations

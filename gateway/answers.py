@@ -1,4 +1,4 @@
-"""What an agent's reply to a start means. Pure; the table of nexus.md 1.1 and 1.4 as one function."""
+"""What an agent's reply to a start means. Pure; the table of P43 as one function."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def _speaks_nexus(reply: Reply) -> bool:
 
 
 def _links(reply: Reply) -> list[str]:
-    """Those that can be read: handed on, a bad one makes Temporal's callers repeat the start (nexus.md 1.1)."""
+    """Those that can be read: handed on, a bad one makes Temporal's callers repeat the start."""
     values = [value.decode("latin-1") for name, value in reply.headers if name == b"nexus-link"]
     return [format_link(link) for link in sound_links(values)] if values else values
 

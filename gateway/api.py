@@ -35,7 +35,7 @@ RETRY_AFTER_S: Final = 1
 
 PARENT_KEY_BYTES_MAX: Final = 1_024
 LATER: Final = ("priority", "delay_ms", "start_at")
-"""Fields of later issues: refused until they work, never accepted silently (decision 22)."""
+"""Fields of later issues: refused until they work, never accepted silently (P63)."""
 
 _JSON: Final = (b"content-type", b"application/json")
 
@@ -70,7 +70,7 @@ class ParentBody(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class StartBody(msgspec.Struct, forbid_unknown_fields=True):
-    """Body of POST /v1/operations. `input` stays the caller's own bytes; absent is Nexus null (decision 19)."""
+    """Body of POST /v1/operations. `input` stays the caller's own bytes; absent is Nexus null (P64)."""
 
     endpoint: str
     service: str
@@ -168,7 +168,7 @@ class OperationsSurface:
         return None
 
     async def start(self, request: Request) -> Answer:
-        """200 with the finished record, or 202 with `Location` (api.md section 5)."""
+        """200 with the finished record, or 202 with `Location` (P60)."""
         principal = self._auth.authenticate(request.headers)
         headers = caller_headers(request.headers)
         wait_ms, applied = self._wait_ms(request)
@@ -205,7 +205,7 @@ class OperationsSurface:
         except Conflict as conflict:
             if conflict.code != "key_reused":
                 raise
-            # 409 on the Nexus surface, 422 here (api.md section 5, httpapi draft 07).
+            # 409 on the Nexus surface, 422 here (P62, httpapi draft 07).
             raise Unprocessable(conflict.detail, code=conflict.code, operation_id=conflict.operation_id) from None
         known = await self._operations.first_outcome(placed, wait_ms / 1000, request.gone)
         if known is None and wait_ms > 0:

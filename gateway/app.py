@@ -59,7 +59,7 @@ DRAIN_LOOK_S: Final = 0.5
 DRAIN_ANSWER_S: Final = 1.0
 LEAVE_TRIES: Final = 200
 LEAVE_S: Final = 2.0
-"""Longest that the hand-back may take: the whole process ends in 15 s (decision 38), the store's own end included."""
+"""Longest that the hand-back may take: the whole process ends in 15 s (P113), the store's own end included."""
 VERSION: Final = "0.1.0"
 
 _log = logging.getLogger(__name__)
@@ -158,7 +158,7 @@ class Mesh:
             metrics=self.metrics,
         )
         self.ticker = Ticker(
-            # Alone on its store it keeps its name, by which it finds the sessions of its former lives (decision 7).
+            # Alone on its store it keeps its name, by which it finds the sessions of its former lives (P114).
             name=settings.gateway.name or (ALONE if self._exclusive else short_id("g")),
             exclusive=self._exclusive,
             store=self.store,
@@ -280,7 +280,7 @@ class Mesh:
         return True, {"status": "ready", "gateways": beat.sessions, "version": VERSION, "store": facts}
 
     async def _tokens(self) -> CompletionTokens:
-        """Keys from the settings, else one that the store keeps (development; decision 21)."""
+        """Keys from the settings, else one that the store keeps (development)."""
         configured = self.settings.tokens
         if configured.keys:
             return CompletionTokens(configured.keys, configured.current)

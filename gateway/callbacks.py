@@ -1,7 +1,7 @@
 """What a callback to a caller looks like, and what the receiver's answer means. Pure.
 
-Two forms: `nexus` (nexus.md 1.3) and `cloudevents` (structured or binary mode). Both carry the Standard Webhooks
-headers, signed with the secret of the caller's namespace; `webhook-id` is the same on every try (decision 1).
+Two forms: `nexus` (P81) and `cloudevents` (structured or binary mode). Both carry the Standard Webhooks
+headers, signed with the secret of the caller's namespace; `webhook-id` is the same on every try (P84).
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ CLOUDEVENTS_BINARY: Final = "cloudevents-binary"
 FORMATS: Final = (NEXUS, CLOUDEVENTS, CLOUDEVENTS_BINARY)
 
 _NEXUS_FINAL: Final = frozenset({400, 401, 403, 404, 409, 501})
-"""Decision 20: the receiver will never take it, or has it already; dead and visible, never retried."""
+"""P85: the receiver will never take it, or has it already; dead and visible, never retried."""
 _CLOUD_FINAL: Final = frozenset({410})
 _KINDS: Final = {
     State.SUCCEEDED: EventKind.SUCCEEDED,
@@ -67,7 +67,7 @@ class Verdict(NamedTuple):
 
 
 def operation_link(public_url: str, operation_id: str) -> str:
-    """`Nexus-Link` to an operation (decision 18)."""
+    """`Nexus-Link` to an operation (P10)."""
     return f'<{public_url}/v1/operations/{operation_id}>; type="mesh.Operation"'
 
 
@@ -137,7 +137,7 @@ def _trace(request: Request) -> Headers:
 
 
 def judge_callback(callback_format: str, reply: Reply) -> Verdict:
-    """What the receiver's status means for the delivery (decision 20)."""
+    """What the receiver's status means for the delivery (P85)."""
     if 200 <= reply.status < 300:  # noqa: PLR2004
         return Verdict(delivered=True, final=True, detail="", retry_after_ms=0)
     final = reply.status in (_NEXUS_FINAL if callback_format == NEXUS else _CLOUD_FINAL)

@@ -36,7 +36,7 @@ CALLBACK_TIMEOUT_S: Final = 20.0
 CALLBACK_FIRST_MS: Final = 1_000
 CALLBACK_CAP_MS: Final = 3_600_000
 CALLBACK_FOR_MS: Final = 72 * 3_600_000
-"""Decision 23: 1 s doubling to 1 h, for 72 h."""
+"""P85: 1 s doubling to 1 h, for 72 h."""
 JITTER: Final = 0.2
 
 

@@ -1,7 +1,8 @@
 """The one seam for where this gateway may send: URLs of agents and callback receivers, at admission and at every send.
 
 It owns the policy and the name resolution for it. It must not know requests: what comes out is a `Target` pinned to
-the addresses that were checked, so that a name cannot lead elsewhere between check and connect (reliability.md S1-S9).
+the addresses that were checked, so that a name cannot lead elsewhere between check and connect (docs/why/attacks.md
+S1-S9).
 
 Refused unless a rule or `allow_loopback` says otherwise: addresses that are not public (egress_rules.py), plain http,
 ports other than 443.

@@ -1,7 +1,7 @@
 """Which addresses are not public, and what an operator may write to open them. Pure data and its reading.
 
 The table is our own: the standard library calls NAT64 and 6to4 forms of loopback, multicast and site-local addresses
-"global" (reliability.md finding 9, S1, S3).
+"global" (docs/why/attacks.md S1, S3).
 """
 
 from __future__ import annotations

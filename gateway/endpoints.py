@@ -1,4 +1,4 @@
-"""`/v1/endpoints`: the registry over HTTP (api.md section 4). HTTP in, thin: every route is one call of the catalog.
+"""`/v1/endpoints`: the registry over HTTP. HTTP in, thin: every route is one call of the catalog.
 
 Bodies are read strictly and capped before FastAPI sees them, after the caller is known. URLs are vetted by the egress
 policy here, because the registry knows none.

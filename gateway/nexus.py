@@ -1,6 +1,6 @@
 """The Nexus surface: start, cancel, completion callback, and the legacy reads of older clients. HTTP in, thin.
 
-Names are taken from the raw path and decoded once (nexus.md 1.1); errors are Nexus Failure JSON in both shapes, and
+Names are taken from the raw path and decoded once (P1); errors are Nexus Failure JSON in both shapes, and
 faults of the gateway itself carry `Mesh-Failure-Source: gateway`.
 """
 
@@ -47,7 +47,7 @@ CALLBACK_PATH: Final = b"/nexus/callback"
 PATH_BYTES_REMEMBERED_MAX: Final = 512
 MARGIN_SHARE: Final = 0.1
 MARGIN_MS_MAX: Final = 50
-"""Decision 13: with `Request-Timeout` the 201 leaves a margin before the caller's patience ends."""
+"""P14: with `Request-Timeout` the 201 leaves a margin before the caller's patience ends."""
 
 _TYPES: Final = {
     400: "BAD_REQUEST", 401: "UNAUTHENTICATED", 403: "UNAUTHORIZED", 404: "NOT_FOUND", 408: "REQUEST_TIMEOUT",
@@ -57,7 +57,7 @@ _TYPES: Final = {
 
 
 def render(error: Exception) -> Answer:
-    """A gateway fault as HandlerError. Sizes and schema breaches are BAD_REQUEST on this surface (decision 18)."""
+    """A gateway fault as HandlerError. Sizes and schema breaches are BAD_REQUEST on this surface (P2, P20)."""
     headers: list[tuple[bytes, bytes]] = [GATEWAY]
     retryable: bool | None = None
     metadata: dict[str, str] = {}
@@ -152,7 +152,7 @@ class NexusSurface:
         raise NotFound("there is no such route below an operation", code="unknown_route")
 
     async def start(self, request: Request, endpoint: str, service: str, operation: str) -> Answer:
-        """Start an operation; 200 or 424 when the outcome comes within the wait, else 201 (api.md section 2)."""
+        """Start an operation; 200 or 424 when the outcome comes within the wait, else 201 (P10 to P12)."""
         principal = self._auth.authenticate(request.headers)
         if not service or not operation:
             raise NotFound("service and operation names are not empty", code="unknown_operation")
@@ -258,7 +258,7 @@ class NexusSurface:
         return Answer(200, [(b"content-type", b"application/json")], body)
 
     async def callback(self, request: Request) -> Answer:
-        """A completion from an agent; the completion token is the whole proof (decision 31)."""
+        """A completion from an agent; the completion token is the whole proof (P52)."""
         if request.method != "POST":
             raise Malformed(f"{request.method} has no meaning here; use POST", code="method_not_supported")
         token = header(request.headers, b"token")

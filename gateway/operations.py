@@ -219,7 +219,7 @@ class Operations(Journals):
         return moved.verdict
 
     async def complete(self, token: str, completion: WireCompletion, *, about: str = "") -> None:
-        """Record what an agent reports under its completion token (31); `about`: the operation it names, or "".
+        """Record what an agent reports under its completion token (P50); `about`: the operation it names, or "".
 
         Raises Unauthenticated (forged, expired, of an earlier run or another operation), Gone (deleted), Conflict
         (another outcome stands, or the lease is lost).

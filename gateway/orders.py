@@ -1,6 +1,6 @@
 """What a caller asks for, and what an accepted operation looks like before the store is asked again. Pure.
 
-Owns the digests of decision 2. Knows no route and sends nothing.
+Owns the digests of P15. Knows no route and sends nothing.
 """
 
 from __future__ import annotations
@@ -186,7 +186,7 @@ def start_arguments(
 
 
 def _owed(order: Order) -> int:
-    """Answered with the outcome, a Nexus caller is owed no callback; an event is always told (decision 37)."""
+    """Answered with the outcome, a Nexus caller is owed no callback; an event is always told (P80)."""
     if not order.callback_url:
         return 0
     return 1 if order.callback_format == NEXUS else 2

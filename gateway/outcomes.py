@@ -38,7 +38,7 @@ GATEWAY: Final = (b"mesh-failure-source", b"gateway")
 
 
 def failure_of(state: State, outcome: Outcome) -> dict[str, Any]:
-    """The OperationError failure of an operation that did not succeed (nexus.md 1.2)."""
+    """The OperationError failure of an operation that did not succeed (P12)."""
     word = "canceled" if state is State.CANCELED else "failed"
     if outcome.kind == "failure":
         return msgspec.json.decode(outcome.body)
@@ -64,7 +64,7 @@ def nexus_answer(
 ) -> Answer:
     """200 with the result's own bytes and type, or 424; `started` are the links of the agent's 201.
 
-    Within the wait of a start a handler's refusal passes untouched (decision 14), and so it does for repeats of it.
+    Within the wait of a start a handler's refusal passes untouched (P13), and so it does for repeats of it.
     """
     headers: Headers = [(b"mesh-operation-id", operation_id.encode())]
     if state is State.SUCCEEDED:
@@ -101,7 +101,7 @@ def callback_parts(head: Head, outcome: Outcome) -> tuple[bytes, bytes | None]:
 
 
 def result_fields(state: State, outcome: Outcome | None) -> dict[str, Any]:
-    """`result` (JSON), or `result_base64` with `result_type`, or `failure`; nothing while it runs (decision 19)."""
+    """`result` (JSON), or `result_base64` with `result_type`, or `failure`; nothing while it runs (P65)."""
     if outcome is None:
         return {}
     if state is not State.SUCCEEDED:
@@ -132,7 +132,7 @@ def record_fields(
     beat: Line | None = None,
     started: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """The flat /v1 record (decision 33), ready for `encode_json`.
+    """The flat /v1 record (P65), ready for `encode_json`.
 
     `journal` entries stand among its events, `started` are the links of the agent's 201.
     """

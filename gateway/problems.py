@@ -114,7 +114,7 @@ async def _on_unexpected(request: Request, error: Exception) -> Response:
 
 
 async def _on_invalid(_request: Request, error: Exception) -> Response:
-    """FastAPI's own validation: 400 for what is no JSON, 422 for the rest (decision 32)."""
+    """FastAPI's own validation: 400 for what is no JSON, 422 for the rest (P3)."""
     found: Sequence[Any] = error.errors() if isinstance(error, RequestValidationError) else ()
     if any(one["type"] == "json_invalid" for one in found):
         return _response(render(400, "json_invalid", "the body is not JSON"))

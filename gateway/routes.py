@@ -147,7 +147,7 @@ async def redeliver_delivery(request: Request, delivery_id: str) -> Response:
 
 @router.get("/v1/webhook-secret", tags=["deliveries"], summary="The secret that signs your callbacks")
 async def webhook_secret(request: Request) -> Response:
-    """Standard Webhooks, `whsec_...`; shown to its own namespace only (decision 25)."""
+    """Standard Webhooks, `whsec_...`; shown to its own namespace only (P84)."""
     mesh = mesh_of(request)
     return _reply({"secret": mesh.webhook_secrets[_namespace(request)]}, headers=_NO_STORE)
 

@@ -126,7 +126,7 @@ def run(
 def dev(settings: Settings, directory: Path, *, ready: Callable[[], None] = lambda: None) -> None:
     """`mesh dev`: gateway and embedded store in one process tree. Raises ConfigError, StoreUnsafe.
 
-    The store may fill half of the memory; then starts are refused (503) and what is kept goes on (decision 23).
+    The store may fill half of the memory; then starts are refused (503) and what is kept goes on.
     """
     listener = bind(settings.gateway.host, settings.gateway.port)
     store = EmbeddedStore(directory, memory_bytes_max=_memory_bytes() // 2)

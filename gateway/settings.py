@@ -132,7 +132,7 @@ class StoreSettings(_Table):
 
 
 class GatewaySettings(_Table):
-    """What is left out stands here (decision 23)."""
+    """What is left out stands here."""
 
     name: str = Field(
         default="",

@@ -61,7 +61,7 @@ async def _answer(request: Request, cursor: str, limit: int, read: Read, operati
 
 
 async def _stream(mesh: Mesh, operation_id: str, after: int, read: Read, name: str) -> AsyncIterator[bytes]:
-    """SSE: `id:` is the number; after the last item an `end` without id (decision 34). `name`: of all events, or ""."""
+    """SSE: `id:` is the number; after the last item an `end` without id (P68). `name`: of all events, or ""."""
     yield b"retry: %d\n\n" % RETRY_MS
     quiet_s = 0.0
     with mesh.waiters.watching(operation_id) as moved:

@@ -37,7 +37,7 @@ class FirstRequest:
     """The request that started an operation, as long as it may still be answered with the outcome itself.
 
     Whoever records an outcome asks `claim` first: the request then waits for that outcome beyond its own time, and
-    a Nexus callback is owed no more (decision 37). A closed one (201 sent, caller gone) is not claimed.
+    a Nexus callback is owed no more (P80). A closed one (201 sent, caller gone) is not claimed.
     """
 
     __slots__ = ("_claims", "_closed", "_waiter", "ending", "links", "moved", "settled", "unsure")

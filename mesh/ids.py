@@ -1,7 +1,7 @@
 """Identity and chance for the whole project: the only file that draws random numbers.
 
 An operation id is `{partition}-{20 characters}`: the partition tag in front tells where the record lives without
-an index (decision 3), the rest is 80 random bits in hexadecimal, so ids cannot be guessed.
+an index, the rest is 80 random bits in hexadecimal, so ids cannot be guessed.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import secrets
 from typing import Final
 
 PARTITION = "00"
-"""The one partition of a single store (decision 11)."""
+"""The one partition of a single store."""
 
 _is_id = re.compile(r"[0-9]{2}-[0-9a-f]{20}").fullmatch
 _chance = random.SystemRandom()

@@ -13,7 +13,7 @@ from typing import Final, NamedTuple, TypeAlias
 
 
 class State(IntEnum):
-    """Operation states (api.md section 1). The numbers are stored; never reuse one."""
+    """Operation states (P65). The numbers are stored; never reuse one."""
 
     SCHEDULED = 1
     BACKING_OFF = 2
@@ -46,7 +46,7 @@ class Event(StrEnum):
     DISPATCH = "dispatch"
     """A gateway leased the start and sends the next attempt."""
     BLOCK = "block"
-    """Nothing can be sent now (no instance, pause, limit, breaker); costs no attempt (decision 8)."""
+    """Nothing can be sent now (no instance, pause, limit, breaker); costs no attempt (P93)."""
     START = "start"
     """The handler answered 201, or the agent fetched the attempt."""
     RETRY = "retry"
@@ -60,7 +60,7 @@ class Event(StrEnum):
     CANCEL = "cancel"
     """The handler reports the operation as canceled."""
     WITHDRAW = "withdraw"
-    """The caller cancels and nothing is out there: never dispatched, or backing off (decision 16)."""
+    """The caller cancels and nothing is out there: never dispatched, or backing off (P31)."""
     REQUEST_CANCEL = "request_cancel"
     """The caller cancels and the handler is to know: an attempt is out there, or there is a journal to wind up."""
     SUSPEND = "suspend"
@@ -165,8 +165,8 @@ def _operation_table() -> dict[State, dict[Event, Cell]]:
     for state in _LIVE:
         table[state] |= {event: Move(to) for event, to in _OUTCOMES.items()}
     for state in _ENDED:
-        # A late 201, retry, lost lease, timer or cancel changes nothing (I17, I18). An equal outcome is a duplicate;
-        # another outcome has no cell: conflict, the first one stands (I14, I16).
+        # A late 201, retry, lost lease, timer or cancel changes nothing; an equal outcome is a duplicate; another
+        # one has no cell: conflict, the first one stands (docs/why/invariants.md I14, I16 to I18).
         late = (
             Event.START, Event.RETRY, Event.LOSE, Event.EXHAUST, Event.TIME_OUT, Event.WITHDRAW, Event.REQUEST_CANCEL,
             Event.SUSPEND,

@@ -1,9 +1,9 @@
 """What proves who may say what: completion tokens of the mesh, and signatures on what it delivers.
 
 A completion token names its operation, run and attempt under a keyed MAC, so that a genuine token of a
-deleted operation can be told from a forged one (decision 21) and no token has to be stored. Owns the form
-and the check; knows no operation, and never puts a token or a key into a message (reliability.md S10, S12,
-S13).
+deleted operation can be told from a forged one (P52) and no token has to be stored. Owns the form
+and the check; knows no operation, and never puts a token or a key into a message (docs/why/attacks.md
+S10, S12, S13).
 """
 
 from __future__ import annotations
@@ -130,7 +130,7 @@ def _signature(secret: str, webhook_id: str, timestamp: str, body: bytes) -> byt
 def sign_webhook(secret: str, webhook_id: str, timestamp_s: int, body: bytes) -> list[tuple[bytes, bytes]]:
     """The three Standard Webhooks headers for one delivery attempt. Raises ConfigError on a malformed secret.
 
-    `webhook_id` is `{operation id}.{run}` (decision 1). The dot cannot move the borders of what is signed:
+    `webhook_id` is `{operation id}.{run}` (P84). The dot cannot move the borders of what is signed:
     a run read as the timestamp would lie decades outside any receiver's tolerance. Signed here and not by
     the package `standardwebhooks`, which takes text only, while a result may be any bytes; the tests verify
     with that package.

@@ -16,7 +16,7 @@ SUSPECT_MS_MAX: Final = 10_000
 
 
 class Health(StrEnum):
-    """What users read beside an instance or an endpoint (api.md section 4)."""
+    """What users read beside an instance or an endpoint."""
 
     HEALTHY = "healthy"
     SUSPECT = "suspect"

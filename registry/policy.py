@@ -1,6 +1,6 @@
 """How an endpoint wants to be called: timeouts, retry, limits, breaker. Defaults and bounds, nothing that acts.
 
-The defaults are decision 23; every field may be left out of a registration, and what is left out follows the default of
+Every field may be left out of a registration, and what is left out follows the default of
 the gateway that reads it. Knows no store and no HTTP.
 """
 
@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 HOUR_MS: Final = 3_600_000
 TIMEOUT_MS_MAX: Final = 60 * 24 * HOUR_MS
-"""60 days, the longest that any Nexus caller waits (reliability.md section 1)."""
+"""60 days, the longest that any Nexus caller waits."""
 REQUEST_TIMEOUT_MS_MAX: Final = HOUR_MS
 START_LEASE_GRACE_MS: Final = 5_000
 """A start's lease outlives its request by this, so that the reply is booked before anybody takes the attempt over."""
@@ -64,7 +64,7 @@ class BreakerPolicy(Part):
 
 
 class Policy(Part):
-    """Policy of one endpoint (api.md section 4). Timeouts left out, and limits left out, do not exist."""
+    """Policy of one endpoint. Timeouts left out, and limits left out, do not exist."""
 
     request_timeout_ms: int = Field(
         default=30_000, ge=100, le=REQUEST_TIMEOUT_MS_MAX, description="how long one request to the agent may take"

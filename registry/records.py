@@ -1,4 +1,4 @@
-"""Endpoints as users read them: flat JSON records (decision 33), filters, pages. Pure but for the numbers handed in."""
+"""Endpoints as users read them: flat JSON records, filters, pages. Pure but for the numbers handed in."""
 
 from __future__ import annotations
 

@@ -155,7 +155,7 @@ class ServiceSpec(Part):
 class EndpointSpec(Part):
     """Body of `PUT /v1/endpoints/{name}`. Every field may be left out.
 
-    `services` left out or empty: any service and operation may be called; listed: only those (decision 5).
+    `services` left out or empty: any service and operation may be called; listed: only those (P22).
     `allow`: namespaces that may call, `*` for all; the owner always may.
     """
 

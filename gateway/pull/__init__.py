@@ -1,4 +1,4 @@
-"""Agents that ask for their work: endpoints of kind pull (specs/protocol.md P280 to P299).
+"""Agents that ask for their work: endpoints of kind pull (specs/protocol.md, from P280 on).
 
 frames.py      what polls and tasks look like        desk.py       polls that wait, and who gets what
 surface.py     the routes                            window.py     the polls of one endpoint

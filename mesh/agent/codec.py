@@ -1,6 +1,6 @@
 """Values and bytes: one codec per operation's input or output type, pydantic inside. Used by host and client.
 
-Nexus media types (nexus.md 1.1): JSON is `application/json`, bytes are `application/octet-stream`, null is no type and
+Nexus media types (P17): JSON is `application/json`, bytes are `application/octet-stream`, null is no type and
 no body. Types are what pydantic takes: models, dataclasses, TypedDicts, builtins, unions of them.
 """
 

@@ -1,4 +1,4 @@
-"""Completions on their way out: the outcome of a call that was answered 201 (nexus.md 1.3).
+"""Completions on their way out: the outcome of a call that was answered 201 (P50).
 
 `deliver` repeats until somebody answers for good; `complete` is for handlers that hand out tokens of their own.
 Knows nothing of runs: what to send and where is given.
@@ -34,7 +34,7 @@ RETRY_FOR_MS: Final = 24 * 3_600_000
 TIMEOUT_S: Final = 10.0
 REPLY_BYTES_MAX: Final = 64 << 10
 FINAL: Final = frozenset({400, 401, 403, 404, 409, 410, 501})
-"""Answers that no repetition changes: refused, or delivered before (nexus.md 1.3)."""
+"""Answers that no repetition changes: refused, or delivered before (P50 to P52)."""
 FINAL_ELSEWHERE: Final = frozenset({409, 410})
 """Of those, what another gateway of the mesh knows of an operation. It may be one of another mesh, by mistake: its 401
 or 404 says nothing about the gateway that asked."""

@@ -1,4 +1,4 @@
-"""Hosting: one execution per request id, quick answers at once, slow ones as 201 and a completion later (decision 27).
+"""Hosting: one execution per request id, quick answers at once, slow ones as 201 and a completion later.
 
 A handler gets a share of the request's time. When it is still running then and the caller gave a callback URL, the host
 answers 201 with a token of its own and reports the outcome to the callback; without one the caller waits until

@@ -1,4 +1,4 @@
-"""A start or cancel request as the host reads it: what its headers and query say (nexus.md 1.1).
+"""A start or cancel request as the host reads it: what its headers and query say (P40).
 
 Reads every header once; callback URLs are remembered, since a gateway names the same one in every request. Knows no
 operation and keeps no call.
@@ -28,7 +28,7 @@ from mesh.wire import (
 CALLBACKS_REMEMBERED_MAX: Final = 256
 QUERY_FIELDS_MAX: Final = 16
 MESH_CALLBACK: Final = "/nexus/callback"
-"""Where a mesh takes completions, below its base URL (api.md section 2)."""
+"""Where a mesh takes completions, below its base URL (P50)."""
 
 _VISIBLE: Final = {
     name.encode(): name

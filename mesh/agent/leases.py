@@ -1,4 +1,4 @@
-"""Heartbeats for long work: which runs are leased, and what the mesh answers about each (decision 6).
+"""Heartbeats for long work: which runs are leased, and what the mesh answers about each (P103, P104).
 
 One beat carries many runs; a third of the lease passes between beats; with nothing leased nothing runs. The answers
 come back through three functions: `cancel` (the caller wants it), `lose` (another attempt has the lease) and `stop`

@@ -1,4 +1,4 @@
-"""How a call ended, as the answer that leaves: results, operation errors, handler errors (nexus.md 1.1, 1.2).
+"""How a call ended, as the answer that leaves: results, operation errors, handler errors (P43).
 
 Owns the step from Python values and exceptions to status, headers and body. Knows no request and no connection.
 """

@@ -1,4 +1,4 @@
-"""The agent's entry in the registry: declares the endpoint once, then keeps this instance's lease alive (api.md 4).
+"""The agent's entry in the registry: declares the endpoint once, then keeps this instance's lease alive.
 
 Repeats for ever, since an agent may be up before its gateway and outlives its restarts. What the agent's author did not
 set (policy, allow, labels, description) stays as it is in the registry. Knows no operations.

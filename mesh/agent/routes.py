@@ -94,7 +94,7 @@ class Routes:
         return found
 
     def describe(self) -> list[dict[str, Any]]:
-        """`services` of the registry (api.md section 4), JSON Schemas included; by name, the same in every process.
+        """`services` of the registry, JSON Schemas included; by name, the same in every process.
 
         nexusrpc's own order hangs on the hash seed, and a restart must not look like a new version of the endpoint.
         """

@@ -64,7 +64,7 @@ class Agent:
     prefix            path in front of `/{service}/{operation}`; belongs at the end of `url` too
     register          True: declare the endpoint and this instance; "instance": the endpoint is declared by somebody
                       else; False: neither, plain Nexus handler
-    description, policy, allow, labels   of the endpoint (api.md section 4); None leaves what the registry has
+    description, policy, allow, labels   of the endpoint; None leaves what the registry has
     version, weight   of the instance
     ttl_ms            how long the registry believes in the instance without a heartbeat; one is sent every third of it
     answer_within_ms  a handler still running then is answered 201 and completed later, at half of `Request-Timeout` at
@@ -286,7 +286,7 @@ def serve(endpoint: str, services: Iterable[Any], *, host: str = "127.0.0.1", po
 
 
 def _raw_path(scope: Scope) -> bytes:
-    """The path as sent, below where the app is mounted. Decoded names would have lost their `%2F` (nexus.md 1.1)."""
+    """The path as sent, below where the app is mounted. Decoded names would have lost their `%2F` (P1)."""
     raw: bytes | None = scope.get("raw_path")
     if raw is None:
         message = "this ASGI server does not say the raw path; use one that does, such as uvicorn"

@@ -89,7 +89,7 @@ def read_answer(reply: Reply) -> Answer:
 
 
 def same(one: Outcome, other: Outcome) -> bool:
-    """Whether two outcomes agree: the state, and of a success the value. Failures come in two shapes (nexus.md 1.3)."""
+    """Whether two outcomes agree: the state, and of a success the value. Failures come in two shapes."""
     if one[0] != other[0]:
         return False
     return one[0] != "succeeded" or one[2] == other[2] or _value(one[2]) == _value(other[2])

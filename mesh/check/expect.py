@@ -1,6 +1,6 @@
 """Whether a message is what a case expects: one sentence per breach. Pure.
 
-The judge's own reading of the wire (nexus.md 1.2): it shares no code with what it judges.
+The judge's own reading of the wire: it shares no code with what it judges.
 """
 
 from __future__ import annotations

@@ -46,7 +46,7 @@ _REFUSALS: Final[dict[int, type[Refusal]]] = {
 class OperationUnsuccessful(MeshError):
     """The operation ended without a result.
 
-    failure        the Nexus Failure: `message`, `metadata`, `details`, `cause`, ... (nexus.md 1.2)
+    failure        the Nexus Failure: `message`, `metadata`, `details`, `cause`, ... (P12)
     operation_id   of the operation
     state          failed, canceled or timed_out
     """

@@ -17,7 +17,7 @@ from mesh.ids import secret_bytes
 
 
 class Record(TypedDict):
-    """An operation as /v1 shows it (api.md section 5). Times are RFC 3339; `result` only when it ended and is JSON."""
+    """An operation as /v1 shows it (P65). Times are RFC 3339; `result` only when it ended and is JSON."""
 
     id: str
     state: str

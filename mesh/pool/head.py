@@ -1,6 +1,6 @@
 """The bytes of a request head: which names the pool owns, which bytes would smuggle a line.
 
-reliability.md S19, S20; RFC 9110 sections 5.5 (values) and 5.6.2 (tokens); RFC 9112 section 3 (request line).
+docs/why/attacks.md S19, S20; RFC 9110 sections 5.5 (values) and 5.6.2 (tokens); RFC 9112 section 3 (request line).
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Where a request goes: an absolute http(s) URL read by one strict parser, and the addresses it may go to.
 
-Check and send share this parser, so that no two readings of one URL exist (reliability.md S2, S6, S7). It
+Check and send share this parser, so that no two readings of one URL exist (docs/why/attacks.md S2, S6, S7). It
 must not know which hosts are allowed (gateway/egress.py), nor how to connect (dial.py).
 """
 

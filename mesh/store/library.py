@@ -46,7 +46,7 @@ FILES: Final = (
 )  # fmt: skip
 
 ADMISSION: Final = frozenset({"mesh1_start", "mesh1_endpoint_put", "mesh1_append"})
-"""The only functions that a full store refuses; all others may end or move what is already kept (I29)."""
+"""The only functions that a full store refuses; the others end or move what is kept (docs/why/invariants.md I29)."""
 READS: Final = frozenset({"mesh1_pages"})
 """Functions that write nothing."""
 

@@ -17,7 +17,7 @@ class Start(msgspec.Struct):
 
     `key` and `digest` are digests as text, for the store knows no msgpack bytes (`key` empty: no idempotency key).
     `*_ms` 0 means none. `blocked` is a reason that the accepting gateway already knows, or ''.
-    `callback`: 0 none, 1 owed unless the first request is answered with the outcome (decision 37), 2 always owed.
+    `callback`: 0 none, 1 owed unless the first request is answered with the outcome (P80), 2 always owed.
     """
 
     id: str

@@ -1,6 +1,6 @@
 """Nexus Failure JSON: the error types, both error shapes, and reading what other implementations send.
 
-Owns the form of failures (nexus.md 1.2). Knows nothing of attempts: `retryable` is what the peer said or
+Owns the form of failures (P4, P43). Knows nothing of attempts: `retryable` is what the peer said or
 what its type implies, not what the mesh will do.
 """
 
@@ -95,7 +95,7 @@ def handler_failure(
 ) -> Failure:
     """A HandlerError as Failure; `retryable` becomes `retryableOverride`, None leaves the type's default.
 
-    `details.type` is always there: without it Temporal retries until its timeout (nexus.md 1.4).
+    `details.type` is always there: without it Temporal retries until its timeout.
     """
     details: dict[str, Any] = {"type": error_type}
     if retryable is not None:
@@ -150,7 +150,7 @@ def _details(failure: Failure) -> dict[str, Any]:
 def as_operation_failure(state: Unsuccessful, failure: Failure) -> Failure:
     """`failure` as an OperationError whose `details.state` is `state`; any other shape becomes the cause.
 
-    Senders before 2025-10, and Temporal to this day, put the plain cause on the wire (nexus.md 1.2, 1.3).
+    Senders before 2025-10, and Temporal to this day, put the plain cause on the wire.
     """
     if _kind(failure) == _OPERATION_ERROR:
         details = _details(failure)
@@ -212,7 +212,7 @@ class HandlerFailure(NamedTuple):
 
 
 def parse_handler_failure(status: int, headers: RawHeaders, body: bytes, reason: str = "") -> HandlerFailure:
-    """Any answer but 200, 201 and 424 to a start, or 202 to a cancel (nexus.md 1.2, cases 48 to 50, 53).
+    """Any answer but 200, 201 and 424 to a start, or 202 to a cancel (P43, cases 48 to 50, 53).
 
     The body's type beats the status, its `retryableOverride` the type's default; `Nexus-Request-Retryable`
     counts only when the body is no HandlerError. `reason` is the status line's text, the message of the error unless

@@ -1,4 +1,4 @@
-"""Which headers cross the mesh, and which may not (decision 36, reliability.md S19, S20).
+"""Which headers cross the mesh, and which may not (P42; docs/why/attacks.md S19, S20).
 
 Headers are ASGI's: a list of (name, value) as bytes. Names are compared without regard to case and leave in
 lower case; values leave byte for byte. Knows no routes and sets no header of its own.

@@ -1,6 +1,6 @@
 """Names on the path: service, operation and endpoint, and the raw path they travel in.
 
-Owns decoding exactly once from the raw path (reliability.md S25) and the limits of names. Knows no routes.
+Owns decoding exactly once from the raw path (docs/why/attacks.md S25) and the limits of names. Knows no routes.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from urllib.parse import quote, unquote_to_bytes
 from mesh.errors import Malformed, NotFound
 
 NAME_BYTES_MAX: Final = 1000
-"""Service and operation names, UTF-8 bytes (Temporal's limit, nexus.md section 3)."""
+"""Service and operation names, UTF-8 bytes (Temporal's limit; P1)."""
 ENDPOINT_NAME_MIN: Final = 2
 ENDPOINT_NAME_MAX: Final = 200
 

@@ -1,6 +1,6 @@
 """What a handler says about an operation: the 201 of a start, and the completion it sends later.
 
-Owns the form (nexus.md 1.1, 1.3). Knows no operation: whether a token is genuine and an outcome still
+Owns the form (P43, P50). Knows no operation: whether a token is genuine and an outcome still
 possible is decided by mesh/tokens.py and the store.
 """
 
@@ -17,7 +17,7 @@ from mesh.wire.links import Link, parse_links
 from mesh.wire.strict_json import load_json
 
 OPERATION_TOKEN_BYTES_MAX: Final = 4096
-"""Temporal's limit (nexus.md section 3)."""
+"""Temporal's limit."""
 
 _token = re.compile(r"[!-~](?:[\t -~]*[!-~])?").fullmatch
 
@@ -85,7 +85,7 @@ def _failure(state: Literal["failed", "canceled"], content_type: bytes | None, b
 
 
 def parse_completion(headers: RawHeaders, body: bytes) -> Completion:
-    """A request to the completion callback (nexus.md 1.3, cases 76 to 79, 83).
+    """A request to the completion callback (P50 to P53, cases 76 to 79, 83).
 
     The header's state rules; an OperationError body of another state is brought in line. Of a repeated
     header the first value counts, links excepted. Raises Malformed on a missing, unknown or `running`

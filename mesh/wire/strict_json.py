@@ -1,4 +1,4 @@
-"""JSON as the mesh takes it in: one meaning for every reader behind us (reliability.md S24).
+"""JSON as the mesh takes it in: one meaning for every reader behind us (docs/why/attacks.md S24).
 
 Refused beyond RFC 8259: duplicate keys, NaN and Infinity, numbers that overflow to infinity, integers past
 Python's digit limit, lone surrogates, NUL, a byte order mark, and more than JSON_DEPTH_MAX levels.

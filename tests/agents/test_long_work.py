@@ -1,4 +1,4 @@
-"""Slow handlers: 201 by the host, completion later, leases in between, and the end of the process (decision 27)."""
+"""Slow handlers: 201 by the host, completion later, leases in between, and the end of the process."""
 
 from __future__ import annotations
 

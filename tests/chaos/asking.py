@@ -84,7 +84,7 @@ def judge(reply: Reply) -> tuple[Kind, dict[str, Any]]:
     if reply.status in RUNNING:
         return Kind.OK, {"status": reply.status, "state": "running"}
     if reply.status not in ANSWERED:
-        # A handler's own refusal passes untouched (decision 14): the operation failed, in words of its agent.
+        # A handler's own refusal passes untouched (P13): the operation failed, in words of its agent.
         return Kind.OK, found | {"state": "failed"}
     if not found["op"]:
         del found["op"]

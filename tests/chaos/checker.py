@@ -3,7 +3,7 @@
     verdict = check(read(files), await take(link))
     assert not verdict.violations, verdict.report()
 
-One small function per invariant of reliability.md section 3, by id: rules_admission.py (I1-I8, I28), rules_runs.py
+One small function per invariant of docs/why/invariants.md, by id: rules_admission.py (I1-I8, I28), rules_runs.py
 (I9-I19, I25, I27), rules_callbacks.py (I20-I22), rules_store.py (I32, I33), rules_validity.py (I39, takeover). I26 is
 judged where time ends something (I19); I12, I13, I23, I24, I29-I31, I34-I38 need runs of their own.
 """

@@ -13,7 +13,7 @@ from tests.chaos.view import Finding, View, evidence, rule, stored_digest
 
 @rule("I20")
 def i20_every_owed_callback_is_delivered(view: View) -> Iterator[Finding]:
-    """Owed once a start was acknowledged without its outcome (decision 37): until 2xx, or a visible dead letter."""
+    """Owed once a start was acknowledged without its outcome (P80): until 2xx, or a visible dead letter."""
     received = view.of_operation(What.RECEIVED)
     for op, calls in view.acked.items():
         one = view.stored.get(op)

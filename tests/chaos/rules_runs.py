@@ -86,7 +86,7 @@ def i10_superseded_attempts_change_nothing(view: View) -> Iterator[Finding]:
 
 @rule("I11")
 def i11_every_dispatch_carries_the_same_request(view: View) -> Iterator[Finding]:
-    """Operation id, input and idempotency key (`{operation id}.{run}`, decision 1)."""
+    """Operation id, input and idempotency key (`{operation id}.{run}`, P40)."""
     for line in view.infos[What.INVOKED]:
         one = view.stored.get(line.op)
         if line.request_id != f"{line.op}.{line.run}":

@@ -185,7 +185,7 @@ RULES: dict[str, Rule] = {}
 
 
 def rule(invariant: str) -> Callable[[Rule], Rule]:
-    """Register a rule under the invariant that it checks (reliability.md section 3)."""
+    """Register a rule under the invariant that it checks (docs/why/invariants.md)."""
 
     def register(check: Rule) -> Rule:
         assert invariant not in RULES, f"two rules for {invariant}"

@@ -41,7 +41,7 @@ class TestEndpoints:
         assert gateway.mesh.catalog.version == version
 
     async def test_the_record_is_flat_and_complete(self, gateway: Gateway) -> None:
-        """Decision 33."""
+        """P69."""
         services = [{"name": "docs", "operations": [{"name": "sum", "input": {"type": "object"}}]}]
         body = {"services": services, "allow": ["beta"], "labels": {"tier": "gold"}, "policy": {"max_concurrency": 3}}
         await put(gateway.alpha, **body)
@@ -153,7 +153,7 @@ class TestRefusals:
 
 class TestTeams:
     async def test_a_name_belongs_to_its_first_owner(self, gateway: Gateway) -> None:
-        """S17, decision 5: names are global, so the neighbour is told that this one is taken."""
+        """S17: names are global, so the neighbour is told that this one is taken."""
         await put(gateway.alpha)
         assert problem(await put(gateway.beta)) == (409, "name_taken")
         assert (await gateway.record())["owner"] == "alpha"
@@ -240,7 +240,7 @@ class TestLists:
 
 class TestWithoutKeys:
     async def test_only_this_machine_by_its_own_name(self, link: Link, embedded: EmbeddedStore) -> None:
-        """Decision 24, and no DNS rebinding."""
+        """P5, and no DNS rebinding."""
         async with serving(embedded, None) as gateway:
             del gateway.alpha.headers["authorization"]
             assert (await put(gateway.alpha)).json()["owner"] == "default"

@@ -102,7 +102,7 @@ class TestCatalog:
         assert await asyncio.gather(*[write(name) for name in names]) == names
 
     async def test_closed_lists_are_closed_and_say_what_they_hold(self, link: Link) -> None:
-        """Decision 5."""
+        """P22."""
         catalog = Catalog(CatalogStore(link))
         listed = read_spec(
             EndpointSpec,

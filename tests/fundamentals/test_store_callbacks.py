@@ -41,7 +41,7 @@ async def test_without_a_callback_none_is_owed(room: Room) -> None:
 
 
 async def test_a_caller_that_gets_the_answer_itself_gets_no_callback(room: Room) -> None:
-    """Decision 37: the first request is still open and carries the outcome."""
+    """P80: the first request is still open and carries the outcome."""
     one = await room.accepted(callback=1)
     assert (await room.succeed(one, answered=True)).callback is None
     assert (await room.kept(one)).head.callback == Delivery.DROPPED

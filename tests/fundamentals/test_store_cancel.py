@@ -1,4 +1,4 @@
-"""Cancel, in every state (decision 16): done at once when nothing is out there, else remembered and sent later."""
+"""Cancel, in every state (P31): done at once when nothing is out there, else remembered and sent later."""
 
 from __future__ import annotations
 
@@ -152,7 +152,7 @@ async def test_a_cancel_that_cannot_be_told_is_tried_again_and_then_dead(room: R
 
 
 async def test_the_agent_of_a_timed_out_operation_is_told_to_stop(room: Room) -> None:
-    """Best effort (decision 15): a cancel is owed although no caller asked for it."""
+    """Best effort (P102): a cancel is owed although no caller asked for it."""
     one = await room.accepted(run_ms=1)
     await room.started(one)
 

@@ -83,7 +83,7 @@ async def test_the_201_starts_the_operation(room: Room) -> None:
 
 
 async def test_a_failure_of_a_superseded_attempt_is_dropped(room: Room) -> None:
-    """Attempt 2 is under way, so attempt 1's failure says nothing about the operation (decision 6)."""
+    """Attempt 2 is under way, so attempt 1's failure says nothing about the operation (P54)."""
     one = await room.accepted()
     await lose_first_attempt(room, one)
     before = await room.kept(one)
@@ -112,7 +112,7 @@ async def test_a_superseded_attempt_that_was_asked_to_stop_may_report_it(room: R
 
 
 async def test_leased_attempts_are_fenced_once_superseded(room: Room) -> None:
-    """Attempt 1 ran under a heartbeat lease and lost it: whatever it says now is `lease_lost` (decision 6, I10).
+    """Attempt 1 ran under a heartbeat lease and lost it: whatever it says now is `lease_lost` (P55, I10).
 
     It is shown once. Also while attempt 2, which is out, has not shown yet whether it heartbeats.
     """

@@ -20,7 +20,7 @@ async def line(room: Room) -> list[str]:
 
 
 async def test_no_more_run_at_once_than_the_limit_says(room: Room) -> None:
-    """Started ones count until they end (decision 10); the rest is accepted and waits."""
+    """Started ones count until they end (P95); the rest is accepted and waits."""
     await room.endpoint(max_concurrency=2)
     ids = [await room.accepted() for _ in range(5)]
     states = [await room.kept(one) for one in ids]

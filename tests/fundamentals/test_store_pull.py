@@ -259,7 +259,7 @@ async def test_a_record_that_cannot_be_read_spoils_only_its_own_answer(pulled: R
 
 
 async def test_an_answer_owes_the_callback_as_any_other(pulled: Room) -> None:
-    """Decision 37: answered with the outcome itself, a Nexus callback is spared; else it is leased to be sent."""
+    """P80: answered with the outcome itself, a Nexus callback is spared; else it is leased to be sent."""
     spared, owed = await fetched(pulled, callback=1), await fetched(pulled, callback=1)
     replies = await answer(
         pulled,

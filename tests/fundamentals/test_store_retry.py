@@ -67,7 +67,7 @@ async def test_a_retry_after_the_end_changes_nothing(room: Room) -> None:
 
 
 async def test_a_release_gives_the_attempt_back(room: Room) -> None:
-    """It surely reached nobody, so it does not count (decision 8); the operation waits in line with the reason."""
+    """It surely reached nobody, so it does not count (P93); the operation waits in line with the reason."""
     one = await room.accepted(attempts_max=1)
     assert (await room.store.release(one, 1, 1, "unreachable")).verdict == "waiting"
     kept = await room.kept(one)

@@ -1,4 +1,4 @@
-"""Sessions: leases belong to a gateway's session, so a dead gateway's work moves within seconds (decision 7)."""
+"""Sessions: leases belong to a gateway's session, so a dead gateway's work moves within seconds (P114)."""
 
 from __future__ import annotations
 

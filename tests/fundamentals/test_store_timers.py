@@ -26,7 +26,7 @@ async def test_schedule_to_close_ends_it_in_every_state(room: Room, state: str) 
 
 
 async def test_schedule_to_start_ends_what_nobody_starts(room: Room) -> None:
-    """Up to the 201 or the synchronous result (decision 9)."""
+    """Up to the 201 or the synchronous result (P101)."""
     one = await room.accepted(start_ms=1, blocked="no_instance")
     kept = await room.ended_by_timer(one)
     assert (kept.state, kept.events[-1].detail) == (State.TIMED_OUT, "schedule_to_start")
@@ -92,7 +92,7 @@ async def test_a_heartbeat_extends_the_lease(room: Room) -> None:
 
 
 async def test_a_first_heartbeat_that_names_no_length_gets_a_default(room: Room) -> None:
-    """It begins a lease (decision 6), and does not end it in the same moment."""
+    """It begins a lease (P103), and does not end it in the same moment."""
     one = await room.accepted()
     await room.started(one)
     assert (await room.kept(one)).head.beat_by == 0

@@ -67,7 +67,7 @@ class TestOwed:
         assert (call.json, call["nexus-operation-token"]) == ("held", agent.calls[0].operation)
 
     async def test_events_are_always_owed(self, caller: Caller, agent: Actor, receiver: Actor) -> None:
-        """P80: decision 37 spares Nexus callbacks; who subscribed an event receiver wants every event."""
+        """P80: the outcome in the answer spares Nexus callbacks; who subscribed an event receiver wants every event."""
         name = await caller.register(agent.url)
         assert (await caller.v1(name, callback={"url": receiver.url, "format": "cloudevents"})).status == 200
         assert (await receiver.until(1)).json["data"]["state"] == "succeeded"

@@ -233,7 +233,7 @@ class TestOrder:
         assert [one.operation for one in agent.calls].count(operation) == 1
 
     async def test_by_an_earlier_attempt(self, caller: Caller, agent: Actor) -> None:
-        """P54: without a lease any attempt may succeed, failures of a superseded one are dropped (decision 6)."""
+        """P54: without a lease any attempt may succeed, failures of a superseded one are dropped."""
         gate = asyncio.Event()
 
         async def script(call: Call, _writer: object) -> Reply:

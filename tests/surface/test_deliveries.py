@@ -55,7 +55,7 @@ class TestRetry:
     async def test_what_a_status_means(
         self, caller: Caller, agent: Actor, receiver: Actor, form: str, status: int, state: str
     ) -> None:
-        """P85: decision 20. Redirects are not followed."""
+        """P85. Redirects are not followed."""
         receiver.replies(Reply(status, headers={"location": f"{receiver.url}/elsewhere"}))
         callback = {"url": receiver.url, "format": form}
         operation = (await caller.v1(await caller.register(agent.url), [ASYNC], callback=callback)).json["id"]

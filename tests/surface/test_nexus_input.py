@@ -142,7 +142,7 @@ class TestUnknown:
 
 class TestSchema:
     async def test_a_breach_is_400_here(self, caller: Caller, agent: Actor) -> None:
-        """P20: decision 18."""
+        """P20, P2."""
         schema = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}
         name = await caller.register(
             agent.url, services=[{"name": "s", "operations": [{"name": "o", "input": schema}]}]

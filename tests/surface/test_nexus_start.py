@@ -230,7 +230,7 @@ class TestRepeats:
         assert (len(agent.calls), sum(one.get("idempotency-replayed") is None for one in answers)) == (1, 1)
 
     async def test_what_may_differ_between_tries(self, caller: Caller, agent: Actor) -> None:
-        """P15: timeouts, callback header values, links, trace headers (decision 2)."""
+        """P15: timeouts, callback header values, links, trace headers."""
         agent.replies(started())
         name = await caller.register(agent.url)
         first = await caller.begin(name, [("nexus-request-id", "k")], callback="http://127.0.0.1:9/x")

@@ -61,7 +61,7 @@ class TestAnswers:
         ],
     )
     async def test_200_whatever_the_outcome(self, caller: Caller, agent: Actor, reply: Reply, state: str) -> None:
-        """P60: only /result answers 424 (decision 15)."""
+        """P60, P66: only /result answers 424."""
         agent.replies(reply)
         answer = await caller.v1(await caller.register(agent.url))
         assert (answer.status, answer.json["state"]) == (200, state)
@@ -245,7 +245,7 @@ class TestRefused:
 
     @pytest.mark.parametrize("field", ["priority", "delay_ms", "start_at"])
     async def test_what_does_not_work_yet_is_refused(self, caller: Caller, agent: Actor, field: str) -> None:
-        """P63: never accepted silently (decision 22)."""
+        """P63: never accepted silently (P63)."""
         fields: dict[str, Any] = {field: 1}
         answer = await caller.v1(await caller.register(agent.url), **fields)
         check_problem(answer, 400, "not_supported_yet", f"/{field}")

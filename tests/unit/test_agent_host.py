@@ -1,4 +1,4 @@
-"""The handler side of Nexus, over real sockets: nexus.md section 6, case numbers in the docstrings."""
+"""The handler side of Nexus, over real sockets: the case numbers are those of mesh/check/cases."""
 
 from __future__ import annotations
 

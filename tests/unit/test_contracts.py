@@ -82,7 +82,7 @@ class TestUsable:
         ],
     )  # fmt: skip
     def test_a_schema_that_cannot_be_applied_or_bounded_says_why(self, schema: Any, why: str) -> None:
-        """Nothing is fetched for it either (reliability.md S1)."""
+        """Nothing is fetched for it either (docs/why/attacks.md S1)."""
         assert why in Contract(schema).why_unusable()
 
     def test_a_deeply_nested_schema_is_refused(self) -> None:

@@ -1,4 +1,4 @@
-"""Where the gateway may send: attacks that must fail, and what rules open (reliability.md S1-S9)."""
+"""Where the gateway may send: attacks that must fail, and what rules open (docs/why/attacks.md S1-S9)."""
 
 from __future__ import annotations
 

@@ -113,6 +113,16 @@ class TestRooms:
             named = set(re.findall(r"\b[a-z_0-9]+\.py\b|\b[a-z_]+/(?=\s)", text))
             assert {name for name in named if not (ROOT / room / name).exists()} == set(), room
 
+    def test_what_is_cited_is_here(self) -> None:
+        """P-rules are in the protocol, I and S in docs/why; pages that only their author has are no source."""
+        texts = {path: path.read_text() for path in tracked() if path.suffix in {".py", ".lua"}}
+        pages = "nexus|api|reliability|decisions|performance|house"
+        needles = re.compile(rf"\b({pages})\.md\b|[Dd]ecision" + r" \d")
+        assert {str(path): found[0] for path, text in texts.items() if (found := needles.search(text))} == {}
+        stated = set(re.findall(r"\*\*(P\d+)\b", (ROOT / "specs" / "protocol.md").read_text()))
+        cited = {rule for text in texts.values() for rule in re.findall(r"[ (](P[1-9]\d{0,2})\b(?=[ ,.:;)])", text)}
+        assert cited - stated == set()
+
     def test_no_tracked_file_names_a_machine_or_a_package_index(self) -> None:
         # Each needle is put together here, so that this file does not hold what it looks for.
         roots = [f"/{name}/" for name in ("work", "farm", "root", "tmp/v")]

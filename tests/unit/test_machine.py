@@ -139,7 +139,7 @@ def test_numbers_are_stored_and_never_move(enum: type[IntEnum], numbers: dict[st
 
 
 def test_words_on_the_wire() -> None:
-    """api.md section 1: /v1 has seven words, Nexus four; a timed out operation reads as failed there."""
+    """P34, P65: /v1 has seven words, Nexus four; a timed out operation reads as failed there."""
     assert [state.word for state in State] == [
         "scheduled", "backing_off", "started", "succeeded", "failed", "canceled", "timed_out"
     ]  # fmt: skip

@@ -32,7 +32,7 @@ def refused(kind: type[Any], value: Any) -> dict[str, str]:
 
 class TestDefaults:
     def test_the_defaults_are_those_of_the_documents(self) -> None:
-        """Decision 23, and api.md section 4: every field may be left out."""
+        """Every field may be left out."""
         assert Policy().model_dump() == {
             "request_timeout_ms": 30_000,
             "schedule_to_close_ms": None,

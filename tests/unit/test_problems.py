@@ -60,7 +60,7 @@ class TestRendering:
         ],
     )
     def test_what_may_be_repeated_says_when(self, error: Exception, status: int, after: str) -> None:
-        """Decision 32: whole seconds, on every 429 and 503."""
+        """P3: whole seconds, on every 429 and 503."""
         found, headers, body = rendered(error)
         assert (found, headers["retry-after"], body["retryable"]) == (status, after, True)
 

@@ -35,7 +35,7 @@ def why(tmp_path: Path, text: str, env: dict[str, str] | None = None, **options:
 
 class TestDefaults:
     def test_nothing_said_is_a_development_gateway(self) -> None:
-        """Decision 23 and 24: loopback, one namespace, no keys."""
+        """P5: loopback, one namespace, no keys."""
         settings = load(env={})
         gateway = settings.gateway
         assert (gateway.host, gateway.port, gateway.wait_default_ms, gateway.wait_max_ms) == (
@@ -171,7 +171,7 @@ class TestErrors:
 
     @pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.1.2.3", "mesh.example"])
     def test_without_keys_only_loopback(self, tmp_path: Path, host: str) -> None:
-        """Decision 24: the start is refused."""
+        """P5: the start is refused."""
         assert why(tmp_path, f'[gateway]\nhost = "{host}"').startswith(
             f"mesh.toml: gateway.host: {host} can be reached"
         )
@@ -181,7 +181,7 @@ class TestErrors:
         assert why(tmp_path, text).startswith("mesh.toml: gateway.public_url: missing")
 
     def test_serve_needs_a_store_and_completion_keys(self, tmp_path: Path) -> None:
-        """Decision 21: gateways of one store must accept each other's tokens."""
+        """Gateways of one store must accept each other's tokens."""
         assert why(tmp_path, "", serve=True).startswith("mesh.toml: store.url: missing")
         only_store = {"MESH_STORE_URL": SERVED["MESH_STORE_URL"]}
         assert why(tmp_path, "", only_store, serve=True).startswith("mesh.toml: tokens.keys: missing")

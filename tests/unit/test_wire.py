@@ -1,4 +1,4 @@
-"""Names, durations, `Prefer`, times and links on the wire. Case numbers are nexus.md section 6."""
+"""Names, durations, `Prefer`, times and links on the wire. Case numbers are those of mesh/check/cases."""
 
 from contextlib import suppress
 from email.utils import parsedate_to_datetime
@@ -44,7 +44,7 @@ def test_a_raw_path_is_decoded_once_segment_by_segment(raw: bytes, segments: lis
 
 @pytest.mark.parametrize(
     "raw",
-    # Case 13 and the inputs of reliability.md S25.
+    # Case 13 and the inputs of docs/why/attacks.md S25.
     [b"a%", b"a%2", b"a%zz/b", b"%ff", b"%C3/x", b"\xff", b"a%00b", b"a%0d%0aX", b"a\x00", b"%C2%85", b"%7f",
      b"..", b"%2e%2e/x", b"a/./b", b"%2E"],
 )  # fmt: skip

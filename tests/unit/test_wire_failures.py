@@ -1,4 +1,4 @@
-"""Failures as we write them and as others send them. Case numbers are nexus.md section 6."""
+"""Failures as we write them and as others send them. Case numbers are those of mesh/check/cases."""
 
 import json
 from typing import Any

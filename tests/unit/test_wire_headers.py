@@ -1,4 +1,4 @@
-"""Which headers cross the mesh, idempotency keys, strict JSON. Case numbers are nexus.md section 6."""
+"""Which headers cross the mesh, idempotency keys, strict JSON. Case numbers are those of mesh/check/cases."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""The 201 of a start, and completions, as others send them. Case numbers are nexus.md section 6."""
+"""The 201 of a start, and completions, as others send them. Case numbers are those of mesh/check/cases."""
 
 import json
 from typing import Any
@@ -30,7 +30,7 @@ def test_the_token_of_a_201(token: str) -> None:
 
 @pytest.mark.parametrize(
     ("headers", "body"),
-    # Case 52, nexus.md 1.4.
+    # Case 52.
     [([], b'{"token":"t","state":"running"}'), ([(b"content-type", b"text/plain")],
      b'{"token":"t","state":"running"}'),
      *((JSON, body) for body in (b"", b"x", b"[]", b"null", b'{"token":"t"}', b'{"state":"running"}',

@@ -1,4 +1,4 @@
-"""All conformance cases, by number: nexus.md section 6 as data. The language is mesh/check/case.py.
+"""All conformance cases, by number: the numbers that code and tests cite. The language is mesh/check/case.py.
 
 bodies  names  starts  timeouts  headers  errors  replies (client side)  cancels  callbacks and their trouble (out)
 completions (in)  limits

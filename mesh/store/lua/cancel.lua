@@ -17,7 +17,7 @@ local function ask_to_end(op, now)
   return nil
 end
 
--- cancel: the caller no longer wants the operation (decision 16).
+-- cancel: the caller no longer wants the operation (P31).
 -- Keys: partition root. Arguments: msgpack {id, ns, session, cancel_lease_ms, callback_lease_ms}.
 -- Reply: {'canceled', now, seq, callback work or false, '*' to look or ''}: nothing was out there
 --     or {'requested', now, state, cancel work or false, '*' to look or ''}: remembered; sent at once when the agent's token is known

@@ -8,7 +8,7 @@ local function end_by_time(op, now, reason)
   local known, fetched = op.state == S.started, held(op)
   apply(op, 'time_out')
   settle(op, now, E.timed_out, reason)
-  -- The agent is told to stop, best effort (decision 15).
+  -- The agent is told to stop, best effort (P102).
   if fetched then
     tell_holder(op)
   elseif known and op.cancel == D.none then

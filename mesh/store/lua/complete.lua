@@ -2,7 +2,7 @@
 -- Keys: partition root. Arguments: msgpack {id, run, attempt, event ('succeed', 'fail', 'cancel'), code, session,
 --   answered, callback_lease_ms, alone, instance}, outcome.
 --   `alone` 1: no other gateway lives that could wait for a message (a late joiner looks again by itself).
---   `answered` 1: the caller's first request is still open and gets this outcome, so no callback is owed (decision 37).
+--   `answered` 1: the caller's first request is still open and gets this outcome, so no callback is owed (P80).
 -- Reply: {'done', now, seq, endpoint with a waiting line or '', callback work or false [, 1: it has a journal]}
 --     or {'same', closed_at, seq}: an equal duplicate
 --     or {'dropped', now, state}: failure of a superseded attempt, or its `canceled` that no caller asked for.

@@ -2,7 +2,7 @@
 -- Keys: partition root. Arguments: msgpack {tasks = {{id, run, attempt, lease_ms, details?}, ...}}, then the details that
 --   tasks point to: 1 is the first of them.
 -- Reply: one of 'ok', 'cancel' (ok, and the caller asked to cancel), 'lost' (superseded), 'ended', 'unknown' per task.
--- The first heartbeat makes an attempt leased: from then on its token is fenced by attempt (decision 6). Flag allow-oom.
+-- The first heartbeat makes an attempt leased: from then on its token is fenced by attempt (P55). Flag allow-oom.
 local function mesh1_heartbeat(keys, argv)
   local root = keys[1]
   local a = given(argv[1], 'tasks')

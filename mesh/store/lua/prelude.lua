@@ -230,7 +230,7 @@ local function dispatch(op, ep, session, now)
   op.owner = session
   next_attempt(op)
   op.start_at = now + op.lease_ms
-  -- Below zero: an earlier attempt was leased, this one is not yet. Tokens of the earlier one stay fenced (decision 6).
+  -- Below zero: an earlier attempt was leased, this one is not yet. Tokens of the earlier one stay fenced (P55).
   if op.beat_ms > 0 then op.beat_ms = -op.beat_ms end
   op.beat_by = 0
   op.instance = ''

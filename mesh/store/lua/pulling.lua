@@ -16,7 +16,7 @@ local function tell_holder(op)
     op.instance .. ' ' .. op.id .. ' ' .. op.run .. ' ' .. op.attempt .. ' ' .. op.state)
 end
 
--- The next attempt, to `instance`: dispatched and started in one step (decision 9). The caller has checked `hindrance`.
+-- The next attempt, to `instance`: dispatched and started in one step. The caller has checked `hindrance`.
 local function hand_out(op, ep, instance, lease_ms, now)
   apply(op, 'dispatch')
   apply(op, 'start')

@@ -1,4 +1,4 @@
--- beat / leave / hand_back: gateway sessions and the takeover of a dead one's work (decision 7).
+-- beat / leave / hand_back: gateway sessions and the takeover of a dead one's work (P114).
 
 -- Hands operations that `session` holds back to `due`: those in `ids`, else the first LIMIT.takeover. Returns how many
 -- the session still holds.

@@ -26,7 +26,7 @@ local function mesh1_started(keys, argv)
     op.blocked = ''
     op.start = D.delivered
     op.start_at = 0
-    op.start_by = 0 -- schedule-to-start ends here (decision 9), also for the attempts after a lost one
+    op.start_by = 0 -- schedule-to-start ends here (P101), also for the attempts after a lost one
     if op.run_ms > 0 then op.finish_by = now + op.run_ms end
     if a.beat_ms > 0 then op.beat_ms = a.beat_ms end
     if op.beat_ms > 0 then op.beat_by = now + op.beat_ms end
