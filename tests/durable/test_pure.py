@@ -207,8 +207,14 @@ class TestParking:
     def test_a_short_sleep_is_sat_out(self) -> None:
         parking = Parking(500)
         parking.begin()
-        parking.park(400)
+        place = parking.park(400)
         assert parking.decide(0) == Rest(400)
+        parking.leave(place)
+        parking.park(None)
+        parking.begin()
+        parking.park(900)
+        assert parking.decide(0) == Rest(500)
+        assert parking.decide(500) == Rest(900), "so little is not worth a suspension"
 
     def test_children_get_a_moment_then_the_attempt_goes_until_the_first_timer(self) -> None:
         parking = Parking(500)

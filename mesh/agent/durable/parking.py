@@ -86,7 +86,7 @@ class Parking:
         if self._since_ms is None:
             self._since_ms = now_ms
         rest_until_ms = self._since_ms + self._linger_ms
-        if wake_at_ms is not None and wake_at_ms <= rest_until_ms:
+        if wake_at_ms is not None and wake_at_ms <= now_ms + self._linger_ms:
             return Rest(wake_at_ms)
         if self._children and now_ms < rest_until_ms:
             return Rest(rest_until_ms)

@@ -1,0 +1,225 @@
+"""Durable handlers behind a real gateway: what the kit proves, over HTTP, and what only the mesh can do (P220-P232)."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import Any
+
+import httpx
+import pytest
+from pydantic import BaseModel
+
+import mesh
+from mesh.agent import Agent
+from mesh.agent.server import bind
+from mesh.clock import monotonic_s, sleep
+from tests.agents.serving import serving, until
+from tests.agents.test_real_gateway import Dev
+
+Host = Callable[..., Agent]
+effects: list[Any] = []
+
+
+@pytest.fixture(autouse=True)
+def no_effects() -> None:
+    effects.clear()
+
+
+class Job(BaseModel):
+    name: str
+    parts: int = 3
+
+
+async def square(n: int, key: str) -> int:
+    effects.append(key)
+    return n * n
+
+
+def journal(dev: Dev, operation_id: str) -> list[dict[str, Any]]:
+    items: list[dict[str, Any]] = httpx.get(
+        f"{dev.url}/v1/operations/{operation_id}/events", params={"limit": 1000}, trust_env=False
+    ).json()["items"]
+    return items
+
+
+def test_steps_sleeps_children_and_gathers(dev: Dev, client: mesh.SyncClient, host: Host) -> None:
+    @mesh.durable
+    async def review(ctx: mesh.Context, job: Job) -> dict[str, Any]:
+        """Review all parts."""
+        squares = [await ctx.step("square", square, n) for n in range(job.parts)]
+        await ctx.progress("squared", percent=50)
+        await ctx.sleep(0.5)
+        child = await ctx.call("maker", "maker", "double", 21, out=int)
+        gathered = await ctx.gather(
+            {
+                "quick": ctx.call("maker", "maker", "double", 1),
+                "slow": ctx.call("maker", "maker", "slow", name="slow"),
+                "local": ctx.step("square", square, 9),
+            },
+            quorum=2,
+            deadline_ms=10_000,
+        )
+        return {
+            "squares": squares,
+            "child": child,
+            "sources": {name: source.state for name, source in gathered.items()},
+            "attempt": ctx.attempt,
+        }
+
+    async def double(n: int) -> int:
+        await sleep(0.3)
+        return 2 * n
+
+    async def slow() -> None:
+        await sleep(60)
+
+    agent = host("maker", [review, double, slow])
+    handle = client.start("maker", "maker", "review", Job(name="a"))
+    result = handle.result(timeout_s=20)
+    assert result["squares"] == [0, 1, 4]
+    assert result["child"] == 42
+    assert result["sources"] == {"quick": "succeeded", "slow": "late", "local": "succeeded"}
+    assert result["attempt"] > 2
+    assert effects == [f"{handle.id}.1/square#{n}" for n in range(1, 5)], "each once, over several attempts"
+    # The late child is canceled; the caller's record has the whole tree.
+    children = httpx.get(f"{dev.url}/v1/operations", params={"parent": handle.id}, trust_env=False)
+    if children.status_code == 200:
+        until(lambda: all(each["state"] != "started" for each in children.json()["items"]), 10)
+    until(lambda: not agent._work.runs.live, 10)
+
+
+def test_a_suspended_operation_leaves_nothing_in_the_agent(client: mesh.SyncClient, host: Host) -> None:
+    @mesh.durable
+    async def wait(ctx: mesh.Context, seconds: float) -> str:
+        await ctx.step("begin", square, 1)
+        await ctx.sleep(seconds)
+        return "done"
+
+    agent = host("waiter", [wait])
+    handles = [client.start("waiter", "waiter", "wait", 2.0) for _ in range(20)]
+    until(lambda: len(effects) == 20, 10)
+    until(lambda: not agent._work.runs.live, 5)
+    assert not agent._work._hosting._attempts
+    assert not agent._work.leases._held
+    assert [handle.result(timeout_s=20) for handle in handles] == ["done"] * 20
+    assert len(effects) == 20
+
+
+def test_a_cancel_wakes_a_sleeper_and_its_cleanup_runs(client: mesh.SyncClient, host: Host) -> None:
+    @mesh.durable
+    async def hold(ctx: mesh.Context) -> None:
+        await ctx.step("take", effects.append, "taken")
+        ctx.on_cancel("release", effects.append, "released")
+        await ctx.sleep(3600)
+
+    agent = host("holder", [hold])
+    handle = client.start("holder", "holder", "hold")
+    until(lambda: effects and not agent._work.runs.live, 10)
+    handle.cancel()
+    with pytest.raises(mesh.OperationCanceled):
+        handle.result(timeout_s=10)
+    assert effects == ["taken", "released"]
+
+
+def test_a_cancel_interrupts_a_running_step(client: mesh.SyncClient, host: Host) -> None:
+    async def long() -> None:
+        effects.append("began")
+        try:
+            await sleep(60)
+        finally:
+            effects.append("ended")
+
+    @mesh.durable
+    async def work(ctx: mesh.Context) -> None:
+        try:
+            await ctx.step("long", long)
+        except mesh.CancelRequested:
+            await ctx.step("sweep", effects.append, "swept")
+            raise
+
+    host("worker", [work])
+    handle = client.start("worker", "worker", "work")
+    until(lambda: effects, 10)
+    handle.cancel()
+    with pytest.raises(mesh.OperationCanceled):
+        handle.result(timeout_s=10)
+    assert effects == ["began", "ended", "swept"]
+
+
+def test_a_failed_step_fails_the_operation_with_its_story(client: mesh.SyncClient, host: Host) -> None:
+    def broken() -> None:
+        message = "no such repository"
+        raise FileNotFoundError(message)
+
+    @mesh.durable
+    def clone(ctx: mesh.SyncContext) -> None:
+        ctx.step("clone", broken, retry=mesh.Retry(attempts=2, initial_ms=10))
+
+    host("cloner", [clone])
+    with pytest.raises(mesh.OperationFailed, match="step clone#1 failed after 2 tries: FileNotFoundError: no such"):
+        client.call("cloner", "cloner", "clone", timeout_s=10)
+
+
+def test_what_journals_nothing_answers_at_once(client: mesh.SyncClient, host: Host) -> None:
+    @mesh.durable
+    async def quick(ctx: mesh.Context, n: int) -> int:
+        return n + 1
+
+    host("quick", [quick])
+    handle = client.start("quick", "quick", "quick", 1, wait_s=5)
+    assert handle.record["state"] == "succeeded"
+    assert [event.type for event in handle.watch()] == ["accepted", "dispatched", "succeeded"]
+
+
+def test_an_agent_that_leaves_hands_its_work_over_at_once(client: mesh.SyncClient, host: Host, dev: Dev) -> None:
+    there = threading.Event()
+
+    @mesh.durable
+    async def parts(ctx: mesh.Context, count: int) -> list[int]:
+        return [await ctx.step("part", part, n) for n in range(count)]
+
+    async def part(n: int, key: str) -> int:
+        effects.append(key)
+        there.set()
+        await sleep(0.2)
+        return n
+
+    with ExitStack() as stack:
+        for _ in range(2):
+            with bind("127.0.0.1", 0) as listener:
+                port = listener.getsockname()[1]
+            # A long lease: whoever takes over did not wait for its end.
+            agent = Agent("parts", [parts], gateway=dev.url, url=f"http://127.0.0.1:{port}", lease_ms=60_000, drain_s=5)
+            leaving = ExitStack()
+            leaving.enter_context(serving(agent, port=port))
+            stack.enter_context(leaving)
+            until(lambda agent=agent: agent._registration is not None and agent._registration.known.is_set(), 10)
+            if not there.is_set():
+                handle = client.start("parts", "parts", "parts", 8)
+                there.wait(10)
+                first = leaving
+        began_s = monotonic_s()
+        first.close()
+        assert handle.result(timeout_s=20) == list(range(8))
+        assert monotonic_s() - began_s < 15
+    assert len(effects) == len(set(effects)) == 8, "not one step ran twice"
+
+
+def test_ten_thousand_steps_replay_in_pages(client: mesh.SyncClient, host: Host) -> None:
+    @mesh.durable
+    async def many(ctx: mesh.Context, count: int) -> int:
+        total = 0
+        for n in range(0, count, 100):
+
+            async def one(at: int) -> int:
+                return at
+
+            gathered = await ctx.gather({str(at): ctx.step("one", one, at) for at in range(n, n + 100)})
+            total += sum(gathered.results.values())
+        await ctx.sleep(1)
+        return total
+
+    host("many", [many])
+    assert client.call("many", "many", "many", 3000, timeout_s=60) == sum(range(3000))
