@@ -41,13 +41,6 @@ class Match:
 
 
 @dataclass(frozen=True, slots=True)
-class Not:
-    """A text without this in it."""
-
-    text: str
-
-
-@dataclass(frozen=True, slots=True)
 class Between:
     """A duration such as `1500ms` within these bounds, in milliseconds, or what names them."""
 
@@ -204,13 +197,6 @@ class Each:
 
 
 @dataclass(frozen=True, slots=True)
-class Together:
-    """All branches at once."""
-
-    branches: tuple[tuple[Step, ...], ...]
-
-
-@dataclass(frozen=True, slots=True)
 class Begin:
     """A step that goes on while the next ones are done; `Finish` waits for it."""
 
@@ -249,7 +235,7 @@ class Call:
     within_ms: int = 0
 
 
-Step: TypeAlias = "Ask | Got | Until | Release | Reset | Each | Together | Begin | Finish | Hand | Call"
+Step: TypeAlias = "Ask | Got | Until | Release | Reset | Each | Begin | Finish | Hand | Call"
 
 
 # -- how our side answers

@@ -10,7 +10,7 @@ import re
 from typing import Any, Final, cast
 from urllib.parse import unquote
 
-from mesh.check.case import ABSENT, JSON, NOTHING, PRESENT, Between, Expect, Has, Links, Match, Not
+from mesh.check.case import ABSENT, JSON, NOTHING, PRESENT, Between, Expect, Has, Links, Match
 from mesh.check.wire import Answer, Message, Request
 
 STATUS: Final = {
@@ -96,8 +96,6 @@ def _header(name: str, wanted: Any, message: Message) -> list[str]:
 def _value(what: str, wanted: Any, value: str) -> list[str]:
     if isinstance(wanted, Match):
         return [] if re.fullmatch(wanted.pattern, value) else [f"{what} is {value!r}, which is no {wanted.pattern}"]
-    if isinstance(wanted, Not):
-        return [f"{what} has {wanted.text!r} in it: {value!r}"] if wanted.text in value else []
     if isinstance(wanted, Between):
         span = re.fullmatch(r"(\d+(?:\.\d+)?)(ms|s|m)", value)
         ms = float(span[1]) * {"ms": 1, "s": 1000, "m": 60_000}[span[2]] if span else -1.0
@@ -140,7 +138,7 @@ def compare(what: str, wanted: Any, value: Any) -> list[str]:
     """Of an object the named fields, of a list each entry, of all else equality; matchers anywhere."""
     if wanted is PRESENT:
         return []
-    if isinstance(wanted, (Match, Not, Between)):
+    if isinstance(wanted, (Match, Between)):
         return _value(what, wanted, value) if isinstance(value, str) else [f"{what} is {_short(value)}, no text"]
     if isinstance(wanted, Has):
         items = cast("list[Any]", value) if isinstance(value, list) else []

@@ -25,7 +25,6 @@ from mesh.check.case import (
     Release,
     Reset,
     Step,
-    Together,
     Trial,
     Until,
 )
@@ -93,7 +92,6 @@ class Play:
             Release: self._release,
             Reset: self._do_reset,
             Each: self._each,
-            Together: self._together,
             Begin: self._begin,
             Finish: self._finish,
             Hand: self._hand,
@@ -251,12 +249,6 @@ class Play:
             del self.names["each"]
         else:
             self.names["each"] = before
-
-    async def _together(self, step: Together) -> None:
-        results = await asyncio.gather(*[self.steps(branch) for branch in step.branches], return_exceptions=True)
-        for result in results:
-            if isinstance(result, BaseException):
-                raise result
 
     async def _begin(self, step: Begin) -> None:
         self._running[step.name] = asyncio.ensure_future(self._step(step.step))

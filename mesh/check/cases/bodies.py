@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from mesh.check.case import ABSENT, BYTES, JSON, Call, Case, Each, Expect, Got, Reply, Trial
+from mesh.check.case import ABSENT, BYTES, JSON, Call, Case, Each, Expect, Got, Reply, Reset, Trial
 from mesh.check.cases.shared import NULL_IN, REFUSED, UNTYPED, got, record, start
 
 GROUP: Final = "bodies"
@@ -121,6 +121,13 @@ CASES: Final = (
                 start(body=OCTETS, type=BYTES, expect=Expect(status=200, body=OCTETS, type=BYTES)),
                 got(body=OCTETS, type=BYTES),
                 start(body=OCTETS, type=BYTES, framing="chunked", expect=Expect(status=200, body=OCTETS)),
+                Reset(
+                    handler=(
+                        Reply(body=OCTETS, type=BYTES, framing="chunked"),
+                        Reply(body=OCTETS, type=BYTES, framing="close"),
+                    )
+                ),
+                start(expect=Expect(status=200, body=OCTETS, type=BYTES), times=2),
             )
         ),
         agent=Trial(
