@@ -182,6 +182,8 @@ class NexusSurface:
             ),
             wait=wait_ms > 0,
         )
+        if callback_url and placed.first is not None and b"request-timeout" in first and b"prefer" not in first:
+            placed.first.brief = True
         known = await self._operations.first_outcome(placed, wait_ms / 1000, request.gone)
         return self._answer(placed, known)
 

@@ -71,7 +71,7 @@ class Reading:
             ending = await first.wait(min(wait_s, QUICK_S))
             if ending is not None:
                 return await self._known(placed, ending)
-            if wait_s > QUICK_S:
+            if wait_s > QUICK_S and not first.settled:
                 found = await self._watch_first(placed, first, deadline_s, gone)
                 if found is not None:
                     return found

@@ -177,6 +177,8 @@ class Starts:
         moved = await self._store.started(
             work.id, head.run, head.attempt, self._session.name, answer.token, beat_ms, instance, answer.links
         )
+        if first is not None and first.brief:
+            first.close()
         self._waiters.tell(work.id)
         if moved.work is not None:
             self._take([moved.work])

@@ -40,7 +40,7 @@ class FirstRequest:
     a Nexus callback is owed no more (P80). A closed one (201 sent, caller gone) is not claimed.
     """
 
-    __slots__ = ("_claims", "_closed", "_waiter", "ending", "links", "moved", "settled", "unsure")
+    __slots__ = ("_claims", "_closed", "_waiter", "brief", "ending", "links", "moved", "settled", "unsure")
 
     def __init__(self) -> None:
         self.settled = False
@@ -51,6 +51,8 @@ class FirstRequest:
         """Set with `settled`, for a wait on several things."""
         self.links: Sequence[str] = ()
         """What the agent's 201 linked to, when it came here."""
+        self.brief = False
+        """The caller is told by callback and said nothing of waiting: once the agent gives a 201, so do we."""
         self._waiter: asyncio.Future[None] | None = None
         self.unsure = False
         """The store did not say whether it recorded a claimed outcome, so the callback may have been spared already."""

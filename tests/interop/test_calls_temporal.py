@@ -255,13 +255,19 @@ class TestGatewayGone:
 async def test_temporal_on_both_ends(temporal: Temporal, caller: Caller, desk: str) -> None:
     """A workflow calls a workflow through the mesh: result, links both ways, cancel."""
     out = temporal.endpoint_to(caller.gateway.url(f"/nexus/endpoints/{desk}/services"))
-    common: dict[str, Any] = {"service": "Desk", "headers": {"prefer": "respond-async"}}
-    workflow = await temporal.call(out, operation="job", input={"value": "through"}, **common)
+    job = fresh("job")
+    common: dict[str, Any] = {"service": "Desk", "operation": "job"}
+    workflow = await temporal.call(out, input={"id": job, "wait": True, "value": "through"}, **common)
+    await temporal.until("pending", lambda rows: rows and rows[0]["token"], workflow_id=workflow)
+    await temporal.ask("signal", workflow_id=job, name="go")
     assert (await temporal.result(workflow))["result"] == "through"
+    history = await temporal.ask("history", workflow_id=workflow)
+    (begun,) = (event for event in history if event["type"] == "NEXUS_OPERATION_STARTED")
+    assert job in str(begun["links"])
     seen = await temporal.result(await temporal.call(out, service="Desk", operation="seen"))
     assert [link[0] for link in seen["result"]["links"]] == ["temporal.api.common.v1.Link.WorkflowEvent"]
     job = fresh("job")
-    workflow = await temporal.call(out, operation="job", input={"id": job, "wait": True}, **common)
+    workflow = await temporal.call(out, input={"id": job, "wait": True}, **common)
     await temporal.until("pending", lambda rows: rows and rows[0]["token"], workflow_id=workflow)
     await temporal.ask("signal", workflow_id=workflow, name="cancel")
     answer = await temporal.result(workflow)

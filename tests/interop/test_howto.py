@@ -162,6 +162,8 @@ def test_word_by_word(reader: Reader) -> None:
     assert "order 17: approved" in decided
     (canceled,) = (text for command, text in said.items() if "operation cancel" in command)
     assert "it was canceled" in canceled
+    shown = reader.run(".venv/bin/mesh operation show $OPERATION")
+    assert re.search(r"link of the agent +temporal:///namespaces/default/workflows/approval-18/", shown), shown
 
 
 def test_what_it_installs_is_what_is_tested() -> None:

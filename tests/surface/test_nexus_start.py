@@ -172,6 +172,19 @@ class TestWaiting:
             assert (answer.status, low_s <= monotonic_s() - asked_at_s <= high_s) == (201, True)
         gate.set()
 
+    async def test_who_is_called_back_gets_the_201_with_the_agents(
+        self, caller: Caller, agent: Actor, receiver: Actor
+    ) -> None:
+        """P14, P161: at once and with its links, where nothing was said of waiting."""
+        agent.replies(started(headers={"nexus-link": '<http://a/>; type="b"'}))
+        name = await caller.register(agent.url)
+        asked_at_s = monotonic_s()
+        answer = await caller.nexus(name, headers={"request-timeout": "9s"}, callback=receiver.url)
+        assert (answer.status, monotonic_s() - asked_at_s < 1) == (201, True)
+        assert answer.all("nexus-link")[1:] == ['<http://a/>; type="b"']
+        assert (await agent.calls[0].complete(body=b'"later"')).status == 200
+        assert (await receiver.until(1)).json == "later"
+
     async def test_an_outcome_within_the_wait_is_the_answer(self, caller: Caller, agent: Actor) -> None:
         """P14: also when the agent answered 201 first and completes meanwhile."""
 
