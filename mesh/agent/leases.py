@@ -27,6 +27,7 @@ BEATS_PER_LEASE: Final = 3
 BEAT_SPREAD: Final = 0.1
 BATCH_MAX: Final = 500
 REPLY_BYTES_MAX: Final = 1 << 20
+TROUBLES_MAX: Final = 16
 PATH: Final = b"/v1/tasks/heartbeat"
 
 logger: Final = logging.getLogger("mesh.agent")
@@ -72,7 +73,7 @@ class Leases:
         self._stop = stop
         self._held: set[Run] = set()
         self._task: asyncio.Task[None] | None = None
-        self._trouble = ""
+        self._troubles: set[str] = set()
         self.header: RawHeader = (b"mesh-lease-ms", b"%d" % lease_ms)
         """On a 201: the caller may count on a heartbeat within that time."""
 
@@ -144,16 +145,16 @@ class Leases:
             )
             if reply.status == 200:  # noqa: PLR2004
                 verdicts = _read(reply.body).tasks
-                self._trouble = ""
+                self._troubles.clear()
                 return verdicts
             trouble = f"{target.origin} answered {reply.status}"
         except PeerFault as fault:
             trouble = fault.detail
         except msgspec.MsgspecError:
             trouble = f"{target.origin} answered something else"
-        if trouble != self._trouble:
-            # Said when it changes: a gateway that is down for an hour is one line.
-            self._trouble = trouble
+        if trouble not in self._troubles and len(self._troubles) < TROUBLES_MAX:
+            # Said when it changes: gateways that are down for an hour, asked in turn, are a line each.
+            self._troubles.add(trouble)
             logger.warning("no heartbeat: %s", trouble)
         return None
 

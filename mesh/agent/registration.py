@@ -32,6 +32,8 @@ TIMEOUT_S: Final = 5.0
 LEAVE_TIMEOUT_S: Final = 2.0
 DECLARE_TRIES_MAX: Final = 5
 REPLY_BYTES_MAX: Final = 4 << 20
+SAID_MAX: Final = 16
+REGISTERED: Final = "is registered"
 
 logger: Final = logging.getLogger("mesh.agent")
 
@@ -70,7 +72,7 @@ class Registration:
         self._first = json.dumps({**lease, "fresh": True}).encode()
         self._ttl_ms: int = lease["ttl_ms"]
         self._task: asyncio.Task[None] | None = None
-        self._trouble = ""
+        self._said: set[str] = set()
         self.known = asyncio.Event()
         """Set once the registry has taken this instance."""
 
@@ -117,7 +119,7 @@ class Registration:
                 self._say(logging.ERROR, f"cannot register: {refusal.detail}")
                 pause_ms, refused_ms = refused_ms, min(refused_ms * 2, REFUSED_RETRY_MS)
             else:
-                self._say(logging.INFO, "is registered")
+                self._say(logging.INFO, REGISTERED)
                 self.known.set()
                 pause_ms, delay_ms, refused_ms = self._ttl_ms // BEATS_PER_TTL, RETRY_FIRST_MS, RETRY_FIRST_MS
             await sleep(jittered(pause_ms, BEAT_SPREAD) / 1000)
@@ -167,10 +169,14 @@ class Registration:
         )
 
     def _say(self, level: int, what: str) -> None:
-        # Said when it changes: a gateway that is down for an hour is one line.
-        if what != self._trouble:
-            self._trouble = what
-            logger.log(level, "%s %s", self._what, what)
+        # Said when it changes: gateways that are down for an hour, asked in turn, are a line each.
+        if what in self._said:
+            return
+        if level == logging.INFO or len(self._said) >= SAID_MAX:
+            self._said.clear()
+        self._said.discard(REGISTERED)
+        self._said.add(what)
+        logger.log(level, "%s %s", self._what, what)
 
 
 _KEPT: Final = ("description", "target", "policy", "allow", "labels")

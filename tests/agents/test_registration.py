@@ -159,6 +159,20 @@ class TestRegistry:
                 until(lambda: gateway.at("/instances/", "PUT"))
                 assert monotonic_s() - came_s < 0.5
 
+    def test_several_that_are_down_are_a_line_each(self, caplog: pytest.LogCaptureFixture) -> None:
+        caplog.set_level("INFO", "mesh.agent")
+        gateway = Gateway()
+        with serving(gateway) as gateway.url:
+            pass
+        port = int(gateway.url.rpartition(":")[2])
+        with agent(gateway, gateway=f"http://127.0.0.1:9,{gateway.url}"):
+            pause(0.6)
+            with serving(gateway, port=port):
+                until(lambda: gateway.at("/instances/", "PUT"))
+                until(lambda: "is registered" in caplog.text)
+        said = [record.getMessage().partition(" ")[2] for record in caplog.records]
+        assert [line[:24] for line in said[:3]] == ["is not registered yet: C"] * 2 + ["is registered"]
+
     def test_soon_after_the_endpoint_that_another_declares(self, gateway: Gateway) -> None:
         gateway.refuse = (404, {"code": "unknown_endpoint", "detail": "no endpoint shop"})
         with agent(gateway, register="instance"):
