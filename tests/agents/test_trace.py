@@ -49,6 +49,7 @@ def agent(gateway: Gateway, name: str, *functions: Any, **options: Any) -> Itera
         port = listener.getsockname()[1]
     made = Agent(name, functions, gateway=gateway.url(), url=f"http://127.0.0.1:{port}", **options)
     with serving(made, port=port):
+        until(lambda: made._registration is not None and made._registration.known.is_set())
         with mesh.SyncClient(gateway.url()) as client:
             assert client.call(name, name, "ready", timeout_s=20) is True
         yield made
