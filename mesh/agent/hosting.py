@@ -6,20 +6,24 @@ and its journal are mesh/agent/durable's.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from concurrent.futures import Executor
 from typing import TYPE_CHECKING, Final, cast
 
+from mesh.agent.durable.hub import Item
 from mesh.agent.durable.lines import HttpLink, Lines
 from mesh.agent.durable.link import Hosted, Task, Tools
 
 if TYPE_CHECKING:
     from mesh.agent.durable.attempt import Attempt
     from mesh.agent.inbound import Callback, StartHead
+    from mesh.agent.outcome import Outcome
     from mesh.agent.runs import Run
     from mesh.pool import Pool, Target
 
 LINGER_MS: Final = 500
+FAIL_FOR_S: Final = 30.0
 
 
 class Hosting:
@@ -72,6 +76,22 @@ class Hosting:
         attempt.told(journal_of(head))
         if cancel_requested(head):
             attempt.cancel()
+
+    async def fail(self, run: Run, outcome: Outcome) -> bool:
+        """Tell the mesh that the attempt failed in a way worth repeating: the next one comes by the endpoint's policy.
+
+        False when it could not be told: then the end of the lease tells it.
+        """
+        address = _Address(run)
+        said = self._lines.verb("fail", address.gateway).put(
+            Item(address, b'"retryable":true,"failure":' + outcome.body)
+        )
+        try:
+            async with asyncio.timeout(FAIL_FOR_S):
+                ack = await said
+        except TimeoutError:
+            return False
+        return ack.status == "ok"
 
     def ended(self, attempt: Attempt) -> None:
         self._attempts.discard(attempt)

@@ -242,9 +242,13 @@ class Work:
         where = f"{run.route.service}/{run.route.operation}"
         if run.cancellation.reason == TIMED_OUT and run.callback is not None and run.callback.gateway is not None:
             return  # a mesh timed the operation out by its own clock, and refuses whatever comes now
-        if outcome.state == "error" and outcome.retryable and run.leased:
+        if outcome.state == "error" and outcome.retryable and (run.leased or run.route.durable):
             # Nexus has no way to fail an attempt after its 201. Silence has: the lease ends, the mesh sends the next
             # attempt, and the retry policy of the endpoint holds for late errors as it does for early ones.
+            if run.route.durable:
+                self.runs.forget(run)  # the next attempt is other work, even if it comes before we are done here
+                if await self._hosting.fail(run, outcome):
+                    return
             logger.warning("%s failed in a way worth repeating; left to the next attempt", where)
             return
         headers, body = completion_of(outcome, run.token, run.started_at_ms)

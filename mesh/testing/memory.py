@@ -159,7 +159,7 @@ class MemoryLink:
 
         return self._answer("", page)
 
-    def watch(self, after: int) -> asyncio.Future[Ack]:
+    def watch(self, after: int, *, cancel: bool) -> asyncio.Future[Ack]:
         async def watched() -> Ack:
             await self._mesh.changed(after)
             return Ack("ok", len(self._mesh.journal), self._mesh.canceling)

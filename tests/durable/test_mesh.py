@@ -223,3 +223,24 @@ def test_ten_thousand_steps_replay_in_pages(client: mesh.SyncClient, host: Host)
 
     host("many", [many])
     assert client.call("many", "many", "many", 3000, timeout_s=60) == sum(range(3000))
+
+
+def test_a_bug_is_retried_by_the_endpoints_policy_and_its_message_is_there_to_read(
+    client: mesh.SyncClient, host: Host
+) -> None:
+    """P288: an attempt that failed after its 201; the journal stays, and so what is in it."""
+    version = iter(["old", "new", "old"])
+
+    @mesh.durable
+    async def fetch(ctx: mesh.Context) -> str:
+        said = await ctx.step("fetch", str.upper, next(version))
+        if ctx.attempt == 1:
+            raise ZeroDivisionError
+        return said
+
+    host("fetcher", [fetch], policy={"retry": {"initial_ms": 200, "max_attempts": 5}}, lease_ms=60_000)
+    handle = client.start("fetcher", "fetcher", "fetch")
+    assert handle.result(timeout_s=20) == "OLD"
+    events = [event.data for event in handle.watch() if event.type == "attempt_failed"]
+    assert len(events) == 2, "the bug, then the mismatch of the mended code; the third fits again"
+    assert any('the code now asks for a step("new")' in str(event) for event in events)

@@ -102,8 +102,8 @@ class HttpLink:
     def read(self, after: int, limit: int) -> asyncio.Future[Page]:
         return asyncio.ensure_future(self._page(after, limit))
 
-    def watch(self, after: int) -> asyncio.Future[Ack]:
-        return self._lines.watch.ask(self._address, after)
+    def watch(self, after: int, *, cancel: bool) -> asyncio.Future[Ack]:
+        return self._lines.watch.ask(self._address, after, patient=not cancel)
 
     async def start_child(self, order: ChildOrder) -> Child:
         return await self._lines.children.start(self._address, order)

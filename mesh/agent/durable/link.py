@@ -97,8 +97,11 @@ class Link(Protocol):
 
     def read(self, after: int, limit: int) -> asyncio.Future[Page]: ...
 
-    def watch(self, after: int) -> asyncio.Future[Ack]:
-        """Done when the journal has more than `after` entries, at the end of the wait, or when the lease is lost."""
+    def watch(self, after: int, *, cancel: bool) -> asyncio.Future[Ack]:
+        """Done when the journal has more than `after` entries, there is other news, or after a while without any.
+
+        `cancel`: that its end is wanted is known, and no news.
+        """
         ...
 
     def suspend(self, at: int, wake_at_ms: int | None, *, cancel: bool) -> asyncio.Future[Ack]:

@@ -127,7 +127,7 @@ class Resting:
         self._watching = None
         if self._closed or not self._parking.waits_for_children:
             return
-        self._watching = self._link.watch(self._exchange.ledger.length)
+        self._watching = self._link.watch(self._exchange.ledger.length, cancel=self._listener.cancel_known)
         self._watching.add_done_callback(self._watched)
 
     def _watched(self, out: asyncio.Future[Ack]) -> None:

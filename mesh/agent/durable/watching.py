@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Sequence
-from typing import Final
+from typing import Final, NamedTuple
 
 import msgspec
 
@@ -46,7 +46,13 @@ class _Pages(msgspec.Struct):
 
 _read: Final = msgspec.json.Decoder(_Pages).decode
 _write: Final = msgspec.json.Encoder().encode
-_Asked = tuple[Address, int, "asyncio.Future[Ack]"]
+
+
+class _Asked(NamedTuple):
+    address: Address
+    after: int
+    future: asyncio.Future[Ack]
+    patient: bool
 
 
 class Watch:
@@ -61,10 +67,14 @@ class Watch:
         self._loop = asyncio.get_running_loop()
         self._soon: asyncio.TimerHandle | None = None
 
-    def ask(self, address: Address, after: int) -> asyncio.Future[Ack]:
-        """Done when the journal has more than `after`, when there is other news, or after a while without any."""
+    def ask(self, address: Address, after: int, *, patient: bool) -> asyncio.Future[Ack]:
+        """Done when the journal has more than `after`, when there is other news, or after a while without any.
+
+        Not `patient`: done as soon as it was looked at. A wanted cancel is news to the gateway each time it is asked,
+        and would answer for everybody who shares the question.
+        """
         future: asyncio.Future[Ack] = self._loop.create_future()
-        self._waiting.append((address, after, future))
+        self._waiting.append(_Asked(address, after, future, patient))
         self._later()
         return future
 
@@ -80,13 +90,13 @@ class Watch:
 
     def _begin(self) -> None:
         self._soon = None
-        waiting = [each for each in self._waiting if not each[2].done()]
+        waiting = [each for each in self._waiting if not each.future.done()]
         self._waiting = []
-        by_gateway: dict[tuple[str, bytes], list[_Asked]] = {}
+        together: dict[tuple[str, bytes, bool], list[_Asked]] = {}
         for each in waiting:
-            gateway = each[0].gateway
-            by_gateway.setdefault((gateway.origin, gateway.path), []).append(each)
-        for asked in by_gateway.values():
+            gateway = each.address.gateway
+            together.setdefault((gateway.origin, gateway.path, each.patient), []).append(each)
+        for asked in together.values():
             if len(self._polls) >= POLLS_MAX:
                 self._waiting += asked
                 continue
@@ -101,9 +111,9 @@ class Watch:
         self._later()
 
     async def _poll(self, asked: list[_Asked]) -> None:
-        first = asked[0][0].gateway
-        tasks = [{"token": address.token, "after": after, "limit": 1} for address, after, _ in asked]
-        body = _write({"tasks": tasks, "wait_ms": WAIT_MS})
+        first = asked[0].address.gateway
+        tasks = [{"token": each.address.token, "after": each.after, "limit": 1} for each in asked]
+        body = _write({"tasks": tasks, "wait_ms": WAIT_MS if asked[0].patient else 0})
         pages: list[_Page] = []
         for target in [first, *(each for each in self._gateways if each.origin != first.origin)]:
             try:
@@ -126,10 +136,8 @@ class Watch:
         if not pages:
             await sleep(REST_S)
             pages = [_Page("ok")] * len(asked)
-        for (_, after, future), page in zip(asked, pages, strict=True):
-            if not future.done():
+        for each, page in zip(asked, pages, strict=True):
+            if not each.future.done():
                 # A lost lease is found by whatever is appended next, which knows what to do about it.
                 status: Status = "ended" if page.status == "ended" else "ok"
-                future.set_result(Ack(status, max(page.length, after), page.cancel))
-
-
+                each.future.set_result(Ack(status, max(page.length, each.after), page.cancel))
