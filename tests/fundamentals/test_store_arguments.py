@@ -18,7 +18,7 @@ from mesh.store.catalog import CatalogStore
 from mesh.store.functions import Functions, Refused
 from mesh.store.pulls import Ended, PullStore
 from mesh.store.store import Store
-from mesh.store.verbs import Seat, Task
+from mesh.store.verbs import Append, ChildStart, Seat, Suspend, Task
 from tests.model.fixtures import ENDPOINT, G1, G2, NS, RESULT, Room
 from tests.model.snapshot import faults, take
 
@@ -93,6 +93,11 @@ CALLS: Final[dict[str, tuple[Call, Callable[[Room, str], Awaitable[Any]]]]] = {
     "cancel while it waits": (waiting, lambda room, one: room.cancel(one)),
     "cancel while it runs": (running, lambda room, one: room.cancel(one)),
     "heartbeat": (running, lambda room, one: room.store.heartbeat([Task(one, 1, 1, 9_000)])),
+    "append": (running, lambda room, one: room.store.append("journal", [Append(one, 1, 1, 0, [b"{}"])])),
+    "suspend": (running, lambda room, one: room.store.suspend([Suspend(one, 1, 1, 0, 5)])),
+    "child": (running, lambda room, one: room.start(ChildStart(
+        **msgspec.structs.asdict(room.order("key-2")), parent=one, parent_run=1, parent_attempt=1, parent_key="c"))),
+    "heartbeat with details": (running, lambda room, one: room.store.heartbeat([Task(one, 1, 1, 9_000, b"1")])),
     "claim": (due, lambda room, _: room.claim()),
     "unblock": (waiting, lambda room, _: room.store.unblock(ENDPOINT, G1, 10)),
     "unblock a probe": (waiting, lambda room, _: room.store.unblock(ENDPOINT, G1, 10, probe=True)),

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from math import inf
-from typing import Final
+from typing import Any, Final
 
 from mesh.machine import Delivery, Kind, State
-from mesh.store.verbs import Start
+from mesh.store.verbs import ChildStart, Start
 
 DEAD_AFTER_MS: Final = 3_000
 DEAD_MS: Final = 72 * 3_600_000
@@ -60,15 +60,31 @@ class Op:
     cancel_asked: bool = False
     refused: int = 0
     """The highest attempt of which a late step was refused."""
+    durable: bool = False
+    """It keeps a journal, be it empty."""
+    journal: list[tuple[Any, ...]] = field(default_factory=list)
+    """What stands in it: ("step", attempt, body), or ("child", state, operation, key, outcome)."""
+    suspended: int = 0
+    resumes: int = 0
+    parent: str = ""
+    unfinished: set[str] = field(default_factory=set)
+    """Those of its children that are not to outlive it."""
+    children: int = 0
+    """As in the record: 0 none, 1 some, 2 ended with children to be told, 3 told."""
     closed: int = 0
     outcome: bytes | tuple[str, str] | None = None
     token: str = ""
-    history: list[tuple[str, int]] = field(default_factory=list)
-    """(event, attempt)."""
+    history: list[tuple[str, int, int]] = field(default_factory=list)
+    """(event, attempt, entries in its journal)."""
 
     @property
     def id(self) -> str:
         return self.order.id
+
+    @property
+    def order_key(self) -> str:
+        """What its parent's journal calls it."""
+        return self.order.parent_key if isinstance(self.order, ChildStart) else ""
 
     @property
     def owed(self) -> list[Owe]:
@@ -77,6 +93,8 @@ class Op:
     @property
     def look_at(self) -> float:
         """When somebody must look at it next."""
+        if self.state.terminal and self.children == 2:
+            return self.closed
         if self.state.terminal:
             kept = [one.at + DEAD_MS for one in (self.cancel, self.callback) if one.is_ is Delivery.DEAD]
             return min((one.at for one in self.owed), default=max(self.closed + self.order.retention_ms, *kept, 0))
@@ -86,14 +104,24 @@ class Op:
             times.append(self.start_at)
         return min((at for at in times if at), default=inf)
 
+    @property
+    def spent(self) -> int:
+        """Attempts that count: going on with suspended work is none."""
+        return self.attempt - self.resumes - bool(self.suspended)
+
+    @property
+    def is_out(self) -> bool:
+        """Whether a handler may be at work on the present attempt."""
+        return not self.state.terminal and self.state is not State.BACKING_OFF and self.start is not Delivery.DUE
+
     def note(self, event: str) -> None:
-        self.history.append((event, self.attempt))
+        self.history.append((event, self.attempt, len(self.journal)))
 
     def note_refused(self, attempt: int) -> None:
         """Something of an attempt that was given up was refused; shown once per attempt."""
         if attempt > self.refused:
             self.refused = attempt
-            self.history.append(("refused", attempt))
+            self.history.append(("refused", attempt, len(self.journal)))
 
     def let_go(self) -> None:
         """Nobody holds an operation of which nothing is leased."""
@@ -140,6 +168,10 @@ class Ground:
     def dispatch(self, op: Op, session: str) -> None:
         op.state, op.start, op.owner, op.blocked = State.SCHEDULED, Delivery.LEASED, session, ""
         op.attempt += 1
+        op.resumes += bool(op.suspended)
+        op.suspended = 0
+        if op.cancel_asked and op.cancel.is_ in OWED:
+            op.cancel.is_ = Delivery.DROPPED
         op.start_at = self.now + op.order.lease_ms
         op.leased, op.beat_by = False, 0
         op.slot = op.slot or self.limit > 0
@@ -157,6 +189,8 @@ class Ground:
 
     def settle(self, op: Op, state: State, outcome: bytes | tuple[str, str]) -> None:
         op.state, op.outcome, op.closed, op.blocked, op.slot = state, outcome, self.now, "", False
+        op.suspended = 0
+        op.children = 2 if op.children else 0
         if op.start in OWED:
             op.start = Delivery.DROPPED
         if op.cancel.is_ in OWED and state is not State.TIMED_OUT:
@@ -165,6 +199,14 @@ class Ground:
         if op.order.callback:
             op.callback.is_, op.callback.at = Delivery.DUE, self.now
         op.let_go()
+        parent = self.ops.get(op.parent)
+        if parent is not None:
+            parent.unfinished.discard(op.id)
+            if not parent.state.terminal:
+                parent.journal.append(("child", state, op.id, op.order_key, outcome))
+                parent.durable = True
+                if parent.suspended:
+                    parent.start_at = min(parent.start_at or self.now, self.now)
 
     def lease(self, op: Op, owe: Owe, session: str) -> bool:
         """Leased to a session that lives; else it stays due."""
@@ -176,6 +218,8 @@ class Ground:
         return True
 
     def owe_cancel(self, op: Op, session: str) -> Sent | None:
+        if op.cancel.is_ not in (Delivery.NONE, Delivery.DROPPED):
+            return None
         op.cancel.is_, op.cancel.at = Delivery.DUE, self.now
         return (op.id, Kind.CANCEL, op.cancel.tries) if self.lease(op, op.cancel, session) else None
 

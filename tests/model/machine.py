@@ -11,12 +11,13 @@ import asyncio
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, Final, TypeVar
 
+import msgspec
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from mesh.machine import Delivery, Event, Kind, State
 from mesh.store.link import Link
-from mesh.store.verbs import Task
+from mesh.store.verbs import Append, ChildStart, Suspend, Task
 from tests.model.fixtures import CANCELED, FAILURE, OTHER_RESULT, RESULT
 from tests.model.ground import DEAD_MS, Sent
 from tests.model.sides import Sides
@@ -30,6 +31,10 @@ OUTCOMES: Final = {
 REPLIES: Final = ("201", "201 and beat", "201 and beat", "retry", "retry", "release")
 TAKES_MORE: Final = ("claim", "unblock")
 """Verbs whose repeat takes more work; what the lost reply took is found among what the session holds."""
+ENTRIES: Final = ([b'{"kind":"step"}'], [b'{"kind":"step"}', b'{"kind":"timer"}'], [b'{"kind":"value"}'], [])
+AT: Final = 1
+"""A wake-up by the clock, where others are so and so much later."""
+WAKES: Final = (0, 0, AT, 2_000, 20_000)
 STEPS_MS: Final = (1, 10, 999, 1_000, 1_001, 2_000, 2_500, 3_001, 20_000, 36_000)
 LIMITS: Final = (0, 1, 2)
 RECENT: Final = 12
@@ -40,6 +45,7 @@ Thing = TypeVar("Thing")
 who = st.integers(0, 1)
 pick = st.integers(0, 5)
 loss = st.sampled_from((False, False, False, True))
+behind = st.sampled_from((0, 0, 0, 1))
 some_ms = st.sampled_from((0, 0, 0, 3_000, 20_000))
 ordered = {
     "key": st.sampled_from(("", "k1", "k2")),
@@ -166,6 +172,44 @@ class StoreMachine(RuleBasedStateMachine):
             Task(one, 1, attempt, lease_ms) for one, attempt in (_recent(self.tokens, i), _recent(self.tokens, i + 1))
         ]
         self._send(self.gateways[g], "heartbeat", lambda: self.sides.heartbeat(tasks), lose=lose)
+
+    @precondition(lambda self: self.tokens)
+    @rule(g=who, i=pick, behind=behind, what=st.sampled_from(ENTRIES), lose=loss)
+    def append(self, g: int, i: int, behind: int, what: list[bytes], lose: bool) -> None:
+        """Entries, from where the agent believes the journal to end."""
+        one, attempt = _recent(self.tokens, i)
+        at = max(self._journal(one) - behind, 0)
+        task = Append(one, 1, attempt, at, what)
+        self._send(self.gateways[g], "append", lambda: self.sides.append(task), lose=lose)
+
+    @precondition(lambda self: self.tokens)
+    @rule(
+        g=who, i=pick, behind=st.sampled_from((0, 0, 0, 1)), wake=st.sampled_from(WAKES), told=st.booleans(), lose=loss
+    )
+    def suspend(self, g: int, i: int, behind: int, wake: int, told: bool, lose: bool) -> None:
+        """The handler waits; `told`: it knows of a cancel."""
+        one, attempt = _recent(self.tokens, i)
+        at = max(self._journal(one) - behind, 0)
+        task = Suspend(one, 1, attempt, at, wake, self.model.now + 5_000 if wake == AT else 0, int(told))
+        self._send(self.gateways[g], "suspend", lambda: self.sides.suspend(task), lose=lose)
+
+    def _journal(self, one: str) -> int:
+        return len(self.model.ops[one].journal) if one in self.model.ops else 0
+
+    @precondition(lambda self: self.tokens)
+    @rule(g=who, i=pick, close=st.integers(0, 1), lose=loss, **ordered)
+    def start_child(self, g: int, i: int, close: int, key: str, content: str, lose: bool, **fields: Any) -> None:
+        """Any attempt that ever went out may try to start a child."""
+        gateway = self.gateways[g]
+        parent, attempt = _recent(self.tokens, i)
+        fields["id"] = f"00-{len(self.ids) * 7919 % 10_000:04d}"
+        plain = self.sides.order(f"{parent}/{key}" if key else "", content, gateway.session, **fields)
+        order = ChildStart(
+            **msgspec.structs.asdict(plain), parent=parent, parent_run=1, parent_attempt=attempt, parent_key=f"k{i}",
+            parent_close=close,
+        )  # fmt: skip
+        self.ids.append(order.id)
+        self._send(gateway, "start", lambda: self.sides.start(order), lose=lose)
 
     # Couriers
 
@@ -310,6 +354,7 @@ class StoreMachine(RuleBasedStateMachine):
         assert not self.model.ops, f"still not at rest: {self.model.ops}"
         assert (snapshot.timers, snapshot.idempotency, snapshot.index, snapshot.dead) == ({}, {}, {}, {})
         assert (snapshot.waiting, snapshot.waiting_endpoints) == ({}, set())
+        assert (snapshot.journals, snapshot.children, snapshot.unfinished) == ({}, {}, {})
 
     def _round(self) -> None:
         for g, gateway in enumerate(self.gateways):

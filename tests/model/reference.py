@@ -10,26 +10,29 @@ from math import inf
 from typing import Final
 
 from mesh.machine import Delivery, Event, Kind, State
-from mesh.store.verbs import Accepted, Completion, KeyReused, Replayed, Start, Task
-from tests.model.ground import OWED, Ground, Op, Owe, Sent
+from mesh.store.verbs import Accepted, ChildStart, Completion, KeyReused, Replayed, Start, Task
+from tests.model.durable import NOT_STARTED, Durable
+from tests.model.ground import OWED, Op, Owe, Sent
 
 BEAT_MS: Final = 30_000
-NOT_STARTED: Final = ("mesh", "canceled_before_start")
 
 
-class Reference(Ground):
+class Reference(Durable):
     """The store as its callers may imagine it: the verbs."""
 
     # Callers
 
-    def begin(self, order: Start) -> Accepted | Replayed | KeyReused | str:
+    def begin(self, order: Start) -> Accepted | Replayed | KeyReused | str:  # noqa: PLR0911 - one per answer
+        parent = self.parent_of(order) if isinstance(order, ChildStart) else None
+        if isinstance(order, ChildStart) and parent is None:
+            return "parent lost"
         known = self.ops.get(order.id)
         if known is None and order.key:
             known = next((op for op in self.ops.values() if op.order.key == order.key), None)
         if known is not None:
             if known.id == order.id:
                 mine = known.start is Delivery.LEASED and known.owner == order.session and known.attempt == 1
-                return Accepted(known.created, int(mine), known.blocked)
+                return self._accepted(known, int(mine))
             if known.order.digest != order.digest:
                 return KeyReused(known.id)
             # A repeat may be answered 201 while the first request still waits for the outcome itself.
@@ -41,6 +44,8 @@ class Reference(Ground):
             return "no session"
         op = Op(order, self.now, start_at=self.now, always=order.callback > 1)
         op.close_by = self.now + order.close_ms if order.close_ms else 0
+        if isinstance(order, ChildStart) and parent is not None:
+            self.adopt(parent, op, order)
         op.start_by = self.now + order.start_ms if order.start_ms else 0
         op.note("accepted")
         reason = self.hindrance(in_line=False) or order.blocked
@@ -49,7 +54,12 @@ class Reference(Ground):
             self.block(op, reason)
         else:
             self.dispatch(op, order.session)
-        return Accepted(self.now, op.attempt, op.blocked)
+        return self._accepted(op, op.attempt)
+
+    def _accepted(self, op: Op, attempt: int) -> Accepted:
+        if not op.parent:
+            return Accepted(op.created, attempt, op.blocked)
+        return Accepted(op.created, attempt, op.blocked, close_by_ms=op.close_by)
 
     def cancel(self, one: str, session: str) -> tuple[str, Sent | None]:
         op = self.ops.get(one)
@@ -57,13 +67,11 @@ class Reference(Ground):
             return "unknown", None
         if op.state.terminal or op.cancel_asked:
             return "same", None
-        op.cancel_asked = True
-        op.note("cancel_requested")
-        if op.start is Delivery.DUE:
-            self.settle(op, State.CANCELED, NOT_STARTED)
+        if self.ask_to_end(op):
             sent = op.order.callback and self.lease(op, op.callback, session)
             return "canceled", (one, Kind.CALLBACK, op.callback.tries) if sent else None
-        return "requested", self.owe_cancel(op, session) if op.state is State.STARTED else None
+        out = op.state is State.STARTED and not op.suspended
+        return "requested", self.owe_cancel(op, session) if out else None
 
     # Agents
 
@@ -72,7 +80,7 @@ class Reference(Ground):
         if op is None:
             return "unknown", None
         current = attempt == op.attempt
-        if current and op.state is State.SCHEDULED:
+        if current and op.state is State.SCHEDULED and not op.suspended:
             op.slot = op.slot or (op.start is Delivery.DUE and self.limit > 0)
             op.state, op.start, op.start_at, op.start_by, op.blocked = State.STARTED, Delivery.DELIVERED, 0, 0, ""
             op.finish_by = self.now + op.order.run_ms if op.order.run_ms else 0
@@ -90,7 +98,7 @@ class Reference(Ground):
             return "same", self.owe_cancel(op, session)
         return "same", None
 
-    def complete(
+    def complete(  # noqa: C901 - as above
         self, one: str, attempt: int, event: Event, outcome: bytes, session: str, *, answered: bool
     ) -> tuple[Completion, Sent | None]:
         op = self.ops.get(one)
@@ -98,9 +106,13 @@ class Reference(Ground):
             return Completion.UNKNOWN, None
         state = {Event.SUCCEED: State.SUCCEEDED, Event.FAIL: State.FAILED, Event.CANCEL: State.CANCELED}[event]
         if op.state.terminal:
-            return Completion.SAME if (op.state, op.outcome) == (state, outcome) else Completion.OTHER, None
+            if (op.state, op.outcome) == (state, outcome):
+                return Completion.SAME, None
+            if attempt < op.attempt and op.durable:
+                op.note_refused(attempt)
+            return Completion.OTHER, None
         if attempt != op.attempt:
-            if op.beat_ms:
+            if op.beat_ms or op.durable:
                 op.note_refused(attempt)
                 return Completion.LEASE_LOST, None
             if state is State.FAILED or (state is State.CANCELED and not op.cancel_asked):
@@ -123,10 +135,10 @@ class Reference(Ground):
         if attempt != op.attempt or op.state is not State.SCHEDULED or op.start is not Delivery.LEASED:
             return "same"
         op.note("attempt_failed")
-        if op.cancel_asked:
+        if op.cancel_asked and not op.durable:
             self.settle(op, State.CANCELED, NOT_STARTED)
             return "canceled"
-        if op.order.attempts_max and op.attempt >= op.order.attempts_max:
+        if op.order.attempts_max and op.spent >= op.order.attempts_max:
             self.settle(op, State.FAILED, outcome)
             return "exhausted"
         op.state, op.start, op.start_at, op.slot = State.BACKING_OFF, Delivery.DUE, self.now + delay_ms, False
@@ -140,11 +152,14 @@ class Reference(Ground):
         holds = op.state is State.SCHEDULED and op.start is Delivery.LEASED and op.owner == session
         if attempt != op.attempt or not holds:
             return "same"
-        if op.cancel_asked:
+        if op.cancel_asked and not op.durable:
             self.settle(op, State.CANCELED, NOT_STARTED)
             return "canceled"
         op.start, op.start_at, op.slot = Delivery.DUE, self.now, False
-        op.attempt -= 1
+        if op.durable:
+            op.resumes += 1
+        else:
+            op.attempt -= 1
         self.block(op, reason)
         op.let_go()
         return "waiting"
@@ -153,12 +168,8 @@ class Reference(Ground):
         op = self.ops.get(task.id)
         if op is None:
             return "unknown"
-        if task.attempt != op.attempt:
-            return "lost"
-        if op.state.terminal:
-            return "ended"
-        if op.start is Delivery.DUE:
-            return "lost"
+        if fate := self.fenced(op, task.attempt):
+            return fate
         op.beat_ms = task.lease_ms or op.beat_ms or BEAT_MS
         op.leased, op.beat_by = True, self.now + op.beat_ms
         return "cancel" if op.cancel_asked else "ok"
@@ -175,6 +186,9 @@ class Reference(Ground):
             mine = [op for op in self.ops.values() if op.owner == owner and op.look_at <= self.now]
             for op in sorted(mine, key=lambda op: (op.look_at, op.id))[: max(count, 0)]:
                 count -= 1
+                if op.children == 2:
+                    self.close_children(op)
+                    continue
                 if op.state.terminal and not op.owed:
                     del self.ops[op.id]
                     continue
@@ -199,6 +213,7 @@ class Reference(Ground):
 
     def _fire_deadlines(self, op: Op) -> None:
         begun = op.state is State.STARTED
+        known = begun and not op.suspended
         for at, reason in (
             (op.close_by, "schedule_to_close"),
             (0 if begun else op.start_by, "schedule_to_start"),
@@ -206,7 +221,7 @@ class Reference(Ground):
         ):
             if at and at <= self.now:
                 self.settle(op, State.TIMED_OUT, ("mesh", reason))
-                if begun and op.cancel.is_ is Delivery.NONE:
+                if known and op.cancel.is_ is Delivery.NONE:
                     op.cancel.is_, op.cancel.at = Delivery.DUE, self.now
                 return
 
@@ -214,11 +229,11 @@ class Reference(Ground):
         silent = op.state is State.STARTED and op.beat_by and op.beat_by <= self.now
         if silent or (op.start is Delivery.LEASED and op.start_at <= self.now):
             self.lose(op)
-        if op.start is not Delivery.DUE or op.blocked or op.start_at > self.now:
+        if op.start is not Delivery.DUE or op.blocked or not 0 < op.start_at <= self.now:
             return
-        if op.cancel_asked:
+        if op.cancel_asked and not op.durable:
             self.settle(op, State.CANCELED, NOT_STARTED)
-        elif op.order.attempts_max and op.attempt >= op.order.attempts_max:
+        elif op.order.attempts_max and op.spent >= op.order.attempts_max:
             self.settle(op, State.FAILED, ("mesh", "attempts_exhausted"))
         elif reason := self.hindrance(in_line=False):
             self.block(op, reason)
@@ -234,7 +249,7 @@ class Reference(Ground):
         least = [min(reversed(self.line), key=lambda op: op.attempt)] if self.line else []
         for op in least if probe else self.line[:count]:
             why = self.hindrance(in_line=True) or reason
-            if not why and op.order.attempts_max and op.attempt >= op.order.attempts_max:
+            if not why and op.order.attempts_max and op.spent >= op.order.attempts_max:
                 op.blocked, op.start_at = "", self.now
             elif not why:
                 self.dispatch(op, session)

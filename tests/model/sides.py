@@ -7,16 +7,16 @@ of a reply, is machine.py's.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Sequence
 from math import inf
 from typing import Any, Final, TypeVar
 
 from mesh.machine import Delivery, Event, Kind, State
-from mesh.store.layout import decode_outcome
+from mesh.store.layout import Line, decode_outcome
 from mesh.store.library import source
 from mesh.store.link import Link
-from mesh.store.store import NoEndpoint, NoSession
-from mesh.store.verbs import Accepted, Start, Task, Work
+from mesh.store.store import NoEndpoint, NoSession, ParentLost
+from mesh.store.verbs import Accepted, Append, Start, Suspend, Task, Work
 from tests.model.fixtures import ENDPOINT, GIVEN_UP, NS, Room
 from tests.model.ground import Op, Sent
 from tests.model.reference import Reference
@@ -55,10 +55,7 @@ def _owed(delivery: int, tries: int, at: int) -> tuple[int, int, int]:
 def of_store(kept: Kept) -> dict[str, Any]:
     """What is compared of a record."""
     head, packed = kept.head, kept.fields.get("r")
-    outcome: Any = packed
-    if packed is not None and packed != GIVEN_UP:
-        decoded = decode_outcome(packed)
-        outcome = (decoded.kind, decoded.reason) if decoded.kind == "mesh" else packed
+    outcome = None if packed is None else _outcome(packed)
     return {
         "state": kept.state, "attempt": head.attempt, "owner": head.owner, "blocked": head.blocked,
         "slot": head.slot == 1, "start": _owed(head.start, 0, head.start_at),
@@ -69,7 +66,9 @@ def of_store(kept: Kept) -> dict[str, Any]:
         "always": head.wants_callback == 2, "leased": (abs(head.beat_ms), head.beat_ms > 0),
         "asked": head.cancel_asked == 1, "closed": head.closed_at,
         "outcome": outcome, "token": kept.fields.get("t", b"").decode(),
-        "history": [(word, event.attempt) for word, event in zip(kept.words, kept.events, strict=True)],
+        "history": [(word, event.attempt, event.journal) for word, event in zip(kept.words, kept.events, strict=True)],
+        "durable": (head.journal == 1, head.suspended, head.resumes, head.refused, head.children),
+        "parent": head.parent.partition(".")[0],
     }  # fmt: skip
 
 
@@ -84,8 +83,39 @@ def of_reference(op: Op) -> dict[str, Any]:
         if op.state is State.STARTED else (op.close_by, op.start_by),
         "always": op.always, "leased": (op.beat_ms, op.leased),
         "asked": op.cancel_asked, "closed": op.closed,
-        "outcome": op.outcome, "token": op.token, "history": op.history,
+        "outcome": op.outcome, "token": op.token,
+        # A history says where it stands in a journal only once there is one.
+        "history": op.history,
+        "durable": (op.durable, op.suspended, op.resumes, op.refused, op.children),
+        "parent": op.parent,
     }  # fmt: skip
+
+
+def lines_of_store(lines: Sequence[Line]) -> list[tuple[Any, ...]]:
+    """What is compared of a journal."""
+    return [
+        ("step", line.attempt, line.body)
+        if line.child is None
+        else ("child", State(line.child[0]), line.child[1], line.child[2], _outcome(line.body))
+        for line in lines
+    ]
+
+
+def _outcome(packed: bytes) -> Any:
+    if packed == GIVEN_UP:
+        return packed
+    decoded = decode_outcome(packed)
+    return (decoded.kind, decoded.reason) if decoded.kind == "mesh" else packed
+
+
+def _differences(store: dict[str, Any], reference: dict[str, Any]) -> list[Any]:
+    """(operation, field, the store's, the reference's)."""
+    return [
+        (one, name, store.get(one, {}).get(name), reference.get(one, {}).get(name))
+        for one in store.keys() | reference.keys()
+        for name in store.get(one, {}).keys() | reference.get(one, {}).keys()
+        if store.get(one, {}).get(name) != reference.get(one, {}).get(name)
+    ]
 
 
 class Sides:
@@ -113,9 +143,15 @@ class Sides:
     def agree(self) -> Snapshot:
         """Both sides say the same, the store fits together, and what ended stays as it is (I14)."""
         snapshot = self.snapshot()
-        assert faults(snapshot) == []
+        found = faults(snapshot)
+        assert found == [], found
         ours = {one: of_reference(op) for one, op in self.model.ops.items()}
-        assert {one: of_store(kept) for one, kept in snapshot.operations.items()} == ours
+        theirs = {one: of_store(kept) for one, kept in snapshot.operations.items()}
+        assert theirs == ours, _differences(theirs, ours)
+        journals = {one: lines_of_store(lines) for one, lines in snapshot.journals.items()}
+        assert journals == {one: op.journal for one, op in self.model.ops.items() if op.journal}
+        unfinished = {one: op.unfinished for one, op in self.model.ops.items() if op.unfinished}
+        assert snapshot.unfinished == unfinished
         assert snapshot.sessions == self.model.sessions
         assert int(snapshot.endpoints[ENDPOINT]["run"]) == self.model.running
         for one, kept in snapshot.operations.items():
@@ -137,6 +173,8 @@ class Sides:
             got = "no endpoint"
         except NoSession:
             got = "no session"
+        except ParentLost:
+            got = "parent lost"
         assert got == expected
         return [(order.id, Kind.START, 1)] if isinstance(expected, Accepted) and expected.attempt else []
 
@@ -184,6 +222,18 @@ class Sides:
     def heartbeat(self, tasks: list[Task]) -> list[Sent]:
         expected = [self.model.heartbeat(task) for task in tasks]
         assert self.run(self._room.store.heartbeat(tasks)) == expected
+        return []
+
+    def append(self, task: Append) -> list[Sent]:
+        expected = self.model.append(task)
+        _, (step,) = self.run(self._room.store.append("journal", [task]))
+        assert (step.status, step.length) == expected
+        return []
+
+    def suspend(self, task: Suspend) -> list[Sent]:
+        expected = self.model.suspend(task)
+        _, (step,) = self.run(self._room.store.suspend([task]))
+        assert (step.status, step.length) == expected
         return []
 
     # Couriers

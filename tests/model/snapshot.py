@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import accumulate, pairwise
 from math import inf
 from typing import Any, Final
 
@@ -16,7 +17,7 @@ from mesh.events import EventKind
 from mesh.ids import PARTITION
 from mesh.machine import OPERATION, Delivery, Event, Move, State
 from mesh.store.keys import SUFFIXES, root
-from mesh.store.layout import Entry, Head, decode_events, decode_head
+from mesh.store.layout import Entry, Head, Line, decode_events, decode_head, decode_line
 from mesh.store.link import Link
 from tests.model.ground import DEAD_MS
 
@@ -47,6 +48,7 @@ HISTORY: Final = {
     EventKind.FAILED: Event.FAIL,
     EventKind.CANCELED: Event.CANCEL,
     EventKind.TIMED_OUT: Event.TIME_OUT,
+    EventKind.SUSPENDED: Event.SUSPEND,
 }
 """The events of a history that move the operation; FAILED also stands for exhaustion, CANCELED for a withdrawal."""
 
@@ -85,6 +87,10 @@ class Snapshot:
     dead: dict[str, dict[str, float]] = field(default_factory=dict)
     waiting: dict[str, dict[str, float]] = field(default_factory=dict)
     waiting_endpoints: set[str] = field(default_factory=set)
+    journals: dict[str, list[Line]] = field(default_factory=dict)
+    streams: dict[str, list[Line]] = field(default_factory=dict)
+    children: dict[str, dict[str, float]] = field(default_factory=dict)
+    unfinished: dict[str, set[str]] = field(default_factory=dict)
     idempotency: dict[str, str] = field(default_factory=dict)
     endpoints: dict[str, dict[str, str]] = field(default_factory=dict)
     names: dict[str, str] = field(default_factory=dict)
@@ -120,7 +126,11 @@ def _sort(snapshot: Snapshot, name: str, value: Any) -> None:  # noqa: C901, PLR
             snapshot.timers[rest] = _scores(value)
         elif kind == "sessions":
             snapshot.sessions = _scores(value)
-        elif kind in ("index", "dead", "waiting"):
+        elif kind in ("journal", "stream"):
+            getattr(snapshot, f"{kind}s")[rest] = [decode_line(element) for element in value]
+        elif kind == "unfinished":
+            snapshot.unfinished[rest] = {one.decode() for one in value}
+        elif kind in ("index", "dead", "waiting", "children"):
             getattr(snapshot, kind)[rest] = _scores(value)
         elif kind == "waiting_endpoints":
             snapshot.waiting_endpoints = {one.decode() for one in value}
@@ -155,6 +165,8 @@ def next_look(head: Head) -> float:
     times: list[int] = []
     owes = [head.cancel_at] if head.cancel in OWED else []
     owes += [head.callback_at] if head.callback in OWED else []
+    if State(head.state).terminal and head.children == 2:
+        return head.closed_at
     if State(head.state).terminal:
         kept = [at for state, at in ((head.cancel, head.cancel_at), (head.callback, head.callback_at))
                 if state == Delivery.DEAD]  # fmt: skip
@@ -174,6 +186,7 @@ def faults(snapshot: Snapshot) -> list[str]:
         found += [f"operation {kept.id}: {fault}" for fault in (*_of_record(kept), *_of_history(kept))]
         found += [f"operation {kept.id}: {fault}" for fault in _of_indexes(kept, snapshot)]
     found += _orphans(snapshot)
+    found += _of_durable(snapshot)
     found += _of_slots(snapshot)
     return found
 
@@ -232,7 +245,8 @@ def _of_history(kept: Kept) -> Iterator[str]:  # noqa: C901, PLR0912 - one sente
             state = State(cell.to)
         elif kind.name.startswith("CALLBACK_") and not state.terminal:
             yield f"{kind.word} before the end"
-        if kind is EventKind.STARTED and event.detail is not None:
+        if kind is EventKind.STARTED and event.attempt > attempt:
+            # One that was fetched: dispatched and started in one.
             if event.attempt != attempt + 1:
                 yield f"attempt {event.attempt} fetched after attempt {attempt}"
             attempt = event.attempt
@@ -283,6 +297,44 @@ def _orphans(snapshot: Snapshot) -> Iterator[str]:
         yield f"nobody is told that operations wait for {endpoint}"
     for one in (snapshot.instances | snapshot.catalog) - snapshot.endpoints.keys():
         yield f"registry rows of unknown endpoint {one}"
+
+
+def _of_durable(snapshot: Snapshot) -> Iterator[str]:
+    known = snapshot.operations
+    for kind in ("journals", "streams", "children", "unfinished"):
+        yield from (f"{kind} of unknown {one}" for one in getattr(snapshot, kind) if one not in known)
+    for one, lines in [*snapshot.journals.items(), *snapshot.streams.items()]:
+        if any(later.after_ms < line.after_ms for line, later in pairwise(lines)):
+            yield f"the entries of {one} are stamped backwards"
+        if [line.total for line in lines] != [*accumulate(len(line.body) for line in lines)]:
+            yield f"the bytes of {one} are miscounted"
+    for kept in known.values():
+        yield from (f"operation {kept.id}: {fault}" for fault in _of_journal(kept, snapshot))
+
+
+def _of_journal(kept: Kept, snapshot: Snapshot) -> Iterator[str]:
+    head, state, lines = kept.head, kept.state, snapshot.journals.get(kept.id, [])
+    if (lines or snapshot.streams.get(kept.id) or head.suspended) and not head.journal:
+        yield "it does not know of its journal"
+    if head.suspended and (head.start != Delivery.DUE or state.terminal or state is State.BACKING_OFF):
+        yield f"suspended in state {state.word}"
+    if head.suspended and (head.slot or head.beat_by or head.finish_by):
+        yield "suspended, and it holds a slot or runs against a clock"
+    if any(event.journal > len(lines) for event in kept.events):
+        yield "an event stands behind an entry that is not there"
+    # One sequence: each event after the entries that it names, its time not before theirs.
+    for event in kept.events:
+        if event.journal and lines[event.journal - 1].after_ms > event.after_ms:
+            yield f"event {event.code} is stamped before the entry that it follows"
+    parent = head.parent.partition(".")[0]
+    listed = snapshot.children.get(parent, {}).get(kept.id)
+    if parent in snapshot.operations and listed != head.created_at:
+        yield f"its parent lists it at {listed}"
+    live = parent in snapshot.operations and kept.id in snapshot.unfinished.get(parent, ())
+    if live and state.terminal:
+        yield "it ended, and its parent would still cancel it"
+    if head.children == 2 and not state.terminal:
+        yield "its children are to be told of an end that did not come"
 
 
 def _of_slots(snapshot: Snapshot) -> Iterator[str]:

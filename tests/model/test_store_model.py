@@ -18,7 +18,7 @@ from hypothesis.stateful import run_state_machine_as_test
 from mesh.ids import pick_index
 from mesh.machine import Kind
 from mesh.store.link import Link
-from tests.model.machine import LIMITS, OUTCOMES, REPLIES, STEPS_MS, StoreMachine
+from tests.model.machine import ENTRIES, LIMITS, OUTCOMES, REPLIES, STEPS_MS, WAKES, StoreMachine
 from tests.servers import RawServer
 
 WAYS: Final = ("", "", "breaker", "probe")
@@ -113,6 +113,28 @@ def _step(world: StoreMachine, chance: Random, g: int) -> str:
         calls["redeliver"] = (1, lambda: world.redeliver(g, i, kind, lose))
     if world.tokens:
         calls["complete_by_token"] = (4, lambda: world.complete_by_token(g, i, outcome, lose))
+        behind = chance.choice((0, 0, 0, 1))
+        calls["append"] = (4, lambda: world.append(g, i, behind, chance.choice(ENTRIES), lose))
+        calls["suspend"] = (3, lambda: world.suspend(g, i, behind, chance.choice(WAKES), chance.random() < 0.5, lose))
+        calls["start_child"] = (
+            3,
+            lambda: world.start_child(
+                g,
+                i,
+                chance.choice((0, 1)),
+                chance.choice(("", "k1")),
+                chance.choice(("c1", "c1", "c2")),
+                lose,
+                callback=i % 3,
+                attempts_max=chance.choice((0, 2, 20)),
+                close_ms=chance.choice(few_ms),
+                start_ms=0,
+                run_ms=chance.choice(few_ms),
+                lease_ms=30_000,
+                retention_ms=chance.choice((1, 60_000)),
+                blocked="",
+            ),
+        )
         calls["heartbeat"] = (2, lambda: world.heartbeat(g, i, chance.choice((0, 2_000, 60_000)), lose))
     name = chance.choices([*calls], [weight for weight, _ in calls.values()])[0]
     calls[name][1]()

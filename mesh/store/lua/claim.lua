@@ -5,7 +5,7 @@
 
 local function end_by_time(op, now, reason)
   -- Only now is the token that is kept the one of the attempt out there; a later 201 brings its own.
-  local known, fetched = op.state == S.started, held(op)
+  local known, fetched = op.state == S.started and op.suspended == 0, held(op)
   apply(op, 'time_out')
   settle(op, now, E.timed_out, reason)
   -- The agent is told to stop, best effort (P102).

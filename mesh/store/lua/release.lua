@@ -51,7 +51,9 @@ local function mesh1_release(keys, argv)
   apply(op, 'block')
   apply_delivery(op, 'start', 'defer')
   op.start_at = now
-  op.attempt = op.attempt - 1
+  -- Of durable work no number is used twice: the one before may be of an attempt that suspended, whose 201 is still to
+  -- be booked.
+  if op.journal == 1 then op.resumes = op.resumes + 1 else op.attempt = op.attempt - 1 end
   -- Of an endpoint that is forgotten the timer sees to it.
   op.blocked = endpoint_of(root, op.endpoint) and a.reason or ''
   free_slot(op)
