@@ -1,8 +1,7 @@
-"""A Temporal workflow that calls an agent of the mesh, the one of examples/agent.py: `python caller.py Ada`."""
+"""A Temporal worker whose workflow calls an agent of the mesh, the one of examples/agent.py."""
 
 import asyncio
 import os
-import sys
 from datetime import timedelta
 
 import nexusrpc
@@ -26,11 +25,10 @@ class Welcome:
         return await greeter.execute_operation(Greeter.greet, name, schedule_to_close_timeout=timedelta(minutes=5))
 
 
-async def main(name: str) -> None:
+async def main() -> None:
     client = await Client.connect(os.environ.get("TEMPORAL_ADDRESS", "localhost:7233"))
-    async with Worker(client, task_queue="welcome", workflows=[Welcome]):
-        print(await client.execute_workflow(Welcome.run, name, id=f"welcome-{name}", task_queue="welcome"))
+    await Worker(client, task_queue="welcome", workflows=[Welcome]).run()
 
 
 if __name__ == "__main__":
-    asyncio.run(main(sys.argv[1]))
+    asyncio.run(main())
