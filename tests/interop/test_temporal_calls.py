@@ -206,7 +206,8 @@ class TestFailures:
         call = await agent.until(1)
         agent.replies(Reply(202))
         answer = await temporal.result(workflow)
-        assert "TimeoutError" in [one["is"] for one in answer["error"]]
+        # Two clocks run, Temporal's first; on a busy machine the mesh's word may be there before its timer.
+        assert "TimeoutError" in [one["is"] for one in answer["error"]] or "operation timed out" in str(answer), answer
         assert (await caller.until(call.operation, state="timed_out"))["deadline"] is not None
         assert (await agent.until(1, cancels=True))["nexus-operation-token"] == "agent-token"
 
