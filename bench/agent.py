@@ -27,14 +27,17 @@ from mesh.agent import Agent, complete
 from mesh.clock import sleep
 
 TOKENS: Final = 42
+SLOTS: Final = 256
+"""Operations at once, where the agent asks for them."""
 
 
 class Settings(msgspec.Struct):
-    """`register`: False for a handler that the registry knows by its URL only. `port` 0: any."""
+    """`register` False: the registry knows the handler by its URL only. `port` 0: any. `pulls`: it asks for work."""
 
     gateway: str
     port: int = 0
     register: bool = True
+    pulls: bool = False
 
 
 class Task(BaseModel):
@@ -109,7 +112,9 @@ class Asynchronous:
 def main() -> None:
     """Serve until SIGTERM."""
     settings = msgspec.json.decode(sys.stdin.buffer.readline(), type=Settings)
-    agent = Agent(ENDPOINT, [echo, typed, Asynchronous()], gateway=settings.gateway, register=settings.register)
+    mode = "pull" if settings.pulls else "push"
+    services = [echo, typed, Asynchronous()]
+    agent = Agent(ENDPOINT, services, gateway=settings.gateway, register=settings.register, mode=mode, slots=SLOTS)
     agent.run(port=settings.port)
 
 

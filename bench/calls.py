@@ -24,6 +24,7 @@ CALLS_SHOWN: Final = 4
 
 KINDS: Final[dict[str, dict[str, Any]]] = {
     "nexus_sync": {"surface": "nexus", "where": {"operation": "echo"}},
+    "pull_sync": {"surface": "nexus", "where": {"operation": "echo"}, "pulls": True},
     "v1_sync": {"surface": "v1", "where": {"operation": "echo"}},
     "typed_sync": {"surface": "nexus", "where": {"operation": "typed"}},
     "async": {
@@ -32,7 +33,8 @@ KINDS: Final[dict[str, dict[str, Any]]] = {
         "calls_back": True,
     },
 }
-"""What each scenario sends. `typed_sync`: as nexus_sync, with pydantic models and a registered JSON Schema."""
+"""What each scenario sends. As nexus_sync: `pull_sync`, to an agent that asks for its work; `typed_sync`, with pydantic
+models and a registered JSON Schema."""
 
 
 async def measure(name: str, options: Options) -> Figures:
@@ -49,7 +51,7 @@ async def measure(name: str, options: Options) -> Figures:
 async def _open(stack: Stack, kind: dict[str, Any]) -> dict[str, Any]:
     """Start what the scenario needs; the load's fixed part."""
     await stack.gateway()
-    await stack.agent()
+    await stack.agent(pulls=bool(kind.get("pulls")))
     what = {"surface": kind["surface"], "where": dict(kind["where"])}
     if kind.get("calls_back"):
         await stack.receiver()

@@ -82,9 +82,9 @@ class Stack:
             command = [*STRACE, *filtered, "-o", str(self.fsync_trace), *command]
         await self._spawn("gateway", [*command, "dev", "--data", str(self.data), "--port", str(self._port)])
 
-    async def agent(self, *, port: int = 0, register: bool = True) -> None:
+    async def agent(self, *, port: int = 0, register: bool = True, pulls: bool = False) -> None:
         """The handler, until a first call was answered when it registers itself."""
-        await self._role("agent", {"gateway": self.url, "port": port, "register": register})
+        await self._role("agent", {"gateway": self.url, "port": port, "register": register, "pulls": pulls})
         if register:
             await self._until("agent", self.first_answer)
 

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
         SyncContext,
         durable,
     )
-    from mesh.agent.serve import serve
+    from mesh.agent.serve import pull, serve
     from mesh.client import (
         Client,
         Event,
@@ -85,6 +85,7 @@ __all__ = [
     "complete",
     "current",
     "durable",
+    "pull",
     "serve",
 ]
 
@@ -93,7 +94,7 @@ _ROOMS: Final = {
     **dict.fromkeys(("CallRefused", "CancelRequested", "Context", "Gathered", "JournalMismatch"), "mesh.agent.durable"),
     **dict.fromkeys(("LeaseLost", "QuorumMissed", "Retry", "StepFailed", "StepTimedOut"), "mesh.agent.durable"),
     **dict.fromkeys(("Suspended", "SyncContext", "durable"), "mesh.agent.durable"),
-    "serve": "mesh.agent.serve",
+    **dict.fromkeys(("pull", "serve"), "mesh.agent.serve"),
     **dict.fromkeys(("MeshError", "Refusal", "Unavailable"), "mesh.errors"),
 }
 

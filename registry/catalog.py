@@ -270,13 +270,13 @@ class Catalog:
             raise NotFound(f"instance {instance_id!r} was removed meanwhile", code="unknown_instance")
         return word == "created", endpoint, instance
 
-    async def attend(self, endpoint: Endpoint, instance_id: str, version: str) -> None:
+    async def attend(self, endpoint: Endpoint, instance_id: str, version: str, *, fresh: bool = False) -> None:
         """An instance asks for work, and is there for as long as it does. Raises NotFound, TooMany."""
         document = pack_attending(version)
         _, expires_at_ms = await self._store.instance_put(
-            endpoint.name, endpoint.owner, instance_id, document, ATTENDING_MS
+            endpoint.name, endpoint.owner, instance_id, document, ATTENDING_MS, fresh=fresh
         )
-        if not self.instances.renewed(endpoint.id, instance_id, document, expires_at_ms):
+        if fresh or not self.instances.renewed(endpoint.id, instance_id, document, expires_at_ms):
             await self.refresh()
 
     async def drain(self, name: str, namespace: str, instance_id: str) -> None:

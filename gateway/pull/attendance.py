@@ -39,16 +39,18 @@ class Attendance:
         self._catalog = catalog
         self._instances: dict[tuple[str, str], _Instance] = {}
 
-    async def came(self, endpoint: Endpoint, instance: str, version: str) -> bool:
+    async def came(self, endpoint: Endpoint, instance: str, version: str, *, fresh: bool) -> bool:
         """It begins a poll, to be ended with `went`; False: it was removed from the registry and is to stop.
+
+        `fresh`: the process has just started; who was removed under its name was another.
 
         Raises NotFound (the endpoint is gone), TooMany.
         """
         found = self._instances.get((endpoint.id, instance))
-        if found is None or found.version != version:
-            if self._draining(endpoint, instance):
+        if found is None or fresh or found.version != version:
+            if not fresh and self._draining(endpoint, instance):
                 return False
-            await self._catalog.attend(endpoint, instance, version)
+            await self._catalog.attend(endpoint, instance, version, fresh=fresh)
             if len(self._instances) >= INSTANCES_MAX:
                 del self._instances[next(iter(self._instances))]
             found = self._instances.setdefault((endpoint.id, instance), _Instance(endpoint, version))

@@ -62,7 +62,8 @@ class AnswerBody(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
 class PollBody(msgspec.Struct, forbid_unknown_fields=True):
     """Body of `POST /v1/endpoints/{name}/poll`.
 
-    `max` tasks at most, 0 for answers and cancels only; `lease_ms`: within that the agent will be heard of.
+    `max` tasks at most, 0 for answers and cancels only; `lease_ms`: within that the agent will be heard of; `fresh`:
+    the process has just started, so that a removal of its name from the registry was not meant for it.
     """
 
     instance: str
@@ -71,6 +72,7 @@ class PollBody(msgspec.Struct, forbid_unknown_fields=True):
     services: list[str] = []
     version: str = ""
     lease_ms: int = 0
+    fresh: bool = False
     answers: list[AnswerBody] = []
 
 

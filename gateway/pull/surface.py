@@ -81,7 +81,7 @@ class PullSurface:
         body = read_poll(request.body)
         _instance(body.instance)
         endpoint = await self._endpoint(names[0], principal.namespace)
-        if not await self._attendance.came(endpoint, body.instance, body.version):
+        if not await self._attendance.came(endpoint, body.instance, body.version, fresh=body.fresh):
             statuses = await self._answering.answer(body.answers)
             return _frame([], statuses, [], draining=True)
         try:
@@ -163,7 +163,8 @@ def _single(name: bytes, request: Request, token: str) -> AnswerBody:
         if content_type in ("", FORM):
             # What curl says of every body unless it is told; nobody means it.
             content_type = "application/json" if is_safe_json(request.body) else "application/octet-stream"
-        return AnswerBody(token=token, result=msgspec.Raw(request.body), content_type=content_type)
+        links = request.all(b"nexus-link")
+        return AnswerBody(token=token, result=msgspec.Raw(request.body), content_type=content_type, links=links)
     body = read_answer(request.body, token)
     if body.state == "succeeded":
         body.state = STATES[name]

@@ -6,8 +6,13 @@ work.py          the handlers' tasks and their ends       outcome.py     how a c
 runs.py          executions and their memory              codec.py       values and bytes
 completion.py    outcomes on their way out, complete()    context.py     current()
 leases.py        heartbeats for long work                 server.py      uvicorn around an Agent
-hosting.py       durable runs, given their tasks
-registration.py  the agent's entry in the registry         durable/       handlers with a journal
+hosting.py       durable runs, given their tasks          durable/       handlers with a journal
+registration.py  the agent's entry in the registry
+
+pulling.py       pull mode, put together                  worker.py      its event loop
+puller.py        lanes to the gateways                    tasks.py       frames: tasks in, answers out
+fetched.py       runs of tasks that were fetched          outbox.py      answers on their way
+booking.py       answers by their own routes
 """
 
 from __future__ import annotations

@@ -41,6 +41,13 @@ class Host:
 
     async def start(self, route: Route, head: StartHead, body: bytes) -> Outcome:
         """Answer one start request. Never raises for what a caller sent or a handler did."""
+        entered = self.enter(route, head, body)
+        if not isinstance(entered, Run):
+            return entered
+        return entered.outcome or await self._answer(entered, head)
+
+    def enter(self, route: Route, head: StartHead, body: bytes) -> Run | Outcome:
+        """The run of a start, begun now or before; or its answer, where that is known or there is to be no run."""
         key = f"{route.id} {head.request_id}" if head.request_id else ""
         fingerprint = hash((head.content_type, body))
         run = self._runs.find(key)
@@ -67,7 +74,7 @@ class Host:
             return _conflict()
         elif head.callback is not None and head.number("mesh-attempt") >= run.attempt:
             self._work.adopt(run, head)
-        return run.outcome or await self._answer(run, head)
+        return run
 
     def _full(self) -> Outcome | None:
         if self._work.stopping:
@@ -118,9 +125,9 @@ class Host:
             return _CANCELING
         if token.startswith(f"{TOKEN_PREFIX}-"):
             return outcomes.refusal("NOT_FOUND", "no operation with this token here")
-        return await self._cancel_by_handler(route, headers, token, timeout_ms)
+        return await self.cancel_by_handler(route, headers, token, timeout_ms)
 
-    async def _cancel_by_handler(
+    async def cancel_by_handler(
         self, route: Route, headers: dict[str, str], token: str, timeout_ms: int | None
     ) -> Outcome:
         """The token is the handler's own: so is its meaning."""

@@ -34,6 +34,7 @@ DECLARE_TRIES_MAX: Final = 5
 REPLY_BYTES_MAX: Final = 4 << 20
 SAID_MAX: Final = 16
 REGISTERED: Final = "is registered"
+DECLARED: Final = "is declared"
 
 logger: Final = logging.getLogger("mesh.agent")
 
@@ -54,9 +55,9 @@ class Registration:
         endpoint: str,
         declared: dict[str, Any] | None,
         instance: str,
-        lease: dict[str, Any],
+        lease: dict[str, Any] | None,
     ) -> None:
-        """`lease`: the body of the instance's PUT, `{url, ttl_ms, version?, weight?}`."""
+        """`lease`: the body of the instance's PUT, `{url, ttl_ms, version?, weight?}`; None: its polls register it."""
         self._pool = pool
         self._gateways = gateways
         self._at = 0
@@ -68,9 +69,11 @@ class Registration:
         self._what = f"{endpoint}/{instance}"
         self._declared = declared
         self._must_declare = declared is not None
+        self._polls = lease is None
         self._lease = json.dumps(lease).encode()
-        self._first = json.dumps({**lease, "fresh": True}).encode()
-        self._ttl_ms: int = lease["ttl_ms"]
+        self._first = json.dumps({**(lease or {}), "fresh": True}).encode()
+        self._ttl_ms: int = lease["ttl_ms"] if lease is not None else 0
+        self._again = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._said: set[str] = set()
         self.known = asyncio.Event()
@@ -80,6 +83,11 @@ class Registration:
         """Register, and keep registered, in the background."""
         if self._task is None:
             self._task = asyncio.get_running_loop().create_task(self._run())
+
+    def redeclare(self) -> None:
+        """The endpoint went away under an instance that polls."""
+        self._must_declare = self._declared is not None
+        self._again.set()
 
     async def leave(self) -> None:
         """Stop heartbeats and take the instance out of the rotation, if the registry can be reached."""
@@ -99,6 +107,8 @@ class Registration:
         if self._must_declare:
             await self._declare()
             self._must_declare = False
+        if self._polls:
+            return
         # Under the name of a process that was killed, the registry would believe that this is still the same one.
         body = self._lease if self.known.is_set() else self._first
         reply = await self._request(b"PUT", self._instance_path, body)
@@ -119,9 +129,13 @@ class Registration:
                 self._say(logging.ERROR, f"cannot register: {refusal.detail}")
                 pause_ms, refused_ms = refused_ms, min(refused_ms * 2, REFUSED_RETRY_MS)
             else:
-                self._say(logging.INFO, REGISTERED)
+                self._say(logging.INFO, DECLARED if self._polls else REGISTERED)
                 self.known.set()
                 pause_ms, delay_ms, refused_ms = self._ttl_ms // BEATS_PER_TTL, RETRY_FIRST_MS, RETRY_FIRST_MS
+                if self._polls:
+                    await self._again.wait()
+                    self._again.clear()
+                    continue
             await sleep(jittered(pause_ms, BEAT_SPREAD) / 1000)
 
     async def _declare(self) -> None:

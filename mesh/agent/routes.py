@@ -109,15 +109,19 @@ class Routes:
         if len(segments) != 2 and not cancel:  # noqa: PLR2004
             message = "the path is not /{service}/{operation} or /{service}/{operation}/cancel"
             raise NotFound(message)
-        operations = self._table.get(segments[0])
+        return self.named(segments[0], segments[1]), cancel
+
+    def named(self, service: str, operation: str) -> Route:
+        """Raises NotFound (unknown service or operation)."""
+        operations = self._table.get(service)
         if operations is None:
-            message = f"no service {segments[0]!r} here"
+            message = f"no service {service!r} here"
             raise NotFound(message)
-        route = operations.get(segments[1])
+        route = operations.get(operation)
         if route is None:
-            message = f"service {segments[0]!r} has no operation {segments[1]!r}"
+            message = f"service {service!r} has no operation {operation!r}"
             raise NotFound(message)
-        return route, cancel
+        return route
 
     def _add_service(self, service: Any) -> None:
         try:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 from nexusrpc.handler import StartOperationContext
 
@@ -30,6 +30,16 @@ TOKEN_PREFIX: Final = "mesh"  # noqa: S105 - what our tokens begin with
 """Our own operation tokens, told from those that handlers mint."""
 
 
+class Sink(Protocol):
+    """Who fetched the tasks of runs."""
+
+    def ended(self, run: Run) -> None:
+        """Its task is over; `run.outcome` None: there is nothing to report."""
+
+    def canceled(self, run: Run) -> None:
+        """A cancel came after the handler had answered with a token of its own."""
+
+
 class Run:
     """One execution of a handler.
 
@@ -45,11 +55,13 @@ class Run:
     durable    the attempt of a durable handler while it runs
     detached   the run goes on by itself: no request needs to be held for its outcome
     leaving    the run may have been handed back already: a later attempt is other work
+    sink       who fetched the task and is told of its end; None: a request brought it, which is answered
     """
 
     __slots__ = (
         "attempt", "callback", "cancellation", "ctx", "detached", "doubt", "durable", "expiry", "fingerprint", "inner",
-        "key", "leased", "leaving", "lost", "outcome", "route", "started_at_ms", "task", "token", "waiting",
+        "key", "leased", "leaving", "lost", "outcome", "route", "sink", "started_at_ms", "task", "token",
+        "waiting",
     )  # fmt: skip
 
     def __init__(
@@ -71,6 +83,7 @@ class Run:
         self.waiting: list[asyncio.Future[None]] = []
         self.lost = self.leased = self.detached = self.leaving = False
         self.durable: Attempt | None = None
+        self.sink: Sink | None = None
 
     def end(self, outcome: Outcome | None) -> None:
         """Set the outcome and wake everybody who waits for it."""

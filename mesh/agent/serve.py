@@ -14,7 +14,6 @@ A server is not part of it: `uvicorn module:agent` serves an Agent as any ASGI a
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final, Literal, TypeAlias
@@ -27,6 +26,7 @@ from mesh.agent.hosting import LINGER_MS, Hosting
 from mesh.agent.inbound import read_cancel, read_start
 from mesh.agent.leases import LEASE_MS_MIN
 from mesh.agent.outcome import Outcome
+from mesh.agent.pulling import Pulling
 from mesh.agent.registration import TTL_MS, Registration
 from mesh.agent.routes import Routes as Handlers
 from mesh.agent.work import Work
@@ -41,10 +41,9 @@ ANSWER_WITHIN_MS: Final = 500
 LEASE_MS: Final = 5000
 RUNNING_MAX: Final = 4096
 THREADS: Final = 32
+SLOTS: Final = 64
 DRAIN_S: Final = 10.0
 HEADER_BYTES_MAX: Final = 32 << 10
-
-_ODD: Final = re.compile("[^A-Za-z0-9.]+")
 
 Scope: TypeAlias = MutableMapping[str, Any]
 Receive: TypeAlias = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -56,6 +55,9 @@ class Agent:
 
     services          instances of nexusrpc service handler classes; functions become operations of a service that is
                       named like the endpoint: `fn()`, `fn(input)` or `fn(ctx, input)`, async or not
+    mode              "push": gateways send work to `url`. "pull": the agent asks for it, from behind NAT or a laptop;
+                      no server, no address: `run` (or `begin` and `end`) is all. `slots`: operations at once; then
+                      `running_max`, `url`, `prefix`, `ttl_ms`, `weight`, `answer_within_ms` mean nothing
     gateway           base URL or URLs of the mesh, also with commas between them; default: environment MESH_URL, else
                       http://127.0.0.1:7411
     key               API key of the namespace; default: environment MESH_KEY; none in development
@@ -89,6 +91,8 @@ class Agent:
         endpoint: str,
         services: Iterable[Any],
         *,
+        mode: Literal["push", "pull"] = "push",
+        slots: int = SLOTS,
         gateway: str | Sequence[str] | None = None,
         key: str | None = None,
         url: str | None = None,
@@ -114,6 +118,9 @@ class Agent:
         if lease_ms < LEASE_MS_MIN:
             message = f"lease_ms is at least {LEASE_MS_MIN}"
             raise ConfigError(message)
+        if mode not in ("push", "pull") or slots < 1:
+            message = 'mode is "push" or "pull", and slots is at least 1'
+            raise ConfigError(message)
         try:
             self.endpoint = check_endpoint(endpoint)
             self.gateways = [Target.parse(each) for each in gateways_of(gateway)]
@@ -122,6 +129,9 @@ class Agent:
         self._key = key or os.environ.get("MESH_KEY") or None
         self.url = url or os.environ.get("MESH_AGENT_URL") or None
         self.prefix = f"/{prefix.strip('/')}" if prefix.strip("/") else ""
+        self.mode = mode
+        self._slots = slots
+        self._version = version
         self._instance = instance
         self._register = register
         self._lease_ms = lease_ms
@@ -138,6 +148,7 @@ class Agent:
         offered = {"ttl_ms": ttl_ms, "version": version, "weight": weight}
         self._offered: dict[str, Any] = {field: value for field, value in offered.items() if value is not None}
         self._registration: Registration | None = None
+        self._pulling: Pulling | None = None
         self._call = HotRoute(self._run, _refused)
         self.hot = Routes(self._find, input_bytes_max, HEADER_BYTES_MAX, "the limit of this agent (input_bytes_max)")
         """What mesh/edge, the server of `run`, answers without ASGI."""
@@ -221,6 +232,15 @@ class Agent:
         """Register and heartbeat in the background; called by the lifespan. Raises ConfigError without a URL."""
         if self._work.stopping:
             self._open()
+        if self.mode == "pull":
+            declared = self._declared if self._register is True else None
+            self._pulling = Pulling(
+                self._pool, self.gateways, self._host, self._work, self._routes, key=self._key, endpoint=self.endpoint,
+                instance=self._instance, version=self._version, declared=declared, lease_ms=self._lease_ms,
+                slots=self._slots,
+            )  # fmt: skip
+            self._pulling.begin()
+            return
         if self._register is False:
             return
         if self.url is None:
@@ -251,9 +271,13 @@ class Agent:
         """Wait until the registry has taken this instance (it never does while no gateway is there)."""
         if self._registration is not None:
             await self._registration.known.wait()
+        if self._pulling is not None:
+            await self._pulling.known()
 
     async def leave(self) -> None:
         """Leave the rotation: gateways send no more work. First step of `end`."""
+        if self._pulling is not None:
+            await self._pulling.leave()
         if self._registration is not None:
             await self._registration.leave()
 
@@ -261,6 +285,8 @@ class Agent:
         """Leave, let running work finish for `drain_s`, deliver what can be delivered, close every connection."""
         await self.leave()
         await self._work.drain(self._drain_s)
+        if self._pulling is not None:
+            await self._pulling.end()
         await self._pool.close()
 
     def _open(self) -> None:
@@ -274,7 +300,15 @@ class Agent:
         self._host = Host(self._work, answer_within_ms=self._answer_within_ms, running_max=self._running_max)
 
     def run(self, *, host: str = "127.0.0.1", port: int = 0) -> None:
-        """Serve until SIGINT or SIGTERM, on a free port by default. Needs uvicorn; raises ConfigError without it."""
+        """Serve until SIGINT or SIGTERM, on a free port by default. Needs uvicorn; raises ConfigError without it.
+
+        In pull mode there is nothing to serve: it asks for work until a signal ends it.
+        """
+        if self.mode == "pull":
+            from mesh.agent.worker import work  # noqa: PLC0415 - as below
+
+            work(self)
+            return
         from mesh.agent.server import run  # noqa: PLC0415 - only who serves this way needs a server
 
         run(self, host, port)
@@ -283,6 +317,11 @@ class Agent:
 def serve(endpoint: str, services: Iterable[Any], *, host: str = "127.0.0.1", port: int = 0, **options: Any) -> None:
     """`Agent(endpoint, services, **options).run(host=..., port=...)`."""
     Agent(endpoint, services, **options).run(host=host, port=port)
+
+
+def pull(endpoint: str, services: Iterable[Any], **options: Any) -> None:
+    """`Agent(endpoint, services, mode="pull", **options).run()`: ask for work instead of being sent it."""
+    Agent(endpoint, services, mode="pull", **options).run()
 
 
 def _raw_path(scope: Scope) -> bytes:
@@ -307,4 +346,4 @@ def _other_method(scope: Scope, prefix: str) -> Outcome:
     return outcomes.refusal("BAD_REQUEST", "expected POST")
 
 
-__all__ = ["Agent", "serve"]
+__all__ = ["Agent", "pull", "serve"]

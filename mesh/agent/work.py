@@ -127,6 +127,8 @@ class Work:
     def cancel(self, run: Run, reason: str) -> None:
         """Tell the handler to stop, and stop it: at once, or after a grace when it watches its cancellation."""
         if run.outcome is not None or run.task is None:
+            if run.sink is not None and reason == CANCELED:
+                run.sink.canceled(run)
             return
         run.cancellation.set(reason)
         if run.durable is not None and not self.stopping:
@@ -138,6 +140,10 @@ class Work:
             asyncio.get_running_loop().call_later(CANCEL_GRACE_S, _interrupt, run)
         else:
             run.task.cancel()
+
+    def over(self, run: Run) -> None:
+        """The operation is over, however: stop, report nothing."""
+        self._abandon(run, "the operation is over")
 
     async def drain(self, grace_s: float) -> None:
         """Give running work `grace_s`, then interrupt it.
@@ -199,6 +205,8 @@ class Work:
                 timer.cancel()
         self.leases.discard(run)
         self.runs.close(run)
+        if run.sink is not None:
+            run.sink.ended(run)
 
     def _returned(self, run: Run, ctx: StartOperationContext, answer: object) -> Outcome:
         if isinstance(answer, StartOperationResultSync):

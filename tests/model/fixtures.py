@@ -87,7 +87,7 @@ class Room:
         self, order: Start, body: bytes = b'{"n":1}', *, seat: tuple[bytes, ...] = (), service: str = "Svc"
     ) -> Accepted | Replayed | KeyReused:
         """Send `order` as it is."""
-        request = Request("work", service, "op", "application/json", idempotency_key=order.key)
+        request = Request("work", service, "op", "application/json", [(b"x-team", b"a")], idempotency_key=order.key)
         if order.callback:
             request.callback_url = "http://receiver.test/done"
         return await self.store.start(order, request, body, seat)

@@ -52,6 +52,17 @@ class TestRegistry:
         assert instance["health"] == "draining"
         assert (await Poller(caller, name).task())["operation_id"] == waiting
 
+    async def test_a_new_process_under_the_name_of_a_removed_one(self, caller: Caller) -> None:
+        """P293."""
+        name = await pull_endpoint(caller)
+        poller = Poller(caller, name, "laptop")
+        await poller.poll(wait_ms=0)
+        assert (await caller.ask("DELETE", f"/v1/endpoints/{name}/instances/laptop")).status == 204
+        assert (await poller.poll(wait_ms=0)) == {"tasks": [], "draining": True}
+        operation = await caller.begin(name)
+        assert (await poller.task(fresh=True))["operation_id"] == operation
+        assert (await poller.poll(wait_ms=0)) == {"tasks": []}
+
     async def test_an_endpoint_that_is_deleted_and_one_that_changes(self, caller: Caller) -> None:
         """P280: known by the next poll."""
         name = await pull_endpoint(caller)

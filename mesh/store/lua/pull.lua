@@ -5,6 +5,14 @@
 -- An operation goes to the instance that had its last attempt, if that has a seat here: a hint, no promise.
 -- Flag allow-oom. A repeat after a lost reply takes more; what the lost one took comes back when its lease ends.
 
+-- The service that `q` names: its second field. Not the whole of it is unpacked, for cmsgpack cannot read the binary
+-- header values behind.
+local function service_of(root, id)
+  local packed = redis.call('HGET', root .. KEY.operation .. id, 'q')
+  local _, _, service = cmsgpack.unpack_limit(packed, 2, string.byte(packed) == 0xdc and 3 or 1)
+  return service
+end
+
 local function seat_for(op, seats, turn)
   if op.instance ~= '' then
     for _, seat in ipairs(seats) do
@@ -41,7 +49,7 @@ local function mesh1_pull(keys, argv)
     local op = load_listed(root, line, id)
     if op and op.blocked == '' then
       redis.call('ZREM', line, id)
-    elseif op and wanted and not wanted[cmsgpack.unpack(redis.call('HGET', root .. KEY.operation .. id, 'q'))[2]] then
+    elseif op and wanted and not wanted[service_of(root, id)] then
       passed = passed + 1
     elseif op then
       local reason = hindrance(ep, now, true)

@@ -1,0 +1,114 @@
+"""Runs of tasks that were fetched: how a task becomes a run of the host, and what its end and a cancel mean.
+
+Knows no gateway and no connection: tasks come in, answers go into the outbox.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import Final
+
+from mesh.agent import outcome as outcomes
+from mesh.agent.host import Host
+from mesh.agent.inbound import MESH_CALLBACK
+from mesh.agent.outbox import Outbox
+from mesh.agent.routes import Routes
+from mesh.agent.runs import Run
+from mesh.agent.tasks import Cancel, Task, head_of, input_of
+from mesh.agent.work import CANCELED, STOPPING, Work
+from mesh.errors import Malformed, NotFound
+from mesh.pool import Target
+
+logger: Final = logging.getLogger("mesh.agent")
+
+
+class Fetched:
+    """The fetched runs of one agent, at most `slots` of them at once."""
+
+    def __init__(self, host: Host, work: Work, routes: Routes, outbox: Outbox, slots: int) -> None:
+        self._host = host
+        self._work = work
+        self._routes = routes
+        self._outbox = outbox
+        self._slots = slots
+        self._runs: dict[str, Run] = {}
+        self._outside: set[asyncio.Task[None]] = set()
+        self._callbacks: dict[str, Target] = {}
+
+    @property
+    def free(self) -> int:
+        """Seats that no run takes."""
+        return self._slots - len(self._runs)
+
+    def begin(self, task: Task, gateway: Target) -> None:
+        """Run it; whatever comes of it goes into the outbox."""
+        try:
+            route = self._routes.named(task.service, task.operation)
+            head, body = head_of(task, gateway, self._callback(gateway)), input_of(task)
+        except NotFound as error:
+            self._outbox.put(task.task_token, outcomes.refusal("NOT_FOUND", error.detail))
+            return
+        except Malformed as error:
+            self._outbox.put(task.task_token, outcomes.refusal("BAD_REQUEST", error.detail))
+            return
+        if self._work.stopping:
+            self._outbox.give_back(task.task_token, STOPPING)
+            return
+        entered = self._host.enter(route, head, body)
+        if not isinstance(entered, Run):
+            self._outbox.put(task.task_token, entered)
+            return
+        # An earlier attempt may still go on here: it got this one's token, and answers with it.
+        if entered.sink is None:
+            entered.sink = self
+            entered.leased = True
+            self._runs[f"{task.operation_id}.{task.run}"] = entered
+            self._work.leases.add(entered)
+
+    def cancel(self, cancel: Cancel) -> None:
+        """The mesh says that an attempt is not wanted any more."""
+        run = self._runs.get(f"{cancel.operation_id}.{cancel.run}")
+        if run is None or run.attempt != cancel.attempt:
+            return
+        if cancel.state == "canceling":
+            self._work.cancel(run, CANCELED)
+        else:
+            self._work.over(run)
+
+    # What a run tells (runs.Sink)
+
+    def ended(self, run: Run) -> None:
+        """Its task is over; `run.outcome` None: there is nothing to report."""
+        request_id = run.key.partition(" ")[2]
+        if self._runs.get(request_id) is run:
+            del self._runs[request_id]
+        outcome, token = run.outcome, "" if run.callback is None else run.callback.token
+        if outcome is not None and outcome.state == "running":
+            # The handler goes on by itself and reports later; until then somebody must keep up the lease.
+            self._work.leases.add(run)
+        elif outcome is not None and self._work.stopping and outcome.state == "error" and outcome.retryable:
+            self._outbox.give_back(token, STOPPING)
+        elif outcome is not None and run.doubt is None:
+            self._outbox.put(token, outcome)
+        self._outbox.news.set()
+
+    def canceled(self, run: Run) -> None:
+        """A cancel for what goes on under the handler's own token."""
+        if run.inner and run.cancellation.reason is None:
+            run.cancellation.set(CANCELED)
+            task = asyncio.get_running_loop().create_task(self._cancel_own(run))
+            self._outside.add(task)
+            task.add_done_callback(self._outside.discard)
+
+    async def _cancel_own(self, run: Run) -> None:
+        answer = await self._host.cancel_by_handler(run.route, {}, run.inner, None)
+        if answer.state != "canceling":
+            logger.info("%s/%s: not canceled: status %d", run.route.service, run.route.operation, answer.status)
+
+    def _callback(self, gateway: Target) -> Target:
+        known = self._callbacks.get(gateway.origin)
+        if known is None:
+            base = f"{gateway.origin}{gateway.path.decode().rstrip('/')}"
+            known = self._callbacks[gateway.origin] = Target.parse(base + MESH_CALLBACK)
+        return known
