@@ -17,6 +17,8 @@ AFTER_END = frozenset(
     {EventKind.CANCEL_DELIVERED, EventKind.CANCEL_FAILED, EventKind.CALLBACK_DELIVERED, EventKind.CALLBACK_FAILED}
     | {EventKind.CALLBACK_DEAD, EventKind.REDELIVERED}
 )
+BESIDE = frozenset({EventKind.CANCEL_REQUESTED, EventKind.REFUSED})
+"""Told, and no step: what was refused of an attempt that was given up moved nothing."""
 DEADLINES = {"schedule_to_close": "close_by", "schedule_to_start": "start_by", "start_to_close": "finish_by"}
 STEPS: dict[int, tuple[Event, ...]] = {
     EventKind.DISPATCHED: (Event.DISPATCH,),
@@ -222,7 +224,7 @@ def walk(one: Stored) -> str:
     state = State.SCHEDULED
     for event in one.events[1:]:
         kind = EventKind(event.code)
-        if kind in AFTER_END or kind is EventKind.CANCEL_REQUESTED:
+        if kind in AFTER_END or kind in BESIDE:
             continue
         cells = [OPERATION[state].get(step) for step in STEPS.get(kind, ())]
         move = next((cell for cell in cells if isinstance(cell, Move)), None)
