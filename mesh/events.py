@@ -135,6 +135,10 @@ ENTRIES: Final[dict[str, dict[str, Any]]] = {
     "timer": {"name": _NAME, "n": _COUNT, "until_ms": {"type": "integer"}},
     "fired": {"name": _NAME, "n": _COUNT},
     "value": {"name": _NAME, "n": _COUNT, "value": _ANY},
+    "try": {"name": _NAME, "n": _COUNT, "tries": {"type": "integer"}, "error": _ANY},
+    "gathering": {"name": _NAME, "n": _COUNT, "until_ms": {"type": "integer"}},
+    "gather": {"name": _NAME, "n": _COUNT, "sources": _ANY},
+    "emitted": {"n": {"type": "integer"}, "length": {"type": "integer"}},
     "progress": {"message": {"type": "string"}, "percent": {"type": "number"}, "data": _ANY},
 }
 """Journal entries that the SDK and the store write: kind -> JSON Schema of what they may have. Other kinds are shown as

@@ -11,7 +11,8 @@ import typer
 from gateway.cli.call import finish, story
 from gateway.cli.exits import Exit, Problem
 from gateway.cli.options import ApiKey, Json, Labels, Url, pairs
-from gateway.cli.show import Show, ago, between, plain, soon, span, word
+from gateway.cli.show import Show, ago, between, plain, soon, word
+from gateway.cli.timeline import children, event_line, timeline
 from gateway.cli.wire import Gateway
 from mesh.clock import from_rfc3339, monotonic_s, now_ms, pause, to_rfc3339
 from mesh.errors import Unavailable
@@ -19,6 +20,7 @@ from mesh.wire import quote_segment
 
 RETRY_FOR_S: Final = 60.0
 EVENTS_PER_PAGE: Final = 1000
+CHILDREN_PER_PAGE: Final = 500
 RESULT_CHARS_SHOWN: Final = 2000
 _UNITS: Final = {"s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
 _back = re.compile(r"(\d{1,9})([smhd])").fullmatch
@@ -104,7 +106,7 @@ def _why(record: dict[str, Any]) -> str:
 
 @app.command("show")
 def show_(operation_id: Id, *, url: Url = "", api_key: ApiKey = "", as_json: Json = False) -> None:
-    """Show one operation: record, result or failure, and its whole history.
+    """Show one operation: record, result or failure, its attempts with all that was done in them, and its children.
 
     \b
     Example:
@@ -114,8 +116,10 @@ def show_(operation_id: Id, *, url: Url = "", api_key: ApiKey = "", as_json: Jso
     path = _path(operation_id)
     with Gateway(url, api_key) as gateway:
         record = gateway.get(path)
-        events = _events(gateway, path)
-    if show.json({**record, "history": events}):
+        events = _all(gateway, f"{path}/events", limit=EVENTS_PER_PAGE)
+        asked = record.get("journal") is not None
+        calls = _all(gateway, "/v1/operations", parent=record["id"], limit=CHILDREN_PER_PAGE) if asked else []
+    if show.json({**record, "history": events, **({"children": calls} if asked else {})}):
         return
     closed = record["closed_at"]
     took = f", took {between(record['created_at'], closed)}" if closed else ""
@@ -128,6 +132,10 @@ def show_(operation_id: Id, *, url: Url = "", api_key: ApiKey = "", as_json: Jso
             ("run, attempt", f"{record['run']}, {record['attempt']}"),
             ("accepted", f"{record['created_at']}, {ago(record['created_at'])}"),
             ("deadline", record.get("deadline") or ""),
+            ("suspended", _suspended(record.get("suspended"))),
+            ("heartbeat", _heartbeat(record.get("heartbeat"))),
+            ("journal", f"{record['journal']} entries" if "journal" in record else ""),
+            ("parent", plain(f"{record['parent']} ({record['parent_key']})" if "parent" in record else "")),
             ("instance", plain(record.get("instance", ""))),
             ("next attempt", soon(record.get("next_attempt_at"))),
             ("last failure", _failed(record.get("last_failure"))),
@@ -141,8 +149,23 @@ def show_(operation_id: Id, *, url: Url = "", api_key: ApiKey = "", as_json: Jso
         ]
     )
     show.line("")
-    for event in events:
-        show.line(_event_line(event, record["created_at"]))
+    for line in timeline(events, record["created_at"]):
+        show.line(line)
+    if calls:
+        show.line("\n[bold]children[/]")
+        for line in children(calls):
+            show.line(line)
+
+
+def _suspended(suspended: dict[str, Any] | None) -> str:
+    if not suspended:
+        return ""
+    until = f"until {suspended['until']}, {soon(suspended['until'])}" if suspended["until"] else "until a child ends"
+    return f"{until}; since {ago(suspended['since'])}"
+
+
+def _heartbeat(beat: dict[str, Any] | None) -> str:
+    return plain(f"{ago(beat['at'])}: {json.dumps(beat['details'], ensure_ascii=False)}") if beat else ""
 
 
 def _failed(failure: dict[str, Any] | None) -> str:
@@ -169,23 +192,16 @@ def _result(record: dict[str, Any]) -> str:
     return text if len(text) <= RESULT_CHARS_SHOWN else f"{text[:RESULT_CHARS_SHOWN]}… ({len(text)} characters)"
 
 
-def _events(gateway: Gateway, path: str) -> list[dict[str, Any]]:
+def _all(gateway: Gateway, path: str, **query: Any) -> list[dict[str, Any]]:
+    """The items of all pages."""
     found: list[dict[str, Any]] = []
     cursor: str | None = None
     while True:
-        page = gateway.get(f"{path}/events", cursor=cursor, limit=EVENTS_PER_PAGE)
+        page = gateway.get(path, cursor=cursor, **query)
         found += page["items"]
         cursor = page["next_cursor"]
         if cursor is None:
             return found
-
-
-def _event_line(event: dict[str, Any], start: str) -> str:
-    after = span(from_rfc3339(event["at"]) - from_rfc3339(start))
-    known = ("seq", "at", "type", "operation_id", "attempt")
-    detail = ", ".join(f"{name}: {value}" for name, value in event.items() if name not in known)
-    attempt = f"attempt {event['attempt']}" if event["attempt"] else ""
-    return f"[dim]{event['seq']:>4}  +{after:<8}[/] {word(event['type']):<22} {attempt}  {plain(detail)}".rstrip()
 
 
 @app.command()
@@ -213,7 +229,7 @@ def watch(
             if as_json:
                 print(json.dumps(event), flush=True)
             else:
-                show.line(_event_line(event, start))
+                show.line(event_line(event, start))
         record = gateway.get(path)
         if as_json:
             if record["state"] != "succeeded":
