@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from gateway.cli.show import plain, span, word
 from mesh.clock import from_rfc3339
@@ -87,7 +87,7 @@ def _step(event: Event) -> str:
 def _outcome(event: Event) -> str:
     error: Any = event.get("error") or event.get("failure")
     if error:
-        fields: Event = error if isinstance(error, dict) else {"message": error}
+        fields = cast("Event", error) if isinstance(error, dict) else {"message": error}
         kind = f"{fields['type']}: " if fields.get("type") else ""
         return f"[red]{plain(_clean(kind + str(fields.get('message', fields))))}[/]"
     for name in ("result", "value"):
