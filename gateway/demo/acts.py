@@ -26,6 +26,7 @@ from gateway.demo.contracts import (
     SearchRequest,
 )
 from gateway.demo.lint_worker import source_files
+from gateway.demo.mending import Mending
 from gateway.demo.receiver import read_ledger
 from gateway.demo.stage import TEAMS, Stage
 from gateway.demo.story import Story
@@ -55,6 +56,7 @@ class Demo:
         self._replays: list[str] = []
         self._conflicts: list[str] = []
         self._foreign = ""
+        self._mended: Mending
         self._tasks: list[asyncio.Task[Any]] = []
         self.histories: dict[str, list[dict[str, Any]]] = {}
 
@@ -67,7 +69,7 @@ class Demo:
                 self._callers[team] = await stack.enter_async_context(caller)
             stack.push_async_callback(self._drop_tasks)
             quality, research = self._callers.values()
-            story.step("start", "a gateway with its store, three agents, a webhook receiver: five processes")
+            story.step("start", "a gateway with its store, four agents, a webhook receiver: six processes")
             stage.open()
             store = await stage.ready([quality, research])
             story.step("ready", f"{store['server']}; what is acknowledged is {store['acknowledged_means']}")
@@ -76,6 +78,7 @@ class Demo:
             watching = self._begin(self._watch(quality, review.id))
             searching = self._begin(self._search(quality))
             checking = self._begin(self._check_asyncio(research))
+            mending = self._begin(self._mend(quality))
             await self._at_once(research)
             await self._try_the_key(quality, research, review.id)
             lint_id = await self._kill_the_agent(research, review.id)
@@ -83,7 +86,7 @@ class Demo:
             await self._wait_for_healing(lint_id)
             await self._kill_the_gateway(lint_id)
             await self._try_the_key(quality, research, review.id)
-            await asyncio.gather(searching, checking, late)
+            await asyncio.gather(searching, checking, mending, late)
             found: Review = await review.result()
             story.step("answer", f"reviewer → quality: {found.verdict}")
             for explained in found.explained:
@@ -241,6 +244,16 @@ class Demo:
             f" callback came again under its id and changed nothing; a forged one got {reply.status_code}",
         )
 
+    async def _mend(self, quality: Caller) -> None:
+        """A background agent whose every step is durable; it is killed in the middle of them."""
+        mending = Mending(self._stage, self._story)
+        self._mended = mending
+        report = await mending.play(quality)
+        for name, one in mending.operations.items():
+            self._accept(one, name)
+        self._story.step("answer", f"coder → quality: {report.verdict}")
+        await self._read(quality, mending.operations["mend"])
+
     # -- evidence
 
     async def _judge(self, found: Review, review_id: str, streamed: list[int]) -> list[Claim]:
@@ -264,6 +277,7 @@ class Demo:
                 conflict=self._conflicts,
                 foreign=self._foreign,
                 resumed=(found.lint.files, self._files, found.lint.resumed_files),
+                steps=self._mended.evidence(self.histories),
             )
         )
 

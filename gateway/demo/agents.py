@@ -1,6 +1,6 @@
 """One of the demo's agents, as a process of its own.
 
-    python -m gateway.demo.agents checks|retrieval|reviewer [--gateway URL] [--key KEY] [--host HOST] [--port N]
+    python -m gateway.demo.agents checks|retrieval|reviewer|coder [--gateway URL] [--key KEY] [--host HOST] [--port N]
 
 Each is an ordinary agent as the SDK makes them; the leases are short so that the demo heals while one watches.
 """
@@ -19,9 +19,10 @@ ENDPOINTS: Final = {
     "checks": "lints source trees and runs doctests, in subprocesses",
     "retrieval": "searches the documentation inside the installed Python",
     "reviewer": "asks both of them and makes one report of it",
+    "coder": "mends a copy of a package in durable steps, in the background",
 }
 """Endpoint -> what its agent does."""
-CALLERS: Final = {"checks": "research", "retrieval": "quality", "reviewer": "quality"}
+CALLERS: Final = {"checks": "research", "retrieval": "quality", "reviewer": "quality", "coder": "quality"}
 """Endpoint -> the other team, which may call it too. Under `mesh dev` without teams all belong to `default`."""
 GATEWAY: Final = "http://127.0.0.1:7411"
 LEASE_MS: Final = 4_000
@@ -87,6 +88,10 @@ def _services(arguments: argparse.Namespace) -> list[Any]:
         from gateway.demo.retrieval import RetrievalHandler  # noqa: PLC0415
 
         return [RetrievalHandler()]
+    if arguments.agent == "coder":
+        from gateway.demo.coder import CoderHandler  # noqa: PLC0415
+
+        return [CoderHandler(state_directory(arguments.state))]
     from gateway.demo.reviewer import ReviewerHandler  # noqa: PLC0415
     from mesh import Client  # noqa: PLC0415
 

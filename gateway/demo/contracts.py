@@ -1,4 +1,4 @@
-"""What the demo's agents offer: three Nexus services and the types of their inputs and outputs.
+"""What the demo's agents offer: four Nexus services and the types of their inputs and outputs.
 
 Callers and handlers share this file; specs/*.nexusrpc.yaml say the same for other languages. Knows no mesh.
 """
@@ -124,6 +124,41 @@ class Review(BaseModel):
     calls: dict[str, str]
 
 
+class MendRequest(BaseModel):
+    """`tree`: the name of an installed package; its files are copied, never changed."""
+
+    tree: Name = "unittest"
+
+
+class Tool(BaseModel):
+    """A program that the agent ran, whether it was content, and the last of what it said."""
+
+    name: str
+    ok: bool
+    said: str
+
+
+class MendedFile(BaseModel):
+    """`rules`: what was mended, and how often."""
+
+    file: str
+    rules: dict[str, int]
+
+
+class MendReport(BaseModel):
+    """`findings`: of the linter, before and after. `tools`: what was run. `where`: the directory with all of it."""
+
+    verdict: str
+    files: int
+    lines: int
+    findings: tuple[int, int]
+    mended: list[MendedFile]
+    diff_lines: int
+    tools: list[Tool]
+    read: list[Passage]
+    where: str
+
+
 @service(name="checks")
 class Checks:
     """Static checks and doctests over source trees that are installed."""
@@ -144,3 +179,10 @@ class Reviewer:
     """A review of a source tree: checks it, tests it, and explains what was found."""
 
     review: Operation[ReviewRequest, Review]
+
+
+@service(name="coder")
+class Coder:
+    """Mends copies of installed packages, in the background, whatever happens to it."""
+
+    mend: Operation[MendRequest, MendReport]

@@ -22,9 +22,9 @@ from gateway.demo.verdict import Claim
 from mesh.clock import now_ms, to_rfc3339
 
 OPENING: Final = (
-    "[bold]Mesh demo[/]: two teams, three agents, real work. An agent and the gateway are killed while it runs.",
+    "[bold]Mesh demo[/]: two teams, four agents, real work. Two agents and the gateway are killed while it runs.",
     "[dim]Team quality runs checks (lints, runs doctests). Team research runs retrieval (searches Python's[/]",
-    "[dim]documentation) and reviewer, which calls both. All speak HTTP, through one gateway.[/]",
+    "[dim]documentation), reviewer, which calls both, and coder, which mends a package in durable steps.[/]",
     "",
 )
 
@@ -52,14 +52,8 @@ async def _play(directory: Path, story: Story, tree: str, *, as_json: bool, kept
     _end_on_sigterm()
     logs = directory / "logs"
     logs.mkdir(mode=0o700, parents=True, exist_ok=True)
-    story.say(
-        "[bold]Mesh demo[/]: two teams, three agents, real work. An agent and the gateway are killed while it runs."
-    )
-    story.say(
-        "[dim]Team quality runs checks (lints, runs doctests). Team research runs retrieval (searches Python's[/]"
-    )
-    story.say("[dim]documentation) and reviewer, which calls both. All speak HTTP, through one gateway.[/]")
-    story.say()
+    for line in OPENING:
+        story.say(line)
     claims: list[Claim] = []
     with Fleet(logs) as fleet:
         demo = Demo(Stage(directory, story, fleet), story, tree)

@@ -17,12 +17,18 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from gateway.demo.checks import ChecksHandler
-from gateway.demo.contracts import Checks, Retrieval, Reviewer
+from gateway.demo.coder import CoderHandler
+from gateway.demo.contracts import Checks, Coder, Retrieval, Reviewer
 from gateway.demo.retrieval import RetrievalHandler
 from gateway.demo.reviewer import ReviewerHandler
 
 VERSION: Final = "1.0.0"
-HANDLERS: Final[dict[type, type]] = {Checks: ChecksHandler, Retrieval: RetrievalHandler, Reviewer: ReviewerHandler}
+HANDLERS: Final[dict[type, type]] = {
+    Checks: ChecksHandler,
+    Coder: CoderHandler,
+    Retrieval: RetrievalHandler,
+    Reviewer: ReviewerHandler,
+}
 """Contract -> who keeps it; the operations' descriptions are those of its methods."""
 
 

@@ -18,7 +18,7 @@ PATIENCE_S: Final = 60.0
 """For any one thing to happen, on a machine that is busy with other things too."""
 LOOK_S: Final = 0.03
 TEAMS: Final = ("quality", "research")
-OWNERS: Final = {"checks": "quality", "retrieval": "research", "reviewer": "research"}
+OWNERS: Final = {"checks": "quality", "retrieval": "research", "reviewer": "research", "coder": "research"}
 """Agent -> the team that runs it."""
 
 _T = TypeVar("_T")
@@ -43,7 +43,7 @@ class Stage:
         self.url = f"http://127.0.0.1:{gateway_port}"
         self.receiver_url = f"http://127.0.0.1:{receiver_port}/done"
         self.keys = {team: secret_bytes(16).hex() for team in TEAMS}
-        self.rows = {"gateway": Row("gateway"), "checks": Row("checks agent")}
+        self.rows = {"gateway": Row("gateway"), "checks": Row("checks agent"), "coder": Row("coder agent")}
         self.processes: dict[str, Process] = {}
         self.killed_ms: dict[str, int] = {}
 
@@ -69,7 +69,8 @@ class Stage:
         self.processes["receiver"] = self._fleet.start("receiver", [*arguments, "--lose-first"], env)
         for agent in OWNERS:
             await self.until(f"agent {agent} is registered", lambda agent=agent: callers[0].is_healthy(agent))
-        self.mark("checks", WORKING)
+        for agent in ("checks", "coder"):
+            self.mark(agent, WORKING)
         return store
 
     def kill(self, name: str, story: str) -> None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
+STEPS_MIN: Final = 12
 TERMINAL: Final = frozenset({"succeeded", "failed", "canceled", "timed_out"})
 
 
@@ -15,6 +16,17 @@ class Claim(NamedTuple):
     text: str
     held: bool
     evidence: str
+
+
+class Steps(NamedTuple):
+    """The coding agent's steps: the attempt that recorded each, in order; how often each was begun; which were `kept`.
+
+    `kept`: recorded before the kill.
+    """
+
+    recorded: Mapping[str, int]
+    begun: Mapping[str, int]
+    kept: Collection[str]
 
 
 class Evidence(NamedTuple):
@@ -31,6 +43,7 @@ class Evidence(NamedTuple):
     conflict       codes of the refusals of another content under the same key
     foreign        the code that the other team got when it asked for an operation that is not its own
     resumed        (files in the report of the killed check, files in the tree, files carried over from attempt 1)
+    steps          of the coding agent that was killed
     """
 
     acknowledged: Mapping[str, str]
@@ -44,6 +57,7 @@ class Evidence(NamedTuple):
     conflict: Sequence[str]
     foreign: str
     resumed: tuple[int, int, int]
+    steps: Steps
 
 
 def judge(seen: Evidence) -> list[Claim]:
@@ -53,6 +67,7 @@ def judge(seen: Evidence) -> list[Claim]:
         _nothing_lost(seen),
         _equal_reads(seen),
         _work_kept(seen),
+        _steps_once(seen),
         _replayed(seen),
         _refused(seen),
         _streamed(seen),
@@ -97,6 +112,20 @@ def _work_kept(seen: Evidence) -> Claim:
         "the killed agent's work was carried on, not begun anew",
         reported == there and 0 < carried < there,
         f"{carried} of {there} files were done before the kill",
+    )
+
+
+def _steps_once(seen: Evidence) -> Claim:
+    recorded, begun, kept = seen.steps
+    again = [step for step, count in begun.items() if count > 1]
+    return Claim(
+        "of the killed coding agent's steps none that was recorded ran again",
+        len(recorded) >= STEPS_MIN
+        and set(recorded) == set(begun)
+        and 0 < len(kept) < len(recorded)
+        and not set(again) & set(kept)
+        and len(set(recorded.values())) > 1,
+        f"{len(kept)} of {len(recorded)} steps were recorded before the kill; {len(again)} in flight ran again",
     )
 
 

@@ -33,7 +33,7 @@ from gateway.demo.lint_worker import journaled, run, source_files
 from gateway.demo.passages import Index, words
 from gateway.demo.receiver import Ledger, Receiver, read_ledger
 from gateway.demo.timeline import DOWN, WAITING, WORKING, Row, draw, row_of
-from gateway.demo.verdict import Evidence, judge
+from gateway.demo.verdict import Evidence, Steps, judge
 from mesh.clock import monotonic_s, now_ms, pause, to_rfc3339
 from mesh.tokens import new_webhook_secret
 
@@ -302,6 +302,7 @@ GOOD = Evidence(
     conflict=["key_reused", "key_reused"],
     foreign="unknown_operation",
     resumed=(10, 10, 4),
+    steps=Steps({f"s{n}#1": 1 + (n > 5) for n in range(14)}, {f"s{n}#1": 1 + (n == 6) for n in range(14)}, ["s0#1"]),
 )
 LIES: dict[str, list[Mapping[str, Any]]] = {
     "exactly once": [
@@ -318,6 +319,13 @@ LIES: dict[str, list[Mapping[str, Any]]] = {
     ],
     "byte for byte": [{"reads": {"a": ["x", "z"]}}, {"reads": {"a": ["x"]}}, {"reads": {}}],
     "carried on": [{"resumed": (10, 10, 0)}, {"resumed": (9, 10, 4)}, {"resumed": (10, 10, 10)}],
+    "none that was recorded ran again": [
+        {"steps": GOOD.steps._replace(kept=["s6#1"])},
+        {"steps": GOOD.steps._replace(kept=[])},
+        {"steps": GOOD.steps._replace(recorded={"s0#1": 1, "s1#1": 2})},
+        {"steps": GOOD.steps._replace(recorded=dict.fromkeys(GOOD.steps.recorded, 1))},
+        {"steps": GOOD.steps._replace(begun={**GOOD.steps.begun, "other#1": 1})},
+    ],
     "is the same operation": [{"replay": ("a", ["a", "c"])}, {"replay": ("a", ["a"])}],
     "refused; so is": [{"conflict": ["accepted"]}, {"conflict": []}, {"foreign": ""}],
     "where it broke off": [{"streamed": [1, 3]}, {"streamed": [1, 2, 2]}, {"streamed": []}],
@@ -451,13 +459,13 @@ class TestDemo:
         process = demo("--data", str(short / "kept"))
         out, err = process.communicate(timeout=150)
         assert process.returncode == 0, out + err
-        for word in ("KILL -9   checks agent", "KILL -9   gateway", "healed", "All held", "×"):
+        for word in ("KILL -9   checks agent", "KILL -9   coder", "KILL -9   gateway", "healed", "All held", "×"):
             assert word in out
         assert re.search(r"lint .* [2-9] attempts", out)  # 3 where the machine is too busy for a heartbeat
         assert "BROKEN" not in out
         assert err == ""
         assert max(len(line) for line in out.splitlines() if "kept" not in line) <= 110
-        assert len(out.splitlines()) < 65, "one screen"
+        assert len(out.splitlines()) < 70, "one screen"
         assert leftovers(short) == []
         (kept,) = (short / "kept").iterdir()
         assert (kept / "data" / "appendonlydir").is_dir()
@@ -466,7 +474,7 @@ class TestDemo:
         process = demo()
         until(lambda: "ready" in process.stdout.readline(), "the agents are up")
         below = children(process.pid)
-        assert len(below) >= 6  # gateway, store, three agents, receiver
+        assert len(below) >= 7  # gateway, store, four agents, receiver
         process.send_signal(signal.SIGINT)
         assert process.wait(timeout=30) == 130
         assert [command for pid, command in below.items() if alive(pid)] == []
