@@ -125,7 +125,8 @@ def instance_record(instance: Instance, judged: Judgement, time: StoreTime, *, o
         record["ttl_ms"] = instance.ttl_ms
     if instance.lease_end_ms != FOREVER_MS:
         record["lease_until"] = to_rfc3339(time.wall(instance.lease_end_ms))
-    record["in_flight"] = instance.reach.in_flight
+    if instance.url:
+        record["in_flight"] = instance.reach.in_flight
     return record
 
 

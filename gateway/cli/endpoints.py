@@ -48,6 +48,7 @@ def register(
     label: Labels = None,
     if_match: Annotated[str | None, typer.Option(metavar="ETAG", help="Change only this version.")] = None,
     *,
+    pull: Annotated[bool, typer.Option("--pull", help="Its agents ask for their work; there is no URL.")] = False,
     replace: Annotated[bool, typer.Option("--replace", help="Forget what is not named here.")] = False,
     url: Url = "",
     api_key: ApiKey = "",
@@ -61,13 +62,16 @@ def register(
     Examples:
       mesh endpoint register billing --target http://127.0.0.1:9000
       mesh endpoint register billing -t http://127.0.0.1:9000 --service invoices=create,send
+      mesh endpoint register laptop --pull
       mesh endpoint register billing --allow research --allow quality
       mesh endpoint register billing --file billing.yaml --if-match '"v3"'
     """  # noqa: D301 - \b keeps the lines of an example
     show = Show(as_json)
     spec = _from_file(file) if file is not None else {}
-    if target is not None:
-        spec["target"] = {"kind": "http", "url": target}
+    if pull and target is not None:
+        raise Problem("--pull and --target exclude each other", "Who asks for work is not sent any.")
+    if pull or target is not None:
+        spec["target"] = {"kind": "pull"} if pull else {"kind": "http", "url": target}
     if service:
         spec["services"] = [_service(text) for text in service]
     if allow:
@@ -79,7 +83,7 @@ def register(
     if label:
         spec["labels"] = pairs(label, "--label")
     if not spec:
-        raise Problem("nothing to register", "Give --target URL, or --file FILE.")
+        raise Problem("nothing to register", "Give --target URL, --pull, or --file FILE.")
     with Gateway(url, api_key) as gateway:
         present, etag = ({}, "") if replace or file is not None else _present(gateway, name)
         headers = {"if-match": if_match or etag} if if_match or etag else {}
@@ -206,7 +210,7 @@ def show_(name: Name, *, url: Url = "", api_key: ApiKey = "", as_json: Json = Fa
             ("endpoint", f"[bold]{plain(found['name'])}[/]  [dim]{plain(found['id'])}, version {found['version']}[/]"),
             ("description", plain(found["description"])),
             ("state", f"{_health(found)}{why}, since {ago(found['health_since'])}"),
-            ("breaker", _breaker(found["breaker"])),
+            ("breaker", "" if found["target"]["kind"] == "pull" else _breaker(found["breaker"])),
             ("owner", plain(found["owner"])),
             ("may call", plain(", ".join(found["allow"]) or "the owner only")),
             ("target", plain(found["target"].get("url") or found["target"]["kind"])),
@@ -222,8 +226,8 @@ def show_(name: Name, *, url: Url = "", api_key: ApiKey = "", as_json: Json = Fa
             plain(one["id"]),
             word(one["health"]),
             plain(one.get("health_why") or ""),
-            plain(one.get("url", "")),
-            str(one["in_flight"]),
+            plain(one.get("url") or one.get("kind", "")),
+            str(one.get("in_flight", "")),
         )
         for one in found["instances"]
     ]

@@ -645,6 +645,17 @@ class TestEndpoint:
         assert place("endpoint", "remove", name, "--yes").code == 0
         assert place("endpoint", "show", name).code == Exit.MISSING
 
+    def test_one_whose_agents_ask_for_their_work(self, place: Place) -> None:
+        name = short_id("laptop")
+        assert place("endpoint", "register", name, "--pull").code == 0
+        assert place("endpoint", "show", name, "--json").json["target"] == {"kind": "pull"}
+        body = {"instance": "mine", "wait_ms": 0}
+        assert httpx.post(f"{place.url}/v1/endpoints/{name}/poll", json=body).json() == {"tasks": []}
+        shown = place("endpoint", "show", name).out
+        assert ("mine" in shown, "\nbreaker" in shown) == (True, False)
+        both = place("endpoint", "register", name, "--pull", "-t", NOWHERE)
+        assert (both.code, "exclude each other" in both.err) == (Exit.USAGE, True)
+
     def test_register_keeps_what_is_not_named(self, place: Place) -> None:
         """Said of `--allow`, it must not open the list of operations or drop a limit; --replace forgets the rest."""
         name = short_id("billing")
