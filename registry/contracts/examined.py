@@ -1,7 +1,7 @@
-"""The examiner's process: one input after the other from standard input, verdicts to standard output.
+"""The examiner's process: one job after the other from standard input, replies to standard output.
 
-It ends when its gateway does, and by the system's clock with an input that takes too long: no handler in Python would
-run while the validator does.
+It ends when its gateway does, and by the system's clock with a job that takes too long: no handler in Python would run
+while the validator does.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ import msgspec
 from mesh.errors import Malformed
 from mesh.wire import load_json
 from registry.contracts.check import Contract
-from registry.contracts.examiner import LENGTH_BYTES, Job, Verdict
+from registry.contracts.compare import TooComplex, compare
+from registry.contracts.examiner import LENGTH_BYTES, Check, Compare, Differences, Verdict
 
 MEMORY_BYTES_MAX: Final = 1 << 30
 SCHEMAS_KEPT: Final = 64
@@ -30,14 +31,21 @@ def _contract(schema: bytes) -> Contract:
     return Contract(msgspec.json.decode(schema))
 
 
-def _verdict(job: Job) -> Verdict:
+def _check(job: Check) -> Verdict:
     try:
         return Verdict(_contract(job.schema).breaches(load_json(job.body), job.prefix, EXPLAIN_S))
     except Malformed as error:
         return Verdict([], error.detail)
 
 
-def _frames(stream: BinaryIO) -> bytes:
+def _compare(job: Compare) -> Differences:
+    try:
+        return Differences(compare(msgspec.json.decode(job.sender), msgspec.json.decode(job.taker)))
+    except (TooComplex, RecursionError):
+        return Differences(None)
+
+
+def _frame(stream: BinaryIO) -> bytes:
     head = stream.read(LENGTH_BYTES)
     return stream.read(int.from_bytes(head, "big")) if len(head) == LENGTH_BYTES else b""
 
@@ -48,10 +56,10 @@ def main() -> None:
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     with contextlib.suppress(ValueError, OSError):
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES_MAX, MEMORY_BYTES_MAX))
-    while frame := _frames(sys.stdin.buffer):
-        job = msgspec.msgpack.decode(frame, type=Job)
+    while frame := _frame(sys.stdin.buffer):
+        job = msgspec.msgpack.decode(frame, type=Check | Compare)
         signal.setitimer(signal.ITIMER_REAL, job.time_ms / 1000)
-        reply = msgspec.msgpack.encode(_verdict(job))
+        reply = msgspec.msgpack.encode(_check(job) if isinstance(job, Check) else _compare(job))
         signal.setitimer(signal.ITIMER_REAL, 0)
         sys.stdout.buffer.write(len(reply).to_bytes(LENGTH_BYTES, "big") + reply)
         sys.stdout.buffer.flush()

@@ -1,8 +1,9 @@
-"""Checks inputs at the gateway: at once where that is cheap, else in a process of its own with a time limit.
+"""What may take long with schemas and inputs of other teams, in a process of its own with a time limit.
 
-What an input may cost at most is known from its size and its schema (bounds.py). Nearly all are checked inside a
-fraction of a millisecond; one that might hold up the event loop goes to the examiner's process, which is started for
-the first of them and ends itself with an input that takes too long. Knows no endpoint and no HTTP.
+What checking an input may cost at most is known from its size and its schema (bounds.py). Nearly all inputs are checked
+at once, within a fraction of a millisecond; one that might hold up the event loop goes to the examiner's process. So
+does every comparison of two schemas. The process is started when it is first needed, and ends itself with a job that
+takes too long. Knows no endpoint and no HTTP.
 """
 
 from __future__ import annotations
@@ -12,17 +13,18 @@ import contextlib
 import logging
 import sys
 from asyncio.subprocess import DEVNULL, PIPE, Process
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 
 from mesh.errors import Malformed, TooMany, Unavailable, Unprocessable
 from mesh.wire import load_json
 from registry.contracts.check import Contract, refuse
-from registry.contracts.explain import Breach
+from registry.contracts.compare import Difference, TooComplex
+from registry.contracts.dialect import Schema
 
 TIME_MS: Final = 2_000
-"""Longest check of one input."""
+"""Longest check of one input, and longest comparison of two schemas."""
 WAITING_MAX: Final = 16
 ANSWER_S: Final = 10.0
 """Until a process that says nothing is given up; it ends by itself long before."""
@@ -32,8 +34,8 @@ PROCESS: Final = "from registry.contracts.examined import main; main()"
 _log = logging.getLogger(__name__)
 
 
-class Job(msgspec.Struct, array_like=True):
-    """One input for the process. `schema` is JSON, `body` what the caller sent."""
+class Check(msgspec.Struct, array_like=True, tag=True):
+    """An input against a schema, both JSON. The reply is a Verdict."""
 
     schema: bytes
     body: bytes
@@ -41,11 +43,29 @@ class Job(msgspec.Struct, array_like=True):
     time_ms: int
 
 
+class Compare(msgspec.Struct, array_like=True, tag=True):
+    """Two schemas in 2020-12, as JSON. The reply is Differences."""
+
+    sender: bytes
+    taker: bytes
+    time_ms: int
+
+
 class Verdict(msgspec.Struct, array_like=True):
-    """What it says. `malformed` is the reason why the body is no JSON, or ""."""
+    """`malformed` is the reason why the body is no JSON, or ""."""
 
     breaches: list[dict[str, str]]
     malformed: str = ""
+
+
+class Differences(msgspec.Struct, array_like=True):
+    """None: too complex to say."""
+
+    found: list[Difference] | None
+
+
+class _Overdue(Exception):
+    """The process ended instead of answering."""
 
 
 class Examiner:
@@ -65,15 +85,30 @@ class Examiner:
         if not contract.heavy(body):
             refuse(contract.breaches(load_json(body), prefix))
             return
-        if self._waiting >= WAITING_MAX:
-            raise TooMany("too many large inputs are being checked; try again", code="checks_busy")
-        self._waiting += 1
+        job = Check(msgspec.json.encode(contract.schema), body, prefix, self._time_ms)
         try:
-            async with self._turn:
-                found = await self._examine(contract, body, prefix)
-        finally:
-            self._waiting -= 1
-        refuse(found)
+            verdict = await self._ask(job, Verdict)
+        except _Overdue:
+            _log.warning("an input of %d bytes took too long to check against its schema", len(body))
+            raise Unprocessable(
+                f"checking the input against the registered schema takes longer than {self._time_ms} ms:"
+                " send a smaller input, or ask the endpoint's owner for a simpler schema",
+                code="check_too_long",
+            ) from None
+        if verdict.malformed:
+            raise Malformed(verdict.malformed, code="json_invalid")
+        refuse(verdict.breaches)
+
+    async def compare(self, sender: Schema, taker: Schema) -> list[Difference]:
+        """Differences as compare.py finds them. Raises TooComplex, TooMany."""
+        job = Compare(msgspec.json.encode(sender), msgspec.json.encode(taker), self._time_ms)
+        try:
+            reply = await self._ask(job, Differences)
+        except _Overdue:
+            raise TooComplex from None
+        if reply.found is None:
+            raise TooComplex
+        return reply.found
 
     async def close(self) -> None:
         """End the process, if there is one."""
@@ -83,29 +118,37 @@ class Examiner:
                 process.kill()
             await process.wait()
 
-    async def _examine(self, contract: Contract, body: bytes, prefix: str) -> list[Breach]:
+    async def _ask(self, job: Check | Compare, kind: type[Any]) -> Any:
+        """Raises _Overdue, TooMany, Unavailable."""
+        if self._waiting >= WAITING_MAX:
+            raise TooMany("too many large inputs or schemas are being looked at; try again", code="checks_busy")
+        self._waiting += 1
+        try:
+            async with self._turn, asyncio.timeout(ANSWER_S):
+                reply = await self._exchange(msgspec.msgpack.encode(job))
+        except (asyncio.IncompleteReadError, ConnectionError, TimeoutError):
+            await self.close()
+            raise _Overdue from None
+        finally:
+            self._waiting -= 1
+        return msgspec.msgpack.decode(reply, type=kind)
+
+    async def _exchange(self, job: bytes) -> bytes:
         process = self._process
         if process is None or process.returncode is not None:
             process = self._process = await _start()
-        job = msgspec.msgpack.encode(Job(msgspec.json.encode(contract.schema), body, prefix, self._time_ms))
+        if process.stdin is None or process.stdout is None:
+            message = "the examiner has no pipes"
+            raise RuntimeError(message)
         try:
-            async with asyncio.timeout(ANSWER_S):
-                verdict = await _ask(process, job)
-        except (asyncio.IncompleteReadError, ConnectionError, TimeoutError):
-            await self.close()
-            _log.warning("an input of %d bytes took too long to check against its schema", len(body))
-            raise Unprocessable(
-                f"checking the input against the registered schema takes longer than {self._time_ms} ms:"
-                " send a smaller input, or ask the endpoint's owner for a simpler schema",
-                code="check_too_long",
-            ) from None
+            process.stdin.write(len(job).to_bytes(LENGTH_BYTES, "big") + job)
+            await process.stdin.drain()
+            size = int.from_bytes(await process.stdout.readexactly(LENGTH_BYTES), "big")
+            return await process.stdout.readexactly(size)
         except BaseException:
-            # The caller is gone in the middle: an answer that nobody read would be taken for the next one's.
+            # Whoever asked may be gone in the middle: an answer that nobody read would be taken for the next one's.
             await self.close()
             raise
-        if verdict.malformed:
-            raise Malformed(verdict.malformed, code="json_invalid")
-        return verdict.breaches
 
 
 async def _start() -> Process:
@@ -114,14 +157,4 @@ async def _start() -> Process:
             sys.executable, "-P", "-c", PROCESS, stdin=PIPE, stdout=PIPE, stderr=DEVNULL
         )
     except OSError as error:
-        raise Unavailable(f"the input cannot be checked now: {error.strerror}", code="checks_unavailable") from None
-
-
-async def _ask(process: Process, job: bytes) -> Verdict:
-    if process.stdin is None or process.stdout is None:
-        message = "the examiner has no pipes"
-        raise RuntimeError(message)
-    process.stdin.write(len(job).to_bytes(LENGTH_BYTES, "big") + job)
-    await process.stdin.drain()
-    size = int.from_bytes(await process.stdout.readexactly(LENGTH_BYTES), "big")
-    return msgspec.msgpack.decode(await process.stdout.readexactly(size), type=Verdict)
+        raise Unavailable(f"schemas cannot be looked at now: {error.strerror}", code="checks_unavailable") from None

@@ -11,11 +11,10 @@ import json
 from collections.abc import Callable, Iterator
 from itertools import islice
 from typing import Any, Final, TypeAlias, cast
-from urllib.parse import quote
 
 from mesh.clock import monotonic_s
 from registry.contracts.dialect import UNEVALUATED, Place, Schema, every, normal, pointer, targets
-from registry.contracts.validator import DOCUMENT, Beside, Validator
+from registry.contracts.validator import Beside, Validator, reference
 
 Breach: TypeAlias = dict[str, str]
 """`pointer` (RFC 6901) and `detail`."""
@@ -98,7 +97,7 @@ class Explainer:
         return known.is_valid(value)
 
     def _keeps(self, place: Place, value: Any) -> bool:
-        return self._holds(_reference(place), value)
+        return self._holds(reference(place), value)
 
     @property
     def _spent(self) -> bool:
@@ -198,12 +197,12 @@ class Explainer:
                 yield from self._look((*place, "items"), value[number], f"{at}/{number}")
         if "contains" in schema:
             counted = {word: schema[word] for word in ("minContains", "maxContains") if word in schema}
-            if not self._holds({"contains": _reference((*place, "contains")), **counted}, value):
+            if not self._holds({"contains": reference((*place, "contains")), **counted}, value):
                 yield at, "must contain items of another kind, or another number of them"
 
     def _failing(self, place: Place, value: list[Any], start: int) -> Iterator[int]:
         """Positions of items that break the schema at `place`; long stretches that keep it are passed in one go."""
-        whole = {"items": _reference(place)}
+        whole = {"items": reference(place)}
         stretches = [(start, len(value))]
         while stretches and not self._spent:
             begin, end = stretches.pop()
@@ -246,7 +245,3 @@ class Explainer:
 
     def _fits(self, schema: dict[str, Any], words: tuple[str, ...], value: Any) -> bool:
         return all(self._holds({word: schema[word]}, value) for word in words if word in schema)
-
-
-def _reference(place: Place) -> dict[str, str]:
-    return {"$ref": f"{DOCUMENT}#{quote(pointer(place), safe='/~')}"}

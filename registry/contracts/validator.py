@@ -6,17 +6,25 @@ The one file that knows the library, which is loaded with the first schema: a ga
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final, Protocol
+from urllib.parse import quote
+
+from registry.contracts.dialect import pointer
 
 if TYPE_CHECKING:
     import jsonschema_rs
 
-    from registry.contracts.dialect import Schema
+    from registry.contracts.dialect import Place, Schema
 
 DOCUMENT: Final = "urn:mesh:schema"
 """Base of references into a whole schema from a small one beside it."""
 AUTOMATON_BYTES_MAX: Final = 256 << 10
 """Of one pattern."""
 DFA_BYTES_MAX: Final = 1 << 20
+
+
+def reference(place: Place) -> dict[str, str]:
+    """To a place of the whole schema, from a small one beside it."""
+    return {"$ref": f"{DOCUMENT}#{quote(pointer(place), safe='/~')}"}
 
 
 class Validator(Protocol):
