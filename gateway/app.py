@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from fastapi import FastAPI
 
-from gateway import declared, declared_tasks, endpoints, openapi, problems, routes, streams
+from gateway import contracts, declared, declared_tasks, endpoints, openapi, problems, routes, streams
 from gateway.api import OperationsSurface
 from gateway.auth import Auth
 from gateway.callbacks import CallbackPlan
@@ -313,7 +313,7 @@ def bare_app() -> FastAPI:
         summary="Durable RPC between agents: Nexus over HTTP, kept in Redis or Valkey.",
         redirect_slashes=False,  # it would redirect to whatever the request's Host names
     )
-    routers = [room.router for room in (routes, streams, declared, declared_tasks, pull_routes, endpoints)]
+    routers = [room.router for room in (routes, streams, declared, declared_tasks, pull_routes, endpoints, contracts)]
     problems.install(app, *routers)
     for router in routers:
         app.include_router(router)

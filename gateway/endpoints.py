@@ -105,9 +105,9 @@ async def _records(mesh: Mesh, endpoints: Sequence[Endpoint], viewer: str, *, in
     ]
 
 
-async def _one(mesh: Mesh, endpoint: Endpoint, viewer: str, status: int = 200, **headers: str) -> Response:
+async def _one(mesh: Mesh, endpoint: Endpoint, viewer: str) -> Response:
     (record,) = await _records(mesh, [endpoint], viewer, instances=True)
-    return _reply(record, status, {"etag": endpoint.etag, **headers})
+    return _reply(record, 200, {"etag": endpoint.etag})
 
 
 def _if_match(request: Request, name: str) -> str:
@@ -170,23 +170,35 @@ async def list_endpoints(
     summary="Create or replace an endpoint",
     responses={
         201: {"description": "New"},
-        200: {"description": "Replaced, or equal to what was there"},
+        200: {"description": "Replaced, or equal to what was there; `contract_change` where the contract changed"},
         400: {"description": "Bad name, URL that the egress policy forbids, or a feature that does not work yet"},
-        409: {"description": "`name_taken`: the name is another namespace's"},
+        409: {
+            "description": "`name_taken`: the name is another namespace's. `contract_breaks`: callers of the present"
+            " contract would break; `errors` has each break with its pointer and the callers seen lately"
+        },
         412: {"description": "`If-Match` names another version"},
     },
 )
-async def put_endpoint(request: Request, name: str, spec: EndpointSpec) -> Response:
+async def put_endpoint(
+    request: Request,
+    name: str,
+    spec: EndpointSpec,
+    force: Annotated[bool, Query(description="replace the contract although callers would break")] = False,  # noqa: FBT002
+) -> Response:
     """Every field may be left out. `ETag` is the version for `If-Match`."""
     mesh, namespace = _mesh(request), _namespace(request)
     if "if-none-match" in request.headers:
         raise Malformed("If-None-Match is not supported yet; leave it out", code="not_supported_yet")
     if spec.target.url is not None:
         mesh.egress.vet(spec.target.url)
-    created, endpoint = await mesh.catalog.put(name, namespace, spec, if_match=_if_match(request, name))
-    if created:
-        return await _one(mesh, endpoint, namespace, 201, location=f"/v1/endpoints/{endpoint.name}")
-    return await _one(mesh, endpoint, namespace)
+    put = await mesh.catalog.put(name, namespace, spec, if_match=_if_match(request, name), force=force)
+    (record,) = await _records(mesh, [put.endpoint], namespace, instances=True)
+    if put.verdict is not None:
+        record["contract_change"] = put.verdict._asdict()
+    headers = {"etag": put.endpoint.etag}
+    if put.created:
+        return _reply(record, 201, headers | {"location": f"/v1/endpoints/{put.endpoint.name}"})
+    return _reply(record, 200, headers)
 
 
 @router.get("/{name}", summary="One endpoint", responses=_NOT_FOUND)

@@ -59,7 +59,7 @@ def _many(name: str) -> dict[str, Any]:
     return {"type": "array", "items": {"$ref": _REF.format(name=name)}}
 
 
-_SHAPES: Final[dict[str, Any]] = {
+SHAPES: Final[dict[str, Any]] = {
     "Problem": _object(
         "type title status detail code retryable",
         type=_TEXT,
@@ -71,7 +71,16 @@ _SHAPES: Final[dict[str, Any]] = {
         operation_id=_TEXT,
         errors={
             "type": "array",
-            "items": _object("detail", pointer=_TEXT, parameter=_TEXT, detail=_TEXT),
+            "items": _object(
+                "detail",
+                pointer=_TEXT,
+                parameter=_TEXT,
+                detail=_TEXT,
+                code=_TEXT,
+                service=_TEXT,
+                operation=_TEXT,
+                callers={"type": "array", "items": _object("namespace last_seen", namespace=_TEXT, last_seen=_TIME)},
+            ),
         },
     )
     | {"description": "RFC 9457; `pointer` is RFC 6901, into the body"},
@@ -177,7 +186,7 @@ def _make(app: FastAPI) -> dict[str, Any]:
     found = get_openapi(title=app.title, version=app.version, summary=app.summary, routes=app.routes)
     _, bodies = msgspec.json.schema_components(_BODIES, ref_template=_REF)
     components = found["components"]
-    components["schemas"] |= bodies | _SHAPES
+    components["schemas"] |= bodies | SHAPES
     for unused in ("HTTPValidationError", "ValidationError"):
         del components["schemas"][unused]
     components["securitySchemes"] = {

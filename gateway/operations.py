@@ -110,6 +110,7 @@ class Operations(Journals):
             reply = await self._accept(start, request, order.body)
             if isinstance(reply, Accepted):
                 self._metrics.start("accepted")
+                self._catalog.callers.note(endpoint.id, order.service, order.operation, order.namespace)
                 head = fresh_head(start, reply)
                 if reply.attempt and not isinstance(admitted, str):
                     sent = True
@@ -136,9 +137,7 @@ class Operations(Journals):
             raise Gone(f"operation {claim.operation_id} is past its retention", code="operation_gone")
         return order._replace(headers=[*order.headers, *trace_headers(record.request)]), claim
 
-    async def _start_for_pollers(
-        self, order: Order, endpoint: Endpoint, claim: Claim | None, *, wait: bool
-    ) -> Placed:
+    async def _start_for_pollers(self, order: Order, endpoint: Endpoint, claim: Claim | None, *, wait: bool) -> Placed:
         """Accept an operation whose agents ask for their work: for a poll that waits here, else into the line."""
         poll = self._desk.reserve(endpoint, order.service, len(order.body))
         request = stored_request(order, endpoint)

@@ -151,9 +151,7 @@ class Ticker:
             if endpoint is not None and endpoint.pulls:
                 self._desk.wake(endpoint_id)
                 if relabel:
-                    await self._store.unblock(
-                        endpoint_id, self._session.name, LINE_COUNT, self._desk.reason(endpoint)
-                    )
+                    await self._store.unblock(endpoint_id, self._session.name, LINE_COUNT, self._desk.reason(endpoint))
                 continue
             room = min(LINE_COUNT, BUSY_MAX - self._courier.busy)
             capacity = min(room, self._router.capacity(endpoint)) if endpoint is not None else 0

@@ -11,18 +11,19 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Sequence
-from typing import Final
+from typing import Final, NamedTuple
 
 from pydantic import ValidationError
 
 from mesh.clock import sleep
-from mesh.errors import Malformed, MeshError, NotFound, TooMany
+from mesh.errors import Malformed, MeshError, NotFound, PreconditionFailed, TooMany, Unavailable
 from mesh.ids import short_id
-from mesh.store.catalog import CatalogStore, unknown_endpoint
+from mesh.store.catalog import CatalogStore, stale_endpoint, unknown_endpoint
 from mesh.wire import check_endpoint
+from registry.callers import Callers
 from registry.contracts import Contract, Examiner
 from registry.endpoint import NAME_SHOWN_MAX, Endpoint, Operation, compile_endpoint
-from registry.gate import check_schemas
+from registry.gate import Verdict, check_contract, check_schemas
 from registry.instances import (
     ATTENDING_MS,
     FOREVER_MS,
@@ -39,10 +40,19 @@ __all__ = ["Catalog", "Endpoint", "Operation"]
 
 ENDPOINTS_MAX: Final = 5_000
 REFRESH_GAP_S: Final = 0.02
+PUT_TRIES_MAX: Final = 5
 RETRY_S: Final = 0.5
 IDLE_S_MAX: Final = 5.0
 
 _log = logging.getLogger(__name__)
+
+
+class Put(NamedTuple):
+    """An endpoint that was put. `verdict`: what changed in its contract, None for nothing, or no contract before."""
+
+    created: bool
+    endpoint: Endpoint
+    verdict: Verdict | None
 
 
 class Catalog:
@@ -52,6 +62,7 @@ class Catalog:
         self._store = store
         self.time = time or StoreTime()
         self.instances = Instances(store, self.time)
+        self.callers = Callers(store)
         self._examiner = Examiner()
         self.version = -1
         """Of the registry, as last read."""
@@ -170,6 +181,7 @@ class Catalog:
         """Follow the last hint and read the leases that are about to end; seconds until that is due again."""
         if self._hinted != self.version:
             await self.refresh(self._hinted)
+        await self.callers.write()
         next_ms = await self.instances.reread_due()
         return IDLE_S_MAX if next_ms == FOREVER_MS else (next_ms - self.time.now()) / 1000
 
@@ -196,18 +208,45 @@ class Catalog:
 
     # Changes ------------------------------------------------------------------------------------------------------
 
-    async def put(self, name: str, namespace: str, spec: EndpointSpec, *, if_match: str = "") -> tuple[bool, Endpoint]:
-        """Create (True) or replace. `if_match`: "" none, `*` must exist, else the version that must be there.
+    async def put(
+        self, name: str, namespace: str, spec: EndpointSpec, *, if_match: str = "", force: bool = False
+    ) -> Put:
+        """Create or replace. `if_match`: "" none, `*` must exist, else the version that must be there.
 
-        Raises Malformed (name, URL), Conflict `name_taken`, PreconditionFailed, TooMany.
+        Raises Malformed (name, URL), Unprocessable (a schema that cannot be applied), Conflict (`name_taken`;
+        `contract_breaks` unless `force`), PreconditionFailed, TooMany.
         """
         check_endpoint(name)
         if spec.target.url is not None:
             check_url(spec.target.url, "/target/url")
-        present = self._by_name.get(name)
-        await check_schemas(spec, present.spec if present is not None and present.owner == namespace else None)
-        if name not in self._by_name and len(self._by_name) >= ENDPOINTS_MAX:
-            raise TooMany(f"there are {ENDPOINTS_MAX} endpoints, the most there can be", code="too_many_endpoints")
+        for _ in range(PUT_TRIES_MAX):
+            await self.refresh(await self._store.version())
+            present = self._by_name.get(name)
+            if present is None and len(self._by_name) >= ENDPOINTS_MAX:
+                raise TooMany(f"there are {ENDPOINTS_MAX} endpoints, the most there can be", code="too_many_endpoints")
+            own = present if present is not None and present.owner == namespace else None
+            if own is not None and if_match not in ("", "*", str(own.version)) and own.document != spec.document():
+                raise stale_endpoint(name, str(own.version))
+            await check_schemas(spec, own.spec if own is not None else None)
+            verdict = await self._check_contract(own, spec, force=force) if own is not None else None
+            # What was compared must still be there when it is replaced.
+            expected = "new" if present is None else str(own.version) if own is not None and verdict is not None else ""
+            try:
+                return await self._put(name, namespace, spec, verdict, if_match or expected)
+            except PreconditionFailed:
+                if if_match:
+                    raise
+        raise Unavailable(f"endpoint {name!r} is rewritten by somebody else all the time", code="contended")
+
+    async def _check_contract(self, present: Endpoint, spec: EndpointSpec, *, force: bool) -> Verdict | None:
+        """None when nothing of the contract changes. Raises Conflict `contract_breaks`."""
+        old, new = present.spec.services or [], spec.services or []
+        if old == new:
+            return None
+        callers = await self.callers.of(present.id)
+        return await check_contract(present.name, old, new, callers, self._examiner, force=force)
+
+    async def _put(self, name: str, namespace: str, spec: EndpointSpec, verdict: Verdict | None, if_match: str) -> Put:
         word, endpoint_id, _ = await self._store.endpoint_put(
             name,
             namespace,
@@ -218,12 +257,13 @@ class Catalog:
             rate_per_s=spec.policy.rate_per_s or 0,
             pull=spec.target.kind == "pull",
             retry=spec.policy.retry.as_text(),
+            change=verdict.change(namespace) if verdict is not None else b"",
         )
         await self.refresh()
         endpoint = self._by_id.get(endpoint_id)
         if endpoint is None:  # deleted again by somebody else before it was read back
             raise unknown_endpoint(name)
-        return word == "created", endpoint
+        return Put(word == "created", endpoint, verdict)
 
     async def delete(self, name: str, namespace: str, *, kept_ms: int, if_match: str = "") -> None:
         """Waiting work stays, shown as blocked, until its own deadlines; without any the name is kept for `kept_ms`.

@@ -44,6 +44,7 @@ class Registration:
 
     gateways   base URLs, asked in turn when one does not answer
     declared   the fields of the endpoint that the author set; None: the endpoint is declared by somebody else
+    force      declare it although callers of the present contract would break
     """
 
     def __init__(
@@ -56,6 +57,7 @@ class Registration:
         declared: dict[str, Any] | None,
         instance: str,
         lease: dict[str, Any] | None,
+        force: bool = False,
     ) -> None:
         """`lease`: the body of the instance's PUT, `{url, ttl_ms, version?, weight?}`; None: its polls register it."""
         self._pool = pool
@@ -70,6 +72,7 @@ class Registration:
         self._declared = declared
         self._must_declare = declared is not None
         self._polls = lease is None
+        self._put_path = self._endpoint_path + (b"?force=true" if force else b"")
         self._lease = json.dumps(lease).encode()
         self._first = json.dumps({**(lease or {}), "fresh": True}).encode()
         self._ttl_ms: int = lease["ttl_ms"] if lease is not None else 0
@@ -156,7 +159,7 @@ class Registration:
             elif found.status != 404:  # noqa: PLR2004
                 _check(found, "the endpoint")
             entry.setdefault("target", {"kind": "http"})
-            written = await self._request(b"PUT", self._endpoint_path, json.dumps(entry).encode(), headers)
+            written = await self._request(b"PUT", self._put_path, json.dumps(entry).encode(), headers)
             if written.status != 412:  # noqa: PLR2004
                 _check(written, "the endpoint")
                 return

@@ -67,6 +67,8 @@ class Agent:
     register          True: declare the endpoint and this instance; "instance": the endpoint is declared by somebody
                       else; False: neither, plain Nexus handler
     description, policy, allow, labels   of the endpoint; None leaves what the registry has
+    force_contract    declare the endpoint although callers of its present contract would break, which is refused
+                      otherwise; default: environment MESH_FORCE_CONTRACT
     version, weight   of the instance
     ttl_ms            how long the registry believes in the instance without a heartbeat; one is sent every third of it
     answer_within_ms  a handler still running then is answered 201 and completed later, at half of `Request-Timeout` at
@@ -103,6 +105,7 @@ class Agent:
         policy: Mapping[str, Any] | None = None,
         allow: Sequence[str] | None = None,
         labels: Mapping[str, str] | None = None,
+        force_contract: bool | None = None,
         version: str | None = None,
         weight: int | None = None,
         ttl_ms: int = TTL_MS,
@@ -145,6 +148,7 @@ class Agent:
         self._routes = Handlers(endpoint, services, self._executor, self.prefix, middleware)
         fields = {"description": description, "policy": policy, "allow": allow, "labels": labels}
         self._declared: dict[str, Any] = {field: value for field, value in fields.items() if value is not None}
+        self._force = bool(os.environ.get("MESH_FORCE_CONTRACT")) if force_contract is None else force_contract
         offered = {"ttl_ms": ttl_ms, "version": version, "weight": weight}
         self._offered: dict[str, Any] = {field: value for field, value in offered.items() if value is not None}
         self._registration: Registration | None = None
@@ -262,6 +266,7 @@ class Agent:
             key=self._key,
             endpoint=self.endpoint,
             declared={"services": self._routes.describe(), **self._declared} if self._register is True else None,
+            force=self._force,
             instance=instance,
             lease={"url": self.url, **self._offered},
         )

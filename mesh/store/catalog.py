@@ -14,6 +14,7 @@ from mesh.store.link import Link
 from mesh.store.verbs import EndpointRow, InstanceRow
 
 _instance = msgspec.msgpack.Decoder(tuple[str, int, int, int]).decode
+_change = msgspec.msgpack.Decoder(tuple[int, int, str]).decode
 
 
 KEPT_MS: Final = 7 * 86_400_000
@@ -31,23 +32,24 @@ class CatalogStore(Functions):
 
     async def endpoint_put(
         self, name: str, namespace: str, candidate_id: str, document: bytes, *, if_match: str, max_concurrency: int,
-        rate_per_s: float, pull: bool = False, retry: str = "",
+        rate_per_s: float, pull: bool = False, retry: str = "", change: bytes = b"",
     ) -> tuple[str, str, int]:  # fmt: skip
         """(`created` | `replaced` | `same`, id, version). Raises Conflict `name_taken`, PreconditionFailed.
 
-        `retry`: initial_ms, factor, max_ms and jitter of its policy in one text, for the store to count by.
+        `retry`: initial_ms, factor, max_ms and jitter of its policy in one text, for the store to count by. `change`:
+        what changes in its contract, as JSON, kept with the version. `if_match` "new": there must be none.
         """
         arguments = {
             "name": name, "ns": namespace, "id": candidate_id, "if_match": if_match, "max": max_concurrency,
             "rate": rate_per_s, "pull": int(pull), "retry": retry,
         }  # fmt: skip
         try:
-            word, _, endpoint_id, version = await self.fcall("mesh1_endpoint_put", arguments, document)
+            word, _, endpoint_id, version = await self.fcall("mesh1_endpoint_put", arguments, document, change)
         except Refused as refused:
             if refused.word == "NAME_TAKEN":
                 detail = f"endpoint {name!r} belongs to another namespace; choose another name"
                 raise Conflict(detail, code="name_taken") from None
-            raise _stale(name, refused.about) from None
+            raise stale_endpoint(name, refused.about) from None
         return word.decode(), endpoint_id.decode(), version
 
     async def endpoint_delete(self, name: str, namespace: str, if_match: str, *, kept_ms: int = KEPT_MS) -> None:
@@ -57,7 +59,7 @@ class CatalogStore(Functions):
             await self.fcall("mesh1_endpoint_delete", arguments)
         except Refused as refused:
             if refused.word == "STALE_VERSION":
-                raise _stale(name, refused.about) from None
+                raise stale_endpoint(name, refused.about) from None
             raise unknown_endpoint(name) from None
 
     async def endpoint_pause(self, name: str, namespace: str, *, paused: bool) -> None:
@@ -66,6 +68,20 @@ class CatalogStore(Functions):
             await self.fcall("mesh1_endpoint_pause", {"name": name, "ns": namespace, "paused": int(paused)})
         except Refused:
             raise unknown_endpoint(name) from None
+
+    async def callers_seen(self, endpoint_id: str, seen: Sequence[str], kept_ms: int) -> None:
+        """Note who called it: `seen` are texts of the caller's choice, forgotten after about `kept_ms`."""
+        await self.fcall("mesh1_callers_seen", {"id": endpoint_id, "seen": list(seen), "kept_ms": kept_ms})
+
+    async def callers(self, endpoint_id: str) -> dict[str, int]:
+        """Text -> when it was last seen, ms."""
+        raw = await self.link.call(b"HGETALL", self.keys.callers(endpoint_id))
+        return {raw[position].decode(): int(raw[position + 1]) for position in range(0, len(raw), 2)}
+
+    async def contract_changes(self, endpoint_id: str) -> list[tuple[int, int, str]]:
+        """(version, when in ms, change as JSON), newest first."""
+        raw = await self.link.call(b"LRANGE", self.keys.contract(endpoint_id), 0, -1)
+        return [_change(one) for one in raw]
 
     async def endpoints(self) -> list[EndpointRow]:
         """All living endpoints, by name; one pipeline after the list of names."""
@@ -140,7 +156,8 @@ def unknown_endpoint(name: str) -> NotFound:
     return NotFound(detail, code="unknown_endpoint")
 
 
-def _stale(name: str, version: str) -> PreconditionFailed:
+def stale_endpoint(name: str, version: str) -> PreconditionFailed:
+    """`version`: the one that is there, "0" for none."""
     if version == "0":
         return PreconditionFailed(f"there is no endpoint {name!r} yet; leave If-Match out to create it")
     detail = f"endpoint {name!r} is at version {version}; read it again and repeat with its ETag"

@@ -32,6 +32,8 @@ SUFFIXES: Final = {
     "names": ":names",  # hash, endpoint name -> endpoint id
     "catalog": ":reg",  # hash, endpoint id -> JSON document
     "instances": ":inst:",  # + endpoint id; hash, instance id -> JSON document with its lease
+    "callers": ":call:",  # + endpoint id; hash, [service, operation, namespace] as JSON -> when last seen calling, ms
+    "contract": ":ctr:",  # + endpoint id; list, newest first, of what changed in its contract (lua/registry.lua)
     "registry_version": ":regv",  # counter, moves with every registry change that routing must see
     "meta": ":meta",  # hash, identity of this store
 }
@@ -105,3 +107,9 @@ class Keys:
 
     def held(self, session: str) -> bytes:
         return self._key("held") + session.encode()
+
+    def callers(self, endpoint_id: str) -> bytes:
+        return self._key("callers") + endpoint_id.encode()
+
+    def contract(self, endpoint_id: str) -> bytes:
+        return self._key("contract") + endpoint_id.encode()

@@ -28,6 +28,8 @@ LIMITS: Final = {
     "gone": 16,  # deleted endpoints looked at per beat
     "gone_again_ms": 60_000,  # when one that still has work is looked at again
     "instances": 512,  # instances per endpoint
+    "callers": 2_048,  # of one endpoint: namespaces by operation
+    "contract_changes": 50,  # kept of one endpoint
     "rate_ahead_ms": 250,  # how far `rate_per_s` may run ahead of an even pace: one look of a courier
     "pull_look": 256,  # operations of a waiting line looked at per pull
     "journal_entries": 100_000,  # of one operation

@@ -159,7 +159,8 @@ class _Comparison:
         meant = [place for place in places if not self._apart(sent, place)]
         if len(meant) == 1 and _misfits(tried[meant[0]]):
             return tried[meant[0]]
-        proven = verdict is Verdict.NO and all(any(one.proven for one in found) for found in tried.values())
+        each = all(any(one.proven for one in found) for found in tried.values())
+        proven = not meant or (verdict is Verdict.NO and each)
         return [Difference(word, kinds[0], count, _first(sent), at, proven=proven)]
 
     def _alone(self, sent: Nodes, chosen: Place, places: list[Place]) -> bool:
@@ -196,6 +197,8 @@ class _Comparison:
                 verdict = self._covers(wanted, ours)
                 if verdict is not Verdict.YES and more:
                     verdict = self._covers(wanted, self._sender.whole(sent))
+                if verdict is Verdict.UNKNOWN and word == "type" and types_of(sent) - types_of((Node(wanted, at),)):
+                    verdict = Verdict.NO
                 if verdict is not Verdict.YES:
                     said = next((node for node in sent if word in node.schema), None)
                     mine = said.schema[word] if said is not None else None

@@ -9,9 +9,8 @@ from __future__ import annotations
 
 from enum import StrEnum
 from typing import Any, Final, cast
-from urllib.parse import quote
 
-from registry.contracts.dialect import Place, Schema, normal, pointer, subschemas, targets
+from registry.contracts.dialect import Place, Schema, fragment, normal, subschemas, targets
 from registry.contracts.validator import AUTOMATON_BYTES_MAX, DFA_BYTES_MAX
 
 _KEPT: Final = "document"
@@ -24,8 +23,8 @@ class Verdict(StrEnum):
     UNKNOWN = "unknown"
 
 
-def movable(schema: Schema) -> Schema:
-    """The document with its references as they must be once it stands below `#/$defs/document`."""
+def movable(schema: Schema, base: str = f"#/$defs/{_KEPT}") -> Schema:
+    """The document with its references as they must be once it stands at `base` of another."""
     known = targets(schema)
 
     def moved(one: Any) -> Any:
@@ -33,7 +32,7 @@ def movable(schema: Schema) -> Schema:
             return one
         found = {key: value for key, value in cast("dict[str, Any]", one).items() if key != "$anchor"}
         if isinstance(reference := found.get("$ref"), str):
-            found["$ref"] = f"#/$defs/{_KEPT}{quote(pointer(known[normal(reference)]), safe='/~')}"
+            found["$ref"] = f"{base}{fragment(known[normal(reference)])}"
         for (keyword, *rest), sub in list(subschemas(found)):
             held: Any = moved(sub)
             if rest:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from typing import Any, Final, TypeAlias, cast
-from urllib.parse import unquote
+from urllib.parse import quote, unquote
 
 Schema: TypeAlias = dict[str, Any] | bool
 Place: TypeAlias = tuple[str | int, ...]
@@ -49,9 +49,9 @@ def pointer(parts: Iterable[str | int], prefix: str = "") -> str:
     return prefix + "".join("/" + str(part).replace("~", "~0").replace("/", "~1") for part in parts)
 
 
-def parts_of(text: str) -> Place:
-    """The opposite of `pointer`, for a pointer into a document of objects: every part is text."""
-    return tuple(part.replace("~1", "/").replace("~0", "~") for part in text.split("/")[1:])
+def fragment(place: Place) -> str:
+    """A place as it stands behind `#` in a reference."""
+    return quote(pointer(place), safe="/~!$&'()*+,;=:@")
 
 
 def dialect_of(schema: Schema) -> str:

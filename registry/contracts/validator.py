@@ -6,9 +6,8 @@ The one file that knows the library, which is loaded with the first schema: a ga
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final, Protocol
-from urllib.parse import quote
 
-from registry.contracts.dialect import pointer
+from registry.contracts.dialect import fragment
 
 if TYPE_CHECKING:
     import jsonschema_rs
@@ -24,7 +23,7 @@ DFA_BYTES_MAX: Final = 1 << 20
 
 def reference(place: Place) -> dict[str, str]:
     """To a place of the whole schema, from a small one beside it."""
-    return {"$ref": f"{DOCUMENT}#{quote(pointer(place), safe='/~')}"}
+    return {"$ref": f"{DOCUMENT}#{fragment(place)}"}
 
 
 class Validator(Protocol):

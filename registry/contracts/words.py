@@ -62,8 +62,8 @@ _INPUT: Final[dict[str, Callable[[Difference], str]]] = {
     "closed": lambda _: "properties beyond the declared ones are refused now; whether any are sent is not known",
     "undeclared": lambda one: f"the property {_shown(one.sent)} is no longer declared; it may be passed over",
     "nothing": lambda _: "nothing is taken here any more",
-    "anyOf": lambda one: f"what is {one.sent} here fits none of the {one.taken} alternatives now",
-    "oneOf": lambda one: f"what is {one.sent} here fits none, or several, of the {one.taken} alternatives now",
+    "anyOf": lambda one: f"values of the type {one.sent} may fit none of the {one.taken} alternatives now",
+    "oneOf": lambda one: f"values of the type {one.sent} may fit none, or several, of the {one.taken} alternatives now",
     "format": lambda one: f"is of the format {_shown(one.taken)} now{_before(one)}",
 }
 _OUTPUT: Final[dict[str, Callable[[Difference], str]]] = {
@@ -78,8 +78,10 @@ _OUTPUT: Final[dict[str, Callable[[Difference], str]]] = {
     "closed": lambda _: "properties beyond the declared ones were excluded before",
     "absent": lambda one: f"the property {_shown(one.taken)} is gone",
     "nothing": lambda _: "may have a value now where there was none",
-    "anyOf": lambda one: f"what is {one.sent} here was none of the {one.taken} alternatives before",
-    "oneOf": lambda one: f"what is {one.sent} here was none, or several, of the {one.taken} alternatives before",
+    "anyOf": lambda one: f"values of the type {one.sent} may be none of the {one.taken} alternatives before",
+    "oneOf": lambda one: (
+        f"values of the type {one.sent} may be none, or several, of the {one.taken} alternatives before"
+    ),
     "format": lambda one: f"was of the format {_shown(one.taken)} before, now {_shown(one.sent)}",
 }
 

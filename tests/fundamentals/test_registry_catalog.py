@@ -41,7 +41,7 @@ class TestCatalog:
         following = asyncio.create_task(others.run())
         try:
             for n in range(3):
-                _, endpoint = await mine.put("summarizer", "alpha", EndpointSpec(description=f"take {n}"))
+                endpoint = (await mine.put("summarizer", "alpha", EndpointSpec(description=f"take {n}"))).endpoint
                 await until(
                     lambda wanted=endpoint.version: others.version_of("summarizer") == str(wanted), within_s=0.9
                 )
@@ -63,7 +63,7 @@ class TestCatalog:
     async def test_registering_anew_ends_suspicion(self, link: Link) -> None:
         catalog = Catalog(CatalogStore(link))
         router = Router(catalog)
-        _, endpoint = await catalog.put("summarizer", "alpha", EndpointSpec())
+        endpoint = (await catalog.put("summarizer", "alpha", EndpointSpec())).endpoint
         await catalog.register("summarizer", "alpha", "i-1", InstanceSpec(url="http://a:1", version="1"))
 
         def lose() -> None:
@@ -87,7 +87,7 @@ class TestCatalog:
         await catalog.put("summarizer", "alpha", EndpointSpec())
         edits = [catalog.put("summarizer", "alpha", EndpointSpec(description=f"{n}"), if_match="1") for n in range(8)]
         outcomes = await asyncio.gather(*edits, return_exceptions=True)
-        assert sorted(type(one).__name__ for one in outcomes) == ["PreconditionFailed"] * 7 + ["tuple"]
+        assert sorted(type(one).__name__ for one in outcomes) == ["PreconditionFailed"] * 7 + ["Put"]
         assert catalog.version_of("summarizer") == "2"
 
     async def test_everybody_reads_what_he_wrote(self, link: Link) -> None:
@@ -113,8 +113,8 @@ class TestCatalog:
                 ]
             },
         )
-        _, closed = await catalog.put("closed", "alpha", listed)
-        _, free = await catalog.put("free", "alpha", EndpointSpec())
+        closed = (await catalog.put("closed", "alpha", listed)).endpoint
+        free = (await catalog.put("free", "alpha", EndpointSpec())).endpoint
         assert catalog.check_operation(free, "whatever", "x") is None
         assert catalog.check_operation(closed, "any", "x") is None
         operation = catalog.check_operation(closed, "docs", "sum")

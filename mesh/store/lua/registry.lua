@@ -1,4 +1,4 @@
--- endpoint_put / endpoint_delete / endpoint_pause / instance_put / instance_delete: who can be called.
+-- endpoint_put / endpoint_delete / endpoint_pause / callers_seen / instance_put / instance_delete: who can be called.
 -- Facts that dispatching and guards need lie in the hash `endpoint`; the document itself is opaque here.
 
 local function registry_moved(root)
@@ -15,8 +15,9 @@ local function named(root, name)
   return id, facts
 end
 
--- endpoint_put: create or replace. Arguments: msgpack {name, ns, id, if_match, max, rate, pull, retry}, document (JSON).
--- `if_match`: '' none, '*' must exist, else the version. Reply: {'created' | 'replaced' | 'same', now, id, version}.
+-- endpoint_put: create or replace. Arguments: msgpack {name, ns, id, if_match, max, rate, pull, retry}, document (JSON),
+-- what changes in the contract (JSON, '' nothing), kept as msgpack {version, now, change}.
+-- `if_match`: '' none, '*' must exist, 'new' must not, else the version. Reply: {'created' | 'replaced' | 'same', now, id, version}.
 -- Refuses: NAME_TAKEN, STALE_VERSION. A deleted endpoint comes back to its owner under its old id, with its waiting work.
 local function mesh1_endpoint_put(keys, argv)
   local root = keys[1]
@@ -28,7 +29,9 @@ local function mesh1_endpoint_put(keys, argv)
   local now = now_ms()
   -- Before the version is compared: a call that is sent again must not be refused for what it did itself (RFC 9110 13.1.1).
   if alive and redis.call('HGET', root .. KEY.catalog, id) == document then return { 'same', now, id, facts.version } end
-  if a.if_match ~= '' then
+  if a.if_match == 'new' then
+    if alive then return refuse('STALE_VERSION', tostring(facts.version)) end
+  elseif a.if_match ~= '' then
     if not alive then return refuse('STALE_VERSION', '0') end
     if a.if_match ~= '*' and tonumber(a.if_match) ~= facts.version then
       return refuse('STALE_VERSION', tostring(facts.version))
@@ -46,6 +49,11 @@ local function mesh1_endpoint_put(keys, argv)
   redis.call('HSET', root .. KEY.catalog, id, document)
   redis.call('HSET', root .. KEY.endpoint .. id, 'gone', '0', 'owner', a.ns, 'name', a.name, 'version', version,
     'max', a.max, 'rate', a.rate, 'pull', a.pull, 'retry', a.retry, 'updated_at', now)
+  local change = argv[3]
+  if change and change ~= '' then
+    redis.call('LPUSH', root .. KEY.contract .. id, cmsgpack.pack({ version, now, change }))
+    redis.call('LTRIM', root .. KEY.contract .. id, 0, LIMIT.contract_changes - 1)
+  end
   registry_moved(root)
   return { alive and 'replaced' or 'created', now, id, version }
 end
@@ -79,6 +87,28 @@ local function mesh1_endpoint_pause(keys, argv)
   redis.call('HSET', root .. KEY.endpoint .. id, 'paused', tostring(a.paused))
   registry_moved(root)
   return { a.paused == 1 and 'paused' or 'resumed', now_ms(), id }
+end
+
+-- callers_seen: who called which operation of an endpoint lately. Arguments: msgpack {id, seen, kept_ms}; `seen`: the
+-- fields of the hash. Reply: {'noted', now}. What was seen longer than `kept_ms` ago goes when room is needed.
+local function mesh1_callers_seen(keys, argv)
+  local root = keys[1]
+  local a = given(argv[1], 'id', 'seen', 'kept_ms')
+  local key, now = root .. KEY.callers .. a.id, now_ms()
+  if redis.call('EXISTS', root .. KEY.endpoint .. a.id) == 0 then return { 'noted', now } end
+  if redis.call('HLEN', key) + #a.seen > LIMIT.callers then
+    local all = redis.call('HGETALL', key)
+    for position = 1, #all, 2 do
+      if tonumber(all[position + 1]) < now - a.kept_ms then redis.call('HDEL', key, all[position]) end
+    end
+  end
+  for _, one in ipairs(a.seen) do
+    if redis.call('HLEN', key) < LIMIT.callers or redis.call('HEXISTS', key, one) == 1 then
+      redis.call('HSET', key, one, now)
+    end
+  end
+  redis.call('PEXPIRE', key, a.kept_ms)
+  return { 'noted', now }
 end
 
 -- instance_put: register and heartbeat in one. Arguments: msgpack {name, ns, instance, ttl_ms, fresh}, document (JSON).

@@ -39,7 +39,7 @@ local function forget_endpoints(root, now)
     else
       redis.call('ZREM', root .. KEY.gone, id)
       if f[1] == '1' then
-        redis.call('DEL', root .. KEY.endpoint .. id)
+        redis.call('DEL', root .. KEY.endpoint .. id, root .. KEY.callers .. id, root .. KEY.contract .. id)
         if redis.call('HGET', root .. KEY.names, f[2]) == id then redis.call('HDEL', root .. KEY.names, f[2]) end
       end
     end
