@@ -17,6 +17,7 @@ from mesh.clock import pause
 from tests.agents.serving import until
 from tests.agents.test_real_gateway import Dev
 from tests.agents.test_registration import ROOT
+from tests.durable.conftest import known
 
 
 class Phoenix(Dev):
@@ -92,7 +93,7 @@ class Stage:
                     stderr=log,
                 )
             )
-        until(lambda: "is registered" in self.log(tag), 20)
+        until(lambda: "is registered" in self.log(tag) or known(self.gateway, "coder"), 20)
 
     def log(self, tag: str = "") -> str:
         path = self.directory / f"agent{tag}.log"

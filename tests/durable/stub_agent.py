@@ -79,8 +79,7 @@ def serve(config: dict[str, Any]) -> None:
         gateway=config["gateway"],
         lease_ms=1000,
         policy={"retry": {"initial_ms": 50, "max_attempts": 500}, "request_timeout_ms": 5000},
-        register=config.get("register", True),
-        instance=config.get("instance"),
+        mode=config.get("mode", "push"),
     )
     agent.run(port=config["port"])
 

@@ -23,11 +23,11 @@ POINTS = [(step, when) for step in range(1, STEPS + 1) for when in ("before", "m
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("whom", ["agent", "gateway"])
-def test_killed_at_every_point_in_turn(tmp_path: Path, whom: str) -> None:
+@pytest.mark.parametrize(("whom", "mode"), [("agent", "push"), ("gateway", "push"), ("agent", "pull")])
+def test_killed_at_every_point_in_turn(tmp_path: Path, whom: str, mode: str) -> None:
     kills = [{"step": step, "when": when, "whom": whom} for step, when in POINTS]
     with Stage(tmp_path) as stage, mesh.SyncClient(stage.gateway.url, retry_for_s=120) as client:
-        stage.agent(kills=kills)
+        stage.agent(kills=kills, mode=mode)
         handle = client.start("coder", "coder", "build", STEPS)
         result = handle.result(timeout_s=200)
         effects = stage.effects()

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
-from contextlib import ExitStack
 from typing import Any
 
 import httpx
@@ -12,13 +10,11 @@ import pytest
 from pydantic import BaseModel
 
 import mesh
-from mesh.agent import Agent
-from mesh.agent.server import bind
 from mesh.clock import monotonic_s, sleep
-from tests.agents.serving import serving, until
+from tests.agents.serving import until
 from tests.agents.test_real_gateway import Dev
+from tests.durable.conftest import Host
 
-Host = Callable[..., Agent]
 effects: list[Any] = []
 
 
@@ -44,18 +40,18 @@ def journal(dev: Dev, operation_id: str) -> list[dict[str, Any]]:
     return items
 
 
-def test_steps_sleeps_children_and_gathers(dev: Dev, client: mesh.SyncClient, host: Host) -> None:
+def test_steps_sleeps_children_and_gathers(dev: Dev, client: mesh.SyncClient, host: Host, mode: str) -> None:
     @mesh.durable
     async def review(ctx: mesh.Context, job: Job) -> dict[str, Any]:
         """Review all parts."""
         squares = [await ctx.step("square", square, n) for n in range(job.parts)]
         await ctx.progress("squared", percent=50)
         await ctx.sleep(0.5)
-        child = await ctx.call("maker", "maker", "double", 21, out=int)
+        child = await ctx.call(f"maker-{mode}", f"maker-{mode}", "double", 21, out=int)
         gathered = await ctx.gather(
             {
-                "quick": ctx.call("maker", "maker", "double", 1),
-                "slow": ctx.call("maker", "maker", "slow", name="slow"),
+                "quick": ctx.call(f"maker-{mode}", f"maker-{mode}", "double", 1),
+                "slow": ctx.call(f"maker-{mode}", f"maker-{mode}", "slow", name="slow"),
                 "local": ctx.step("square", square, 9),
             },
             quorum=2,
@@ -75,8 +71,8 @@ def test_steps_sleeps_children_and_gathers(dev: Dev, client: mesh.SyncClient, ho
     async def slow() -> None:
         await sleep(60)
 
-    agent = host("maker", [review, double, slow])
-    handle = client.start("maker", "maker", "review", Job(name="a"))
+    agent = host(f"maker-{mode}", [review, double, slow])
+    handle = client.start(f"maker-{mode}", f"maker-{mode}", "review", Job(name="a"))
     result = handle.result(timeout_s=20)
     assert result["squares"] == [0, 1, 4]
     assert result["child"] == 42
@@ -90,15 +86,15 @@ def test_steps_sleeps_children_and_gathers(dev: Dev, client: mesh.SyncClient, ho
     until(lambda: not agent._work.runs.live, 10)
 
 
-def test_a_suspended_operation_leaves_nothing_in_the_agent(client: mesh.SyncClient, host: Host) -> None:
+def test_a_suspended_operation_leaves_nothing_in_the_agent(client: mesh.SyncClient, host: Host, mode: str) -> None:
     @mesh.durable
     async def wait(ctx: mesh.Context, seconds: float) -> str:
         await ctx.step("begin", square, 1)
         await ctx.sleep(seconds)
         return "done"
 
-    agent = host("waiter", [wait])
-    handles = [client.start("waiter", "waiter", "wait", 2.0) for _ in range(20)]
+    agent = host(f"waiter-{mode}", [wait])
+    handles = [client.start(f"waiter-{mode}", f"waiter-{mode}", "wait", 2.0) for _ in range(20)]
     until(lambda: len(effects) == 20, 10)
     until(lambda: not agent._work.runs.live, 5)
     assert not agent._work._hosting._attempts
@@ -107,15 +103,15 @@ def test_a_suspended_operation_leaves_nothing_in_the_agent(client: mesh.SyncClie
     assert len(effects) == 20
 
 
-def test_a_cancel_wakes_a_sleeper_and_its_cleanup_runs(client: mesh.SyncClient, host: Host) -> None:
+def test_a_cancel_wakes_a_sleeper_and_its_cleanup_runs(client: mesh.SyncClient, host: Host, mode: str) -> None:
     @mesh.durable
     async def hold(ctx: mesh.Context) -> None:
         await ctx.step("take", effects.append, "taken")
         ctx.on_cancel("release", effects.append, "released")
         await ctx.sleep(3600)
 
-    agent = host("holder", [hold])
-    handle = client.start("holder", "holder", "hold")
+    agent = host(f"holder-{mode}", [hold])
+    handle = client.start(f"holder-{mode}", f"holder-{mode}", "hold")
     until(lambda: effects and not agent._work.runs.live, 10)
     handle.cancel()
     with pytest.raises(mesh.OperationCanceled):
@@ -123,7 +119,7 @@ def test_a_cancel_wakes_a_sleeper_and_its_cleanup_runs(client: mesh.SyncClient, 
     assert effects == ["taken", "released"]
 
 
-def test_a_cancel_interrupts_a_running_step(client: mesh.SyncClient, host: Host) -> None:
+def test_a_cancel_interrupts_a_running_step(client: mesh.SyncClient, host: Host, mode: str) -> None:
     async def long() -> None:
         effects.append("began")
         try:
@@ -139,8 +135,8 @@ def test_a_cancel_interrupts_a_running_step(client: mesh.SyncClient, host: Host)
             await ctx.step("sweep", effects.append, "swept")
             raise
 
-    host("worker", [work])
-    handle = client.start("worker", "worker", "work")
+    host(f"worker-{mode}", [work])
+    handle = client.start(f"worker-{mode}", f"worker-{mode}", "work")
     until(lambda: effects, 10)
     handle.cancel()
     with pytest.raises(mesh.OperationCanceled):
@@ -148,7 +144,7 @@ def test_a_cancel_interrupts_a_running_step(client: mesh.SyncClient, host: Host)
     assert effects == ["began", "ended", "swept"]
 
 
-def test_a_failed_step_fails_the_operation_with_its_story(client: mesh.SyncClient, host: Host) -> None:
+def test_a_failed_step_fails_the_operation_with_its_story(client: mesh.SyncClient, host: Host, mode: str) -> None:
     def broken() -> None:
         message = "no such repository"
         raise FileNotFoundError(message)
@@ -157,23 +153,24 @@ def test_a_failed_step_fails_the_operation_with_its_story(client: mesh.SyncClien
     def clone(ctx: mesh.SyncContext) -> None:
         ctx.step("clone", broken, retry=mesh.Retry(attempts=2, initial_ms=10))
 
-    host("cloner", [clone])
+    host(f"cloner-{mode}", [clone])
     with pytest.raises(mesh.OperationFailed, match="step clone#1 failed after 2 tries: FileNotFoundError: no such"):
-        client.call("cloner", "cloner", "clone", timeout_s=10)
+        client.call(f"cloner-{mode}", f"cloner-{mode}", "clone", timeout_s=10)
 
 
-def test_what_journals_nothing_answers_at_once(client: mesh.SyncClient, host: Host) -> None:
+def test_what_journals_nothing_answers_at_once(client: mesh.SyncClient, host: Host, mode: str) -> None:
     @mesh.durable
     async def quick(ctx: mesh.Context, n: int) -> int:
         return n + 1
 
-    host("quick", [quick])
-    handle = client.start("quick", "quick", "quick", 1, wait_s=5)
+    host(f"quick-{mode}", [quick])
+    handle = client.start(f"quick-{mode}", f"quick-{mode}", "quick", 1, wait_s=5)
     assert handle.record["state"] == "succeeded"
-    assert [event.type for event in handle.watch()] == ["accepted", "dispatched", "succeeded"]
+    begun = "started" if mode == "pull" else "dispatched"
+    assert [event.type for event in handle.watch()] == ["accepted", begun, "succeeded"]
 
 
-def test_an_agent_that_leaves_hands_its_work_over_at_once(client: mesh.SyncClient, host: Host, dev: Dev) -> None:
+def test_an_agent_that_leaves_hands_its_work_over_at_once(client: mesh.SyncClient, host: Host, mode: str) -> None:
     there = threading.Event()
 
     @mesh.durable
@@ -186,28 +183,19 @@ def test_an_agent_that_leaves_hands_its_work_over_at_once(client: mesh.SyncClien
         await sleep(0.2)
         return n
 
-    with ExitStack() as stack:
-        for _ in range(2):
-            with bind("127.0.0.1", 0) as listener:
-                port = listener.getsockname()[1]
-            # A long lease: whoever takes over did not wait for its end.
-            agent = Agent("parts", [parts], gateway=dev.url, url=f"http://127.0.0.1:{port}", lease_ms=60_000, drain_s=5)
-            leaving = ExitStack()
-            leaving.enter_context(serving(agent, port=port))
-            stack.enter_context(leaving)
-            until(lambda agent=agent: agent._registration is not None and agent._registration.known.is_set(), 10)
-            if not there.is_set():
-                handle = client.start("parts", "parts", "parts", 8)
-                there.wait(10)
-                first = leaving
-        began_s = monotonic_s()
-        first.close()
-        assert handle.result(timeout_s=20) == list(range(8))
-        assert monotonic_s() - began_s < 15
+    # A long lease: whoever takes over did not wait for its end.
+    first = host(f"parts-{mode}", [parts], lease_ms=60_000, drain_s=5)
+    handle = client.start(f"parts-{mode}", f"parts-{mode}", "parts", 8)
+    there.wait(10)
+    host(f"parts-{mode}", [parts], lease_ms=60_000)
+    began_s = monotonic_s()
+    host.stop(first)
+    assert handle.result(timeout_s=20) == list(range(8))
+    assert monotonic_s() - began_s < 15
     assert len(effects) == len(set(effects)) == 8, "not one step ran twice"
 
 
-def test_ten_thousand_steps_replay_in_pages(client: mesh.SyncClient, host: Host) -> None:
+def test_ten_thousand_steps_replay_in_pages(client: mesh.SyncClient, host: Host, mode: str) -> None:
     @mesh.durable
     async def many(ctx: mesh.Context, count: int) -> int:
         total = 0
@@ -221,12 +209,12 @@ def test_ten_thousand_steps_replay_in_pages(client: mesh.SyncClient, host: Host)
         await ctx.sleep(1)
         return total
 
-    host("many", [many])
-    assert client.call("many", "many", "many", 3000, timeout_s=60) == sum(range(3000))
+    host(f"many-{mode}", [many])
+    assert client.call(f"many-{mode}", f"many-{mode}", "many", 3000, timeout_s=60) == sum(range(3000))
 
 
 def test_a_bug_is_retried_by_the_endpoints_policy_and_its_message_is_there_to_read(
-    client: mesh.SyncClient, host: Host
+    client: mesh.SyncClient, host: Host, mode: str
 ) -> None:
     """P288: an attempt that failed after its 201; the journal stays, and so what is in it."""
     version = iter(["old", "new", "old"])
@@ -238,8 +226,8 @@ def test_a_bug_is_retried_by_the_endpoints_policy_and_its_message_is_there_to_re
             raise ZeroDivisionError
         return said
 
-    host("fetcher", [fetch], policy={"retry": {"initial_ms": 200, "max_attempts": 5}}, lease_ms=60_000)
-    handle = client.start("fetcher", "fetcher", "fetch")
+    host(f"fetcher-{mode}", [fetch], policy={"retry": {"initial_ms": 200, "max_attempts": 5}}, lease_ms=60_000)
+    handle = client.start(f"fetcher-{mode}", f"fetcher-{mode}", "fetch")
     assert handle.result(timeout_s=20) == "OLD"
     events = [event.data for event in handle.watch() if event.type == "attempt_failed"]
     assert len(events) == 2, "the bug, then the mismatch of the mended code; the third fits again"
