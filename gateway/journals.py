@@ -22,12 +22,15 @@ from mesh.store.verbs import LOOK, Append, Page, Step, Suspend, Task, Wanted
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
+    from gateway.metrics import Metrics
     from gateway.waiters import Waiters
     from mesh.store.store import Store
     from mesh.tokens import Claim, CompletionTokens
 
 SOON_MS: Final = 300
 """A wake-up nearer than this is before the ticker's next look."""
+ANSWER_BYTES: Final = 2 << 20
+"""Above that a page of a journal ends, after the entry that crossed it."""
 INVALID: Final = Step("invalid")
 
 
@@ -62,10 +65,18 @@ def _news(page: Page) -> bool:
 class Journals(Reading):
     """The verbs of /v1/tasks, for one gateway."""
 
-    def __init__(self, store: Store, waiters: Waiters, tokens: CompletionTokens, wake: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        store: Store,
+        waiters: Waiters,
+        tokens: CompletionTokens,
+        metrics: Metrics,
+        wake: Callable[[str], None],
+    ) -> None:
         """`wake` makes the ticker look at once (LOOK), or at the line of an endpoint."""
         super().__init__(store, waiters)
         self._tokens = tokens
+        self._metrics = metrics
         self._wake = wake
 
     def _claims(self, tokens: Sequence[str]) -> list[Claim | None]:
@@ -106,7 +117,7 @@ class Journals(Reading):
             if claim is not None:
                 _, at, bodies = tasks[position]
                 genuine.append((position, Append(claim.operation_id, claim.run, claim.attempt, at, bodies)))
-        return await self._send(len(tasks), genuine, lambda some: self._store.append(into, some))
+        return await self._send(into, len(tasks), genuine, lambda some: self._store.append(into, some))
 
     async def suspend(self, tasks: Sequence[tuple[str, int, int, int, bool]]) -> Steps:
         """Give attempts up until they are woken: (task token, entries known, wake_in_ms, wake_at_ms, cancel known)."""
@@ -116,7 +127,7 @@ class Journals(Reading):
                 _, at, in_ms, at_ms, cancel = tasks[position]
                 task = Suspend(claim.operation_id, claim.run, claim.attempt, at, in_ms, at_ms, int(cancel))
                 genuine.append((position, task))
-        done = await self._send(len(tasks), genuine, self._store.suspend)
+        done = await self._send("suspend", len(tasks), genuine, self._store.suspend)
         for step in done.steps:
             if step.line:
                 self._wake(step.line)
@@ -129,6 +140,7 @@ class Journals(Reading):
 
     async def _send(
         self,
+        verb: str,
         count: int,
         genuine: list[tuple[int, Any]],
         call: Callable[[list[Any]], Awaitable[tuple[int, list[Step]]]],
@@ -140,6 +152,7 @@ class Journals(Reading):
         for (position, task), answer in zip(genuine, answers, strict=True):
             steps[position] = answer
             self._waiters.tell(task.id)
+            self._metrics.step(verb, answer.status)
         return Steps(at_ms, steps)
 
     async def read_journals(self, tasks: Sequence[tuple[str, int, int]], wait_s: float) -> Journal:
@@ -167,7 +180,16 @@ class Journals(Reading):
         return Journal(at_ms, [await self._shown(next(found)) if claim else FORGED for claim in claims])
 
     async def _shown(self, page: Page) -> Entries:
-        return Entries(page, [msgspec.Raw(await self.entry(line)) for line in page.lines])
+        """As many entries as one answer carries: a child's outcome may be more than its parent's journal keeps."""
+        shown: list[msgspec.Raw] = []
+        room = ANSWER_BYTES
+        for line in page.lines:
+            if room <= 0:
+                break
+            entry = await self.entry(line)
+            room -= len(entry)
+            shown.append(msgspec.Raw(entry))
+        return Entries(page, shown)
 
     async def entry(self, line: Line) -> bytes:
         """A journal entry as JSON. What the store left out of a child's is looked up with the child."""

@@ -22,6 +22,7 @@ _FAMILIES: Final = {
     "mesh_operations_ended": ("Operations that this gateway saw end", ["state"]),
     "mesh_attempts": ("Start requests sent to agents", ["endpoint", "outcome"]),
     "mesh_callbacks": ("Tries to deliver a callback", ["outcome"]),
+    "mesh_steps": ("What running attempts said: journal, stream, suspend", ["verb", "status"]),
 }
 
 
@@ -48,6 +49,10 @@ class Metrics:
     def callback(self, outcome: str) -> None:
         """One try of a callback."""
         self._counts["mesh_callbacks", outcome] += 1
+
+    def step(self, verb: str, status: str) -> None:
+        """One task of /v1/tasks/{journal,emit,suspend}."""
+        self._counts["mesh_steps", verb, status] += 1
 
     def gauge(self, name: str, text: str, read: Callable[[], float]) -> None:
         """A value that is read when somebody asks."""

@@ -71,14 +71,13 @@ class Operations(Journals):
         recheck: Callable[[], Awaitable[None]],
     ) -> None:
         """`rejoin` replaces a lost session, `recheck` raises StoreUnsafe when the store is no longer the one it was."""
-        super().__init__(store, waiters, tokens, courier.wake)
+        super().__init__(store, waiters, tokens, metrics, courier.wake)
         self._catalog = catalog
         self._router = router
         self._courier = courier
         self._desk = desk
         self._egress = egress
         self._session = session
-        self._metrics = metrics
         self._retention_ms = retention_ms
         self._rejoin = rejoin
         self._recheck = recheck

@@ -8,9 +8,13 @@ import pytest
 
 from mesh.errors import StoreUnavailable
 from mesh.machine import Kind, State
+from mesh.store.durable import JOURNAL, STREAM
 from mesh.store.functions import load_library
 from mesh.store.link import Link
 from mesh.store.verbs import Accepted, Completion, Task
+from tests.fundamentals.test_store_journal import A, B, append, running
+from tests.fundamentals.test_store_suspend import child as child_of
+from tests.fundamentals.test_store_suspend import suspend
 from tests.model.fixtures import ENDPOINT, G1, G2, NS, Room, eventually
 from tests.servers import RawServer
 
@@ -86,6 +90,24 @@ async def test_everything_under_way_may_end(own: Room) -> None:
 
     await eventually(gone)
     assert await own.state(ended) is State.SUCCEEDED
+
+
+async def test_journals_grow_no_more_and_their_operations_may_end(own: Room) -> None:
+    """What grows without end is refused, and waits; heartbeats, suspension and the end of a child are not (P220)."""
+    one = await running(own)
+    child = await child_of(own, one)
+    await append(own, one, 0, A)
+    await fill(own)
+    for into in (JOURNAL, STREAM):
+        with pytest.raises(StoreUnavailable, match="out of memory"):
+            await append(own, one, 1, B, into=into)
+    assert await own.store.heartbeat([Task(one, 1, 1, 9_000, b"1")]) == ["ok"]
+    assert [line.body for line in (await own.store.lines(one, JOURNAL, 0, 9)).lines] == [A]
+    assert (await suspend(own, one, 1)).status == "ok"
+    assert (await own.succeed(child)).verdict is Completion.DONE
+    (work,) = await own.claimed()
+    assert (work.id, work.journal) == (one, 2)
+    assert (await own.succeed(one, attempt=2)).verdict is Completion.DONE
 
 
 async def test_reads_go_on(own: Room) -> None:

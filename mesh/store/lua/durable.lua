@@ -16,6 +16,14 @@ local function show_refused(op, attempt, now, verb)
   return true
 end
 
+-- The head alone, as it is packed (fields by H), or nil; one that cannot be read must not stop others.
+local function head_of(root, id)
+  local packed = redis.call('HGET', root .. KEY.operation .. id, 'h')
+  if not packed then return nil end
+  local sound, h = pcall(cmsgpack.unpack, packed)
+  return sound and h or nil
+end
+
 -- A child ended: its parent's journal gets an entry with its packed outcome, and a parent that is suspended goes on.
 -- A parent of another run, or one that ended, has no use for it. What is too large to be kept twice is left out; whoever
 -- reads the journal finds it with the child.
@@ -23,21 +31,24 @@ wake_parent = function(child, outcome)
   local root, now = child.root, child.closed_at
   local id, run = string.match(child.parent, '^([^.]*)%.(%d+)$')
   redis.call('SREM', root .. KEY.unfinished .. id, child.id)
-  local sound, parent = pcall(load, root, id)
-  if not sound or not parent or parent.run ~= tonumber(run) or parent.state >= S.succeeded then return end
-  local _, after, total = journal_end(parent)
+  local h = head_of(root, id)
+  if not h or h[H.run] ~= tonumber(run) or h[H.state] >= S.succeeded then return end
+  local key = root .. KEY.journal .. id
+  local _, after, total = journal_end(root, id)
   local body = outcome
   if #body > LIMIT.page_bytes or total + #body > LIMIT.journal_bytes then body = '' end
-  redis.call('RPUSH', root .. KEY.journal .. id,
-    struct.pack(LINE, 1, math.max(after, parent.stamp, now - parent.created_at), parent.attempt, total + #body)
+  redis.call('RPUSH', key,
+    struct.pack(LINE, 1, math.max(after, h[H.stamp], now - h[H.created_at]), h[H.attempt], total + #body)
       .. struct.pack('>BBI2', child.state, #child.id, #child.parent_key) .. child.id .. child.parent_key .. body)
-  if parent.suspended > 0 then
-    if parent.start_at == 0 or parent.start_at > now then parent.start_at = now end
-    child.woke = true
-  end
-  if parent.suspended > 0 or parent.journal == 0 then
+  -- Of hundreds of children of one that runs none costs it its record.
+  if h[H.suspended] > 0 or h[H.journal] == 0 then
+    local parent = load(root, id)
     parent.journal = 1
+    if parent.suspended > 0 then
+      if parent.start_at == 0 or parent.start_at > now then parent.start_at = now end
+      child.woke = true
+    end
     save(parent)
   end
-  tell(parent)
+  redis.call('PUBLISH', root .. CHANNEL.operation .. id, 'journal')
 end

@@ -70,8 +70,7 @@ local function mesh1_append(keys, argv)
   local heads, bodies = {}, 2
   for position, task in ipairs(a.tasks) do
     bodies = bodies + task.count + 0 * (#task.id + task.run + task.attempt + task.at) -- all of them, before the first write
-    local packed = redis.call('HGET', root .. KEY.operation .. task.id, 'h')
-    heads[position] = packed and cmsgpack.unpack(packed)
+    heads[position] = head_of(root, task.id) or false
   end
   if bodies ~= #argv + 1 then error('bodies are missing') end
   local replies, first = { now }, 2
@@ -127,8 +126,7 @@ local function mesh1_pages(keys, argv)
   local now = now_ms()
   local replies, room = { now }, LIMIT.page_bytes
   for position, list in ipairs(a.lists) do
-    local packed = redis.call('HGET', root .. KEY.operation .. list.id, 'h')
-    local h = packed and cmsgpack.unpack(packed)
+    local h = head_of(root, list.id)
     local status = not h and 'unknown'
       or list.run > 0 and fenced(list.run, list.attempt, h[H.run], h[H.attempt], h[H.state], h[H.start])
     if status then

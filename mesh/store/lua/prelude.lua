@@ -57,8 +57,8 @@ end
 local LINE, LINE_BYTES = '>BI8I4I4', 17
 
 -- Length, time of the last entry and bytes of a journal.
-local function journal_end(op)
-  local key = op.root .. KEY.journal .. op.id
+local function journal_end(root, id)
+  local key = root .. KEY.journal .. id
   local last = redis.call('LINDEX', key, -1)
   if not last then return 0, 0, 0 end
   local _, after, _, total = struct.unpack(LINE, last)
@@ -74,7 +74,7 @@ local function emit(op, code, now, detail, attempt, instance)
   if detail and detail ~= '' then entry[4] = detail end
   if op.journal == 1 then
     -- Its place among the journal's entries, whose times it must not run behind.
-    local length, after = journal_end(op)
+    local length, after = journal_end(op.root, op.id)
     if after > op.stamp then op.stamp, entry[2] = after, after end
     entry[4], entry[5] = entry[4] or false, length
   end
