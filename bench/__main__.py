@@ -28,7 +28,7 @@ import msgspec
 from rich.console import Console
 
 from bench import calls, report, standing, wrk
-from bench.figures import Figures
+from bench.figures import Figures, compare
 from bench.load import Options
 from bench.machine import describe
 from bench.process import BenchFailed
@@ -126,6 +126,10 @@ async def run(chosen: argparse.Namespace) -> int:
     scenarios: list[Figures] = []
     for name in chosen.scenarios:
         scenarios.append(await measure(name, options))
+        if name == "pull_sync":
+            pushed = next((one for one in scenarios if one.scenario == "nexus_sync"), None)
+            if pushed is not None:
+                compare(pushed, scenarios[-1])
         report.show(console, scenarios[-1])
     document = report.to_json(scenarios, options, machine, started_at, monotonic_s() - begun_s)
     if chosen.json:

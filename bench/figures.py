@@ -46,6 +46,7 @@ UNITS: Final = {
     "mib": "MiB",
     "bytes": "bytes per operation",
     "count": "",
+    "ratio": "times",
 }
 """By the last word of a figure's name."""
 
@@ -60,6 +61,11 @@ _SYNC: Final = {
 }
 TARGETS: Final[dict[str, dict[str, Target]]] = {
     "nexus_sync": _SYNC,
+    "pull_sync": {
+        "push_ratio": Target(least=1.3),
+        "store_calls_per_op": _SYNC["store_calls_per_op"],
+        "fsyncs_per_op": _SYNC["fsyncs_per_op"],
+    },
     "v1_sync": _SYNC,
     "async": {
         "throughput_per_s": Target(least=3_000),
@@ -123,6 +129,13 @@ class Figures:
             if target is not None:
                 figures[name] |= {"target": str(target), "verdict": self.verdict(name)}
         return {"figures": figures, "errors": self.errors}
+
+
+def compare(push: Figures, pull: Figures) -> None:
+    """How much more an agent that asks for its work does; both measured in one run, for machines differ more."""
+    rates = [median(one.values["throughput_per_s"]) for one in (push, pull) if "throughput_per_s" in one.values]
+    if len(rates) == 2:
+        pull.add("push_ratio", rates[1] / rates[0], f"throughput, to that of {push.scenario} in this run")
 
 
 def rounded(value: float) -> float:

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from bench.figures import TARGETS, Figures, Target, misses, unit_of
+from bench.figures import TARGETS, Figures, Target, compare, misses, unit_of
 from bench.generator import ERRORS_MAX, Generator, Load, percentile
 from bench.load import Options
 from bench.meters import fsyncs_between, tree, usage
@@ -51,6 +51,8 @@ COMMON = {
     "handler_rss_after_mib": "MiB",
 }
 PROMISED = {
+    "nexus_sync": COMMON,
+    "pull_sync": COMMON | {"push_ratio": "times"},
     "v1_sync": COMMON,
     "async": COMMON | {"receiver_cpu_us": "us of CPU per operation"},
     "parked": {
@@ -286,3 +288,14 @@ def test_a_figure_must_end_in_a_unit() -> None:
         Figures("x").add("speed", 1)
     assert all(unit_of(name) is not None for targets in TARGETS.values() for name in targets)
     assert str(Target(most=2, below=True)) == "< 2"
+
+
+def test_pull_is_measured_beside_push() -> None:
+    push, pull = Figures("nexus_sync"), Figures("pull_sync")
+    compare(push, pull)
+    assert pull.values == {}
+    for value in (1_000, 2_000, 4_000):
+        push.add("throughput_per_s", value)
+        pull.add("throughput_per_s", value * 1.5)
+    compare(push, pull)
+    assert (pull.values["push_ratio"], pull.verdict("push_ratio"), unit_of("push_ratio")) == ([1.5], "ok", "times")
