@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 from urllib.parse import parse_qsl
 
 import nexusrpc
@@ -74,6 +74,16 @@ class StartHead(NamedTuple):
         """A `Mesh-Run` or `Mesh-Attempt`; 1 when there is none."""
         text = self.headers.get(name, "")
         return int(text) if text.isascii() and text.isdigit() and len(text) < 10 else 1  # noqa: PLR2004
+
+
+def path_of(scope: Mapping[str, Any]) -> bytes:
+    """The path as sent, below where the app is mounted. Decoded names would have lost their `%2F` (P1)."""
+    raw: bytes | None = scope.get("raw_path")
+    if raw is None:
+        message = "this ASGI server does not say the raw path; use one that does, such as uvicorn"
+        raise Malformed(message)
+    root: str = scope.get("root_path", "")
+    return raw.removeprefix(root.encode()) if root else raw
 
 
 def read_start(headers: Iterable[RawHeader], query: bytes) -> StartHead:

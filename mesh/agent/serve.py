@@ -23,7 +23,7 @@ from nexusrpc.handler import OperationHandlerMiddleware
 from mesh.agent import outcome as outcomes
 from mesh.agent.host import Host
 from mesh.agent.hosting import LINGER_MS, Hosting
-from mesh.agent.inbound import read_cancel, read_start
+from mesh.agent.inbound import path_of, read_cancel, read_start
 from mesh.agent.leases import LEASE_MS_MIN
 from mesh.agent.outcome import Outcome
 from mesh.agent.pulling import Pulling
@@ -176,7 +176,7 @@ class Agent:
         if scope["method"] != "POST":
             return _other_method(scope, self.prefix)
         try:
-            raw_path = _raw_path(scope)
+            raw_path = path_of(scope)
             body = await self._body(receive)
         except Malformed as error:
             return outcomes.refusal("BAD_REQUEST", error.detail)
@@ -327,16 +327,6 @@ def serve(endpoint: str, services: Iterable[Any], *, host: str = "127.0.0.1", po
 def pull(endpoint: str, services: Iterable[Any], **options: Any) -> None:
     """`Agent(endpoint, services, mode="pull", **options).run()`: ask for work instead of being sent it."""
     Agent(endpoint, services, mode="pull", **options).run()
-
-
-def _raw_path(scope: Scope) -> bytes:
-    """The path as sent, below where the app is mounted. Decoded names would have lost their `%2F` (P1)."""
-    raw: bytes | None = scope.get("raw_path")
-    if raw is None:
-        message = "this ASGI server does not say the raw path; use one that does, such as uvicorn"
-        raise Malformed(message)
-    root: str = scope.get("root_path", "")
-    return raw.removeprefix(root.encode()) if root else raw
 
 
 def _refused(error: Exception) -> Answer:
