@@ -9,10 +9,12 @@ import pytest
 from mesh.events import EventKind
 from mesh.machine import State
 from mesh.store.durable import JOURNAL, STREAM
+from mesh.store.functions import load_library
 from mesh.store.layout import Line
-from mesh.store.library import LIMITS
+from mesh.store.library import LIMITS, source
 from mesh.store.verbs import Append, Completion, Step, Task, Wanted
 from tests.model.fixtures import Room
+from tests.model.sides import clocked
 
 A, B, C = b'{"kind":"step","n":1}', b'{"kind":"step","n":2}', b'{"kind":"timer"}'
 
@@ -225,3 +227,28 @@ async def test_an_entry_before_the_201_is_booked(room: Room) -> None:
     assert await room.state(one) is State.SCHEDULED
     await room.started(one, beat_ms=60_000)
     assert await append(room, one, 1, B) == Step("ok", 2)
+
+
+async def test_a_clock_that_goes_back_turns_no_history_round(room: Room) -> None:
+    """Entries and events are stamped no earlier than what stands before them."""
+    now = (await room.store.append(JOURNAL, []))[0]
+    await room.link.call("FUNCTION", "LOAD", "REPLACE", clocked(source()))
+    try:
+        await set_clock(room, now)
+        one = await running(room)
+        await set_clock(room, now + 5_000)
+        await append(room, one, 0, A)
+        await set_clock(room, now + 1_000)
+        await append(room, one, 1, B)
+        await room.cancel(one)
+        await set_clock(room, now + 2_000)
+        await append(room, one, 2, C)
+        lines = (await room.store.lines(one, JOURNAL, 0, 9)).lines
+        assert [line.after_ms for line in lines] == [5_000, 5_000, 5_000]
+        assert (await room.kept(one)).events[-1].after_ms == 5_000
+    finally:
+        await load_library(room.link.call)
+
+
+async def set_clock(room: Room, at_ms: int) -> None:
+    await room.link.call("HSET", "clock", "s", at_ms // 1000, "us", at_ms % 1000 * 1000)
