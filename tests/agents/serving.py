@@ -43,6 +43,11 @@ class _Server(uvicorn.Server):
             connection.shutdown()
         await self.lifespan.shutdown()
         await asyncio.gather(*self.server_state.tasks, return_exceptions=True)
+        # What connected meanwhile: a loop that closes over an open socket fails, and so does whoever tests next.
+        while self.server_state.connections:
+            for connection in tuple(self.server_state.connections):
+                connection.transport.abort()
+            await sleep(0.005)
 
 
 @contextmanager
