@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from socket import gethostname
 from typing import Any, Final
 
@@ -39,6 +39,8 @@ class Pulling:
         declared: dict[str, Any] | None,
         lease_ms: int,
         slots: int,
+        force: bool,
+        refused: Callable[[str], None] | None,
     ) -> None:
         if not instance:
             machine = _ODD.sub("-", gethostname())[:_HOST_CHARS_MAX].strip("-.")
@@ -52,6 +54,8 @@ class Pulling:
             declared=None if declared is None else {"services": services, "target": {"kind": "pull"}, **declared},
             instance=instance,
             lease=None,
+            force=force,
+            refused=refused,
         )
         offered: dict[str, Any] = {} if version is None else {"version": version}
         if declared is None:

@@ -1,7 +1,8 @@
 """The agent's entry in the registry: declares the endpoint once, then keeps this instance's lease alive.
 
-Repeats for ever, since an agent may be up before its gateway and outlives its restarts. What the agent's author did not
-set (policy, allow, labels, description) stays as it is in the registry. Knows no operations.
+Repeats for ever, since an agent may be up before its gateway and outlives its restarts; but whoever runs the process
+may ask to be told of a refusal that no waiting mends (`refused`). What the agent's author did not set (policy, allow,
+labels, description) stays as it is in the registry. Knows no operations.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final, cast
 
 from mesh.clock import sleep
@@ -33,10 +34,18 @@ LEAVE_TIMEOUT_S: Final = 2.0
 DECLARE_TRIES_MAX: Final = 5
 REPLY_BYTES_MAX: Final = 4 << 20
 SAID_MAX: Final = 16
+FAULTS_SHOWN_MAX: Final = 5
+PASSING: Final = frozenset({401, 404, 412})
+"""Refusals that others may mend without this agent: a key that is being rotated and that the gateways learn soon, an
+endpoint that is declared by whoever was started together with this, a write in between. All other 4xx are final."""
 REGISTERED: Final = "is registered"
 DECLARED: Final = "is declared"
 
 logger: Final = logging.getLogger("mesh.agent")
+
+
+class RefusedForGood(Refusal):
+    """The contract breaks callers, the name is another namespace's, a field or the URL is refused: no wait helps."""
 
 
 class Registration:
@@ -58,8 +67,14 @@ class Registration:
         instance: str,
         lease: dict[str, Any] | None,
         force: bool = False,
+        refused: Callable[[str], None] | None = None,
     ) -> None:
-        """`lease`: the body of the instance's PUT, `{url, ttl_ms, version?, weight?}`; None: its polls register it."""
+        """`lease`: the body of the instance's PUT, `{url, ttl_ms, version?, weight?}`; None: its polls register it.
+
+        `refused`: called once, with the reason in a line, when the first registration is refused for good; nothing is
+        tried again then. None, as under a server that is not ours to end: the error is logged, and tried again slowly.
+        An agent that was taken once goes on in any case, for it has work.
+        """
         self._pool = pool
         self._gateways = gateways
         self._at = 0
@@ -76,6 +91,7 @@ class Registration:
         self._lease = json.dumps(lease).encode()
         self._first = json.dumps({**(lease or {}), "fresh": True}).encode()
         self._ttl_ms: int = lease["ttl_ms"] if lease is not None else 0
+        self._refused = refused
         self._again = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._said: set[str] = set()
@@ -129,6 +145,9 @@ class Registration:
                 self._at += 1
                 pause_ms, delay_ms = delay_ms, min(delay_ms * RETRY_FACTOR, RETRY_MAX_MS)
             except Refusal as refusal:
+                if isinstance(refusal, RefusedForGood) and self._refused is not None and not self.known.is_set():
+                    self._refused(f"{self._what} cannot register: {refusal.detail}")
+                    return
                 self._say(logging.ERROR, f"cannot register: {refusal.detail}")
                 pause_ms, refused_ms = refused_ms, min(refused_ms * 2, REFUSED_RETRY_MS)
             else:
@@ -220,7 +239,18 @@ def _check(reply: Reply, what: str) -> None:
     if reply.status < 300:  # noqa: PLR2004
         return
     said = _object(reply)
-    detail = f"{what}: {reply.status} {said.get('code', '')} {said.get('detail', '')}".rstrip()
+    detail = f"{what}: {reply.status} {said.get('code', '')} {said.get('detail', '')}".rstrip() + _places(said)
     if reply.status in (408, 425, 429) or reply.status >= 500:  # noqa: PLR2004
         raise PeerFault(detail)
-    raise Refusal(detail)
+    raise (Refusal if reply.status in PASSING else RefusedForGood)(detail)
+
+
+def _places(said: dict[str, Any]) -> str:
+    """Where the faults are, as JSON pointers with their reasons; empty when the problem does not say."""
+    errors: object = said.get("errors")
+    found = cast("list[object]", errors) if isinstance(errors, list) else []
+    faults = [cast("dict[str, Any]", each) for each in found if isinstance(each, dict)]
+    shown = [f"{each['pointer']}: {each.get('detail', '')}" for each in faults if "pointer" in each]
+    if len(shown) > FAULTS_SHOWN_MAX:
+        shown[FAULTS_SHOWN_MAX:] = [f"and {len(shown) - FAULTS_SHOWN_MAX} more"]
+    return f" ({'; '.join(shown)})" if shown else ""

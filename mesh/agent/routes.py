@@ -138,6 +138,9 @@ class Routes:
 
     def _add_function(self, endpoint: str, function: Callable[..., Any]) -> None:
         marked = getattr(function, MARK, None)
+        if marked is None and function.__name__ == "<lambda>":
+            message = f"agent {endpoint}: a lambda has no name that its operation could have: define it with def"
+            raise ConfigError(message)
         if marked is None:
             handler = (AsyncFunction if inspect.iscoroutinefunction(function) else Function)(function)
         else:

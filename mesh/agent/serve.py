@@ -151,6 +151,8 @@ class Agent:
         self._force = bool(os.environ.get("MESH_FORCE_CONTRACT")) if force_contract is None else force_contract
         offered = {"ttl_ms": ttl_ms, "version": version, "weight": weight}
         self._offered: dict[str, Any] = {field: value for field, value in offered.items() if value is not None}
+        self.refused: Callable[[str], None] | None = None
+        """Set before `begin`: told why the registry will never have this agent. None: tried again."""
         self._registration: Registration | None = None
         self._pulling: Pulling | None = None
         self._call = HotRoute(self._run, _refused)
@@ -241,7 +243,7 @@ class Agent:
             self._pulling = Pulling(
                 self._pool, self.gateways, self._host, self._work, self._routes, key=self._key, endpoint=self.endpoint,
                 instance=self._instance, version=self._version, declared=declared, lease_ms=self._lease_ms,
-                slots=self._slots,
+                slots=self._slots, force=self._force, refused=self.refused,
             )  # fmt: skip
             self._pulling.begin()
             return
@@ -261,15 +263,10 @@ class Agent:
             self._instance or f"{at.host.replace(':', '-')}-{at.port}{at.path.decode().rstrip('/').replace('/', '-')}"
         )
         self._registration = Registration(
-            self._pool,
-            self.gateways,
-            key=self._key,
-            endpoint=self.endpoint,
+            self._pool, self.gateways, key=self._key, endpoint=self.endpoint,
             declared={"services": self._routes.describe(), **self._declared} if self._register is True else None,
-            force=self._force,
-            instance=instance,
-            lease={"url": self.url, **self._offered},
-        )
+            force=self._force, instance=instance, lease={"url": self.url, **self._offered}, refused=self.refused,
+        )  # fmt: skip
         self._registration.begin()
 
     async def registered(self) -> None:
@@ -305,9 +302,11 @@ class Agent:
         self._host = Host(self._work, answer_within_ms=self._answer_within_ms, running_max=self._running_max)
 
     def run(self, *, host: str = "127.0.0.1", port: int = 0) -> None:
-        """Serve until SIGINT or SIGTERM, on a free port by default. Needs uvicorn; raises ConfigError without it.
+        """Serve until SIGINT or SIGTERM, on a free port by default. Needs uvicorn.
 
-        In pull mode there is nothing to serve: it asks for work until a signal ends it.
+        In pull mode it asks for work until a signal ends it. Raises ConfigError (no uvicorn, port in use); SystemExit
+        with the reason, exit status 1, when the registry refuses the agent for good: any 4xx but 401 (a key may be on
+        its way), 404 (so may the endpoint), 408, 412, 425 and 429.
         """
         if self.mode == "pull":
             from mesh.agent.worker import work  # noqa: PLC0415 - as below
@@ -320,13 +319,16 @@ class Agent:
 
 
 def serve(endpoint: str, services: Iterable[Any], *, host: str = "127.0.0.1", port: int = 0, **options: Any) -> None:
-    """`Agent(endpoint, services, **options).run(host=..., port=...)`."""
-    Agent(endpoint, services, **options).run(host=host, port=port)
+    """`Agent(endpoint, services, **options).run(host=..., port=...)`; a ConfigError ends the process with its line."""
+    try:
+        Agent(endpoint, services, **options).run(host=host, port=port)
+    except ConfigError as error:
+        raise SystemExit(f"agent {endpoint}: {error.detail}") from None
 
 
 def pull(endpoint: str, services: Iterable[Any], **options: Any) -> None:
     """`Agent(endpoint, services, mode="pull", **options).run()`: ask for work instead of being sent it."""
-    Agent(endpoint, services, mode="pull", **options).run()
+    serve(endpoint, services, mode="pull", **options)
 
 
 def _refused(error: Exception) -> Answer:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import importlib
 import logging
+import os
 import socket
 from typing import TYPE_CHECKING, Any, Final
 
@@ -27,15 +28,12 @@ WILDCARDS: Final = ("", "0.0.0.0", "::")  # noqa: S104 - compared with, not boun
 
 
 def run(agent: Agent, host: str, port: int) -> None:
-    """Serve until a signal ends it. Raises ConfigError, OSError when the port is taken."""
+    """Serve until a signal ends it. Raises ConfigError, also for a port in use; SystemExit when refused for good."""
     uvicorn = _uvicorn()
     from mesh.edge.protocol import SWEEP_S, Edge, sweep  # noqa: PLC0415 - needs uvicorn
 
-    if not logging.getLogger().handlers:
-        # Whoever starts an agent from a terminal wants to see where it is and whether the mesh knows it.
-        logging.basicConfig(format="%(asctime)s %(name)s %(message)s", datefmt="%H:%M:%S")
-        logger.setLevel(logging.INFO)
-    listener = bind(host, port)
+    _show_log()
+    listener = _bound(host, port)
     if agent.url is None:
         agent.url = address(agent, host, listener)
     logger.info("%s serves at %s", agent.endpoint, agent.url)
@@ -71,13 +69,40 @@ def run(agent: Agent, host: str, port: int) -> None:
         await agent.leave()
         await shut_down(sockets)
 
+    refused: list[str] = []
+
+    def end(why: str) -> None:
+        refused.append(why)
+        server.should_exit = True
+
     server.shutdown, server.startup = leave_first, begin
+    agent.refused = end
     try:
         server.run(sockets=[listener])
     except KeyboardInterrupt:
         pass  # uvicorn has shut down and raises the signal again; there is nothing to tell
     finally:
         listener.close()
+    if refused:
+        # Not 0: a supervisor, or a pipeline that waits for this start, must not take it for a good one.
+        raise SystemExit(refused[0])
+
+
+def _show_log() -> None:
+    if not logging.getLogger().handlers:
+        # Whoever starts an agent from a terminal wants to see where it is and whether the mesh knows it.
+        logging.basicConfig(format="%(asctime)s %(name)s %(message)s", datefmt="%H:%M:%S")
+        logger.setLevel(logging.INFO)
+
+
+def _bound(host: str, port: int) -> socket.socket:
+    """Raises ConfigError."""
+    try:
+        return bind(host, port)
+    except OSError as error:
+        why = os.strerror(error.errno) if error.errno else str(error)
+        message = f"cannot listen on {host}:{port}: {why}; choose another port, or end what uses it"
+        raise ConfigError(message) from None
 
 
 def bind(host: str, port: int) -> socket.socket:

@@ -16,8 +16,10 @@ import pytest
 
 import mesh
 from mesh.agent import Agent
+from mesh.agent.registration import Registration
 from mesh.agent.server import address, bind
-from mesh.clock import monotonic_s, pause
+from mesh.clock import monotonic_s, pause, sleep
+from mesh.pool import Pool, Target
 from tests.agents.greeter import greet
 from tests.agents.serving import Gateway, serving, until
 from tests.agents.workshop import ShopHandler
@@ -184,6 +186,108 @@ class TestRegistry:
             until(lambda: "name_taken" in caplog.text)
         assert "shop belongs to another namespace" in caplog.text
         assert caplog.text.count("cannot register") == 1
+
+
+REFUSAL: tuple[int, dict[str, Any]] = (
+    409,
+    {
+        "code": "contract_breaks",
+        "detail": "callers would break",
+        "errors": [{"pointer": "/services/0/operations/1", "detail": "greet is gone"}],
+    },
+)
+SERVES: dict[str, str] = {
+    "serve": "import mesh; from tests.agents.greeter import greet; mesh.serve('shop', [greet])",
+    "pull": "import mesh; from tests.agents.greeter import greet; mesh.pull('shop', [greet])",
+    "run": "from mesh.agent import Agent; from tests.agents.greeter import greet; Agent('shop', [greet]).run()",
+}
+
+
+class TestRefusedForGood:
+    """What no waiting mends ends the process, so that its supervisor does not see a good deployment."""
+
+    @pytest.mark.parametrize("form", SERVES)
+    def test_the_process_ends_with_the_reason_in_a_line(self, gateway: Gateway, form: str) -> None:
+        gateway.refuse = REFUSAL
+        code, said = ended(SERVES[form], MESH_URL=gateway.url)
+        last = said.splitlines()[-1]
+        assert (code, "Traceback" in said, said.count("cannot register")) == (1, False, 1), said
+        assert last.startswith("shop/")
+        assert last.endswith("409 contract_breaks callers would break (/services/0/operations/1: greet is gone)")
+
+    @pytest.mark.parametrize("status", [400, 403, 409, 422])
+    async def test_final(self, status: int) -> None:
+        assert await told(status) == [f"shop/one cannot register: the endpoint: {status} x no"]
+
+    @pytest.mark.parametrize("status", [401, 404, 408, 412, 425, 429, 503])
+    async def test_passing(self, status: int) -> None:
+        assert await told(status) == []
+
+    def test_under_a_foreign_server_it_is_tried_again(self, gateway: Gateway) -> None:
+        gateway.refuse = REFUSAL
+        with agent(gateway):
+            until(lambda: len(gateway.requests) >= 3)
+            gateway.refuse = None
+            until(lambda: gateway.at("/instances/", "PUT"))
+
+    def test_an_agent_that_was_taken_once_goes_on(self, gateway: Gateway) -> None:
+        with process([sys.executable, "-c", SERVES["serve"]], MESH_URL=gateway.url) as child:
+            until(lambda: len(gateway.at("/instances/", "PUT")) >= 2, 15)
+            count = len(gateway.requests)
+            gateway.refuse = REFUSAL
+            until(lambda: len(gateway.requests) >= count + 2, 10)
+            gateway.refuse = None
+            assert child.poll() is None
+
+    def test_a_port_in_use_is_a_line(self) -> None:
+        with bind("127.0.0.1", 0) as listener:
+            port = listener.getsockname()[1]
+            code, said = ended(SERVES["serve"].replace(")", f", port={port})"))
+        why = f"cannot listen on 127.0.0.1:{port}: Address already in use; choose another port, or end what uses it"
+        assert (code, said) == (1, f"agent shop: {why}\n")
+
+    def test_a_lambda_is_refused_with_the_reason(self) -> None:
+        code, said = ended("import mesh; mesh.serve('shop', [lambda x: x])")
+        assert code == 1
+        (line,) = said.splitlines()
+        assert "a lambda has no name" in line
+        assert "define it with def" in line
+
+
+async def told(status: int) -> list[str]:
+    """What a registration that is answered `status` at first says of a final refusal."""
+    said: list[str] = []
+    gateway = Gateway()
+    with serving(gateway) as gateway.url:
+        gateway.refuse = (status, {"code": "x", "detail": "no"})
+        pool = Pool()
+        registration = Registration(
+            pool, [Target.parse(gateway.url)], key=None, endpoint="shop", declared={"description": "d"},
+            instance="one", lease={"url": URL, "ttl_ms": 600}, refused=said.append,
+        )  # fmt: skip
+        registration.begin()
+        try:
+            end_s = monotonic_s() + 5
+            while not said and len(gateway.requests) < 2 and monotonic_s() < end_s:
+                await sleep(0.01)
+        finally:
+            await registration.leave()
+            await pool.close()
+    return said
+
+
+def ended(code: str, **environment: str) -> tuple[int, str]:
+    """Exit status and stderr of a process that ends by itself."""
+    env = {name: value for name, value in os.environ.items() if not name.startswith("MESH_")}
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        env=env | {"PYTHONPATH": str(ROOT)} | environment,
+        stderr=subprocess.PIPE,
+        timeout=30,
+        check=False,
+    )
+    return done.returncode, done.stderr.decode()
 
 
 class TestStarting:
