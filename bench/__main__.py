@@ -6,6 +6,7 @@
     process.py    one process                    parts.py     all processes of one run
     meters.py     /proc, the store's counters    load.py      one load, metered
     calls.py      scenarios of calls             standing.py  parked operations, cold start
+    durable.py    steps, replays, sleepers       durable_handlers.py  the handlers that have them
     figures.py    values, units, targets         report.py    table and JSON
     machine.py    where it was measured
     profiling.py  where the gateway's time goes  profiled.py  the gateway under cProfile
@@ -27,7 +28,7 @@ from typing import Final
 import msgspec
 from rich.console import Console
 
-from bench import calls, report, standing, wrk
+from bench import calls, durable, report, standing, wrk
 from bench.figures import Figures, compare
 from bench.load import Options
 from bench.machine import describe
@@ -35,7 +36,7 @@ from bench.process import BenchFailed
 from mesh.clock import monotonic_s, now_ms, to_rfc3339
 from mesh.errors import MeshError
 
-SCENARIOS: Final = (*calls.KINDS, "parked", "cold_start")
+SCENARIOS: Final = (*calls.KINDS, *durable.KINDS, "parked", "cold_start")
 QUICK: Final = {"seconds": 2.0, "repeats": 1, "parked": 2_000, "warmup": 1.0, "idle": 3.0}
 BUSY_LOAD: Final = 0.5
 CONSOLE_COLUMNS_MIN: Final = 140
@@ -96,6 +97,8 @@ async def measure(name: str, options: Options) -> Figures:
             return await standing.measure_parked(options)
         if name == "cold_start":
             return await standing.measure_cold_start(options)
+        if name in durable.KINDS:
+            return await durable.measure(name, options)
         return await calls.measure(name, options)
     except (BenchFailed, MeshError, OSError) as error:
         figures = Figures(name)

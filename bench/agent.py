@@ -2,7 +2,7 @@
 
 Its operations do no work. `echo` answers at once; `typed` is the same with pydantic models, whose JSON Schema the
 gateway then checks on every start; `later` answers 201 and completes by its token a moment after; `never` answers 201
-and is not heard of again.
+and is not heard of again. The durable ones are in durable_handlers.py.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from nexusrpc.handler import (
 )
 from pydantic import BaseModel
 
+from bench.durable_handlers import HANDLERS
 from bench.work import ASYNC_SERVICE, ENDPOINT, MOMENT_MS
 from mesh.agent import Agent, complete
 from mesh.clock import sleep
@@ -113,7 +114,7 @@ def main() -> None:
     """Serve until SIGTERM."""
     settings = msgspec.json.decode(sys.stdin.buffer.readline(), type=Settings)
     mode = "pull" if settings.pulls else "push"
-    services = [echo, typed, Asynchronous()]
+    services = [echo, typed, Asynchronous(), *HANDLERS]
     agent = Agent(ENDPOINT, services, gateway=settings.gateway, register=settings.register, mode=mode, slots=SLOTS)
     agent.run(port=settings.port)
 

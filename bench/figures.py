@@ -72,6 +72,9 @@ TARGETS: Final[dict[str, dict[str, Target]]] = {
         "store_calls_per_op": Target(most=4 + BEATS, shown="<= 4"),
         "fsyncs_per_op": Target(most=0.1, below=True),
     },
+    "durable_steps": {"loaded_per_s": Target(least=4_000), "alone_p50_ms": Target(most=1.5, below=True)},
+    "replay": {"replay_1000_ms": Target(most=100, below=True)},
+    "asleep": {"agent_mib": Target(most=10, below=True), "agent_idle_cpu_percent": Target(most=1, below=True)},
     "parked": {"idle_cpu_percent": Target(most=2, below=True)},
     "cold_start": {"empty_s": Target(most=1.5), "existing_s": Target(most=1.5)},
 }

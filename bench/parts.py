@@ -123,9 +123,11 @@ class Stack:
 
     # Asking
 
-    async def ask(self, method: bytes, path: str, body: bytes = b"") -> Reply:
+    async def ask(self, method: bytes, path: str, body: bytes = b"", *, prefer: bytes = b"") -> Reply:
         """One request to the gateway. Raises MeshError when it is not reached."""
         headers = [(b"content-type", b"application/json")] if body else []
+        if prefer:
+            headers.append((b"prefer", prefer))
         return await self._pool.request(method, self._base, path.encode(), headers, body, timeout_s=READY_S)
 
     async def put_endpoint(self, name: str, document: dict[str, Any]) -> None:

@@ -199,7 +199,8 @@ class Work:
             run.end(None)
         if run.durable is not None:
             self._hosting.ended(run.durable)
-            run.durable = None
+            # Each would keep the other, and all that the attempt was, until the garbage collector comes by.
+            run.durable = run.task = None
         for timer in (run.doubt, run.expiry):
             if timer is not None:
                 timer.cancel()

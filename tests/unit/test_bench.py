@@ -55,6 +55,17 @@ PROMISED = {
     "pull_sync": COMMON | {"push_ratio": "times"},
     "v1_sync": COMMON,
     "async": COMMON | {"receiver_cpu_us": "us of CPU per operation"},
+    "durable_steps": {
+        "loaded_per_s": "operations/s",
+        "loaded_p50_ms": "ms",
+        "alone_p50_ms": "ms",
+        "alone_p99_ms": "ms",
+        "loaded_handler_cpu_us": "us of CPU per operation",
+        "loaded_gateway_cpu_us": "us of CPU per operation",
+        "loaded_store_cpu_us": "us of CPU per operation",
+    },
+    "replay": {"replay_1000_ms": "ms", "replay_many_ms": "ms", "peak_mib": "MiB"},
+    "asleep": {"asleep_count": "", "agent_mib": "MiB", "burst_mib": "MiB", "agent_idle_cpu_percent": "% of a core"},
     "parked": {
         "parked_count": "",
         "idle_cpu_percent": "% of a core",

@@ -33,6 +33,11 @@ logger: Final = logging.getLogger("mesh.agent")
 class Attempt:
     """`run` it once. `cancel`, `leave` and `told` may be called while it runs."""
 
+    __slots__ = (
+        "_cancel_told", "_cancel_wanted", "_detached", "_errands", "_finds", "_interruptible", "_over", "_stopped",
+        "_waiting", "background", "exchange", "link", "live_children", "loop", "resting", "task", "tools",
+    )  # fmt: skip
+
     def __init__(self, task: Task, link: Link, tools: Tools) -> None:
         self.task = task
         self.link = link
@@ -62,15 +67,21 @@ class Attempt:
         main.add_done_callback(self._ended)
         try:
             await self._over
+            self._close()
+            if self._stopped is None:
+                return main.result()
+            await self._unwind(main)
+            raise _fresh(self._stopped)
         except asyncio.CancelledError:
             self.stop(Suspended("interrupted"))
             main.cancel()
             raise
-        self._close()
-        if self._stopped is not None:
-            await self._unwind(main)
-            raise _fresh(self._stopped)
-        return main.result()
+        finally:
+            # What knows each other is let go, so that an attempt that is over leaves at once.
+            self.exchange.forget()
+            self.resting.forget()
+            self._waiting.clear()
+            del main
 
     async def _main(self, code: Callable[[], Awaitable[T]]) -> T:
         result = await code()
@@ -201,6 +212,7 @@ class Attempt:
         finally:
             self._waiting.discard(future)
             self._interruptible.discard(future)
+            del future  # it may hold an exception that holds this frame, for the garbage collector to find
 
     async def park(self, future: asyncio.Future[T], until_ms: int | None, value: T | None = None) -> T:
         """Await a time (`future` gets `value` then, if the attempt is still here) or, for None, the end of a child."""
@@ -214,6 +226,7 @@ class Attempt:
             self.resting.left(place)
             if timer is not None:
                 timer.cancel()
+            del future, timer  # as in wait
 
     def adopt(self, key: str, operation_id: str, *, fresh: bool) -> None:
         """A child that ends with this operation. One that was started after the cancel was told cleans up: it stays."""
@@ -238,6 +251,11 @@ def settle(future: asyncio.Future[Any], value: Any = None) -> None:
     """Set a result, unless somebody was quicker."""
     if not future.done():
         future.set_result(value)
+
+
+def settle_by(future: asyncio.Future[None], _: object) -> None:
+    """`settle` as a callback of something else that is done."""
+    settle(future)
 
 
 def _fresh(why: BaseException) -> BaseException:

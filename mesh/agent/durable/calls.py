@@ -8,12 +8,13 @@ Its end is written into this operation's journal by the store, which also wakes 
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from typing import Any, NamedTuple
 
 import msgspec
 
 from mesh.agent.codec import JSON, Codec, Undecodable
-from mesh.agent.durable.attempt import Attempt, settle
+from mesh.agent.durable.attempt import Attempt, settle_by
 from mesh.agent.durable.branch import SourceBlocked, begin_within_branch, branch
 from mesh.agent.durable.entries import Entry, fingerprint, key_of, trouble_of, unpack
 from mesh.agent.durable.errors import CallRefused, LeaseLost
@@ -103,12 +104,14 @@ async def _placed(attempt: Attempt, order: ChildOrder) -> Child:
     """The start itself, unless the attempt ends first. Raises Refusal."""
     work = attempt.loop.create_task(attempt.link.start_child(order))
     over: asyncio.Future[None] = attempt.loop.create_future()
-    work.add_done_callback(lambda _: settle(over))
+    work.add_done_callback(partial(settle_by, over))
     try:
         await attempt.wait(over)
     except BaseException:
         work.cancel()
         raise
+    finally:
+        del over  # as in Attempt.wait
     return work.result()
 
 

@@ -46,6 +46,11 @@ def chunk_of(data: Any, source: str, n: int) -> bytes:
 class Chunks:
     """`acked` is called when more are stored; `answered` with every answer that says something else than that."""
 
+    __slots__ = (
+        "_answered", "_at", "_link", "_noted", "_on_acked", "_out", "_queue", "_refused", "_sent", "acked", "own",
+        "total",
+    )  # fmt: skip
+
     def __init__(self, link: Link, acked: Callable[[], None], answered: Callable[[Ack], None]) -> None:
         self.total = self.acked = 0
         """Chunks of this attempt: given, and stored."""
@@ -101,6 +106,11 @@ class Chunks:
         self._out = self._link.emit(self._at, self._sent)
         self._out.add_done_callback(self._answer)
 
+    def forget(self) -> None:
+        """Nobody is told any more."""
+        self._on_acked = _nothing
+        self._answered = _nothing
+
     def close(self) -> None:
         if self._out is not None:
             self._out.cancel()
@@ -124,3 +134,7 @@ class Chunks:
         if ack.cancel or ack.status not in ("ok", "grown", "full"):
             self._answered(ack)
         self._on_acked()
+
+
+def _nothing(*_: Any) -> None:
+    pass

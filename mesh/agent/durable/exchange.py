@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import Any, Protocol, TypeVar
+from typing import Any, Final, Protocol, TypeVar
 
 from mesh.agent.durable.chunks import Chunks
 from mesh.agent.durable.entries import Entry, key_of, write
@@ -30,8 +30,27 @@ class Listener(Protocol):
     def cancel(self) -> None: ...
 
 
+class _Nobody:
+    cancel_known = False
+
+    def stop(self, why: BaseException) -> None:
+        pass
+
+    def cancel(self) -> None:
+        pass
+
+
+NOBODY: Final[Listener] = _Nobody()
+"""Hears what comes after the end."""
+
+
 class Exchange:
     """`length`: entries in the journal when the attempt was sent out."""
+
+    __slots__ = (
+        "_children", "_closed", "_flushes", "_link", "_listener", "_loop", "_out", "_pages", "chunks", "ledger",
+        "replay",
+    )  # fmt: skip
 
     def __init__(self, link: Link, length: int, listener: Listener) -> None:
         self.replay = Replay()
@@ -115,6 +134,11 @@ class Exchange:
         self.chunks.close()
         for future in tuple(self._out):
             future.cancel()
+
+    def forget(self) -> None:
+        """The attempt is over and was told all: let go of it."""
+        self._listener = NOBODY
+        self.chunks.forget()
 
     def pump(self) -> None:
         """Send what can be sent now. Called whenever that may have changed."""

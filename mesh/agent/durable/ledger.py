@@ -60,6 +60,8 @@ class Pending:
 class Ledger:
     """`length`: entries in the journal when the attempt was sent out."""
 
+    __slots__ = ("_queue", "_reading", "_sent", "_was_complete", "length", "read", "wanted")
+
     def __init__(self, length: int) -> None:
         self.length = length
         self.read = 0

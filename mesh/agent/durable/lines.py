@@ -76,6 +76,8 @@ class Lines:
 class HttpLink:
     """One attempt's Link. `leaving` is told 1 while the attempt may be over already, for all one knows; else 0."""
 
+    __slots__ = ("_address", "_leaving", "_lines")
+
     def __init__(self, lines: Lines, address: Address, leaving: Callable[[int], None]) -> None:
         self._lines = lines
         self._address = address

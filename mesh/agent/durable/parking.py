@@ -35,6 +35,8 @@ BUSY: Final = Busy()
 class Parking:
     """`linger_ms`: how long an attempt that only waits stays in memory."""
 
+    __slots__ = ("_children", "_last", "_linger_ms", "_since_ms", "_until", "busy", "generation")
+
     def __init__(self, linger_ms: int) -> None:
         self._linger_ms = linger_ms
         self.busy = 0

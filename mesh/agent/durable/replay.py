@@ -41,6 +41,8 @@ class Place(NamedTuple):
 class Replay:
     """The recorded part of one run, as far as it was read, less what was taken."""
 
+    __slots__ = ("_counts", "_resident_bytes", "_slots", "chunks", "emitted", "read")
+
     def __init__(self) -> None:
         self.read = 0
         """Entries fed so far."""

@@ -9,7 +9,7 @@ import asyncio
 from typing import Final
 
 from mesh.agent.durable.errors import LeaseLost, Suspended
-from mesh.agent.durable.exchange import Exchange, Listener
+from mesh.agent.durable.exchange import NOBODY, Exchange, Listener
 from mesh.agent.durable.link import Ack, Link, Tools
 from mesh.agent.durable.parking import Busy, Parking, Rest
 
@@ -21,6 +21,11 @@ IDLE_S: Final = 0.25
 
 class Resting:
     """`parked`, `left`, `begin`, `end` tell what the code does; the listener is stopped with Suspended in the end."""
+
+    __slots__ = (
+        "_closed", "_exchange", "_link", "_listener", "_look", "_loop", "_parking", "_settle_s", "_watching",
+        "leaving", "suspending",
+    )  # fmt: skip
 
     def __init__(self, link: Link, exchange: Exchange, tools: Tools, listener: Listener) -> None:
         self.leaving = False
@@ -69,6 +74,11 @@ class Resting:
         for each in (self._look, self._watching, self.suspending):
             if each is not None:
                 each.cancel()
+
+    def forget(self) -> None:
+        """The attempt is over and was told: let go of it."""
+        self._listener = NOBODY
+        self._look = self._watching = self.suspending = None
 
     def quiet(self) -> None:
         """If nothing runs, look soon whether it stays so."""

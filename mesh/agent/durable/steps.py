@@ -20,7 +20,7 @@ from typing import Any, Final, NamedTuple
 from nexusrpc import HandlerError, OperationError
 
 from mesh.agent.codec import Undecodable
-from mesh.agent.durable.attempt import Attempt, settle
+from mesh.agent.durable.attempt import Attempt, settle_by
 from mesh.agent.durable.branch import begin_within_branch
 from mesh.agent.durable.entries import Entry, Trouble, fingerprint, key_of, pack, trouble_of, unpack
 from mesh.agent.durable.errors import CancelRequested, StepFailed, StepTimedOut, Suspended
@@ -161,11 +161,11 @@ async def _called(attempt: Attempt, step: Step, running: Running) -> Any:
     finally:
         running_step.reset(token)
     over: asyncio.Future[None] = attempt.loop.create_future()
-    work.add_done_callback(lambda _: settle(over))
+    work.add_done_callback(partial(settle_by, over))
     timer = None
     if step.timeout_ms is not None:
         late = StepTimedOut(f"no result within {step.timeout_ms} ms")
-        timer = attempt.loop.call_later(step.timeout_ms / 1000, lambda: over.done() or over.set_exception(late))
+        timer = attempt.loop.call_later(step.timeout_ms / 1000, _too_late, over, late)
     try:
         # A thread cannot be interrupted: a cancel request waits for its end.
         await attempt.wait(over, interruptible=step.shape.is_async)
@@ -179,12 +179,18 @@ async def _called(attempt: Attempt, step: Step, running: Running) -> Any:
     finally:
         if timer is not None:
             timer.cancel()
+        del over, timer  # as in Attempt.wait
     return work.result()
 
 
 async def _rest(attempt: Attempt, until_ms: int) -> None:
     if until_ms > attempt.link.now_ms():
         await attempt.park(attempt.loop.create_future(), until_ms)
+
+
+def _too_late(over: asyncio.Future[None], why: StepTimedOut) -> None:
+    if not over.done():
+        over.set_exception(why)
 
 
 def _told(step: Step, entry: Entry) -> Any:
