@@ -11,6 +11,7 @@ from gateway.details import details
 from gateway.listing import LIMIT_DEFAULT, LIMIT_MAX, Filters, redeliver
 from gateway.outcomes import encode_json, known_fields
 from mesh.errors import Malformed
+from mesh.ids import is_operation_id
 from mesh.machine import Delivery, Kind, State
 from mesh.wire import parse_rfc3339
 
@@ -75,6 +76,8 @@ async def list_operations(
 ) -> Response:
     """`state` may name several with commas; labels as `label.name=value`; `parent`: what its handler started."""
     namespace = _namespace(request)
+    if parent and not is_operation_id(parent):
+        raise Malformed("parent is the id of an operation", code="query_invalid")
     words = [word for word in state.split(",") if word]
     if "running" in words:
         words = [word for word in words if word != "running"] + ["scheduled", "backing_off", "started"]

@@ -419,3 +419,20 @@ class TestStream:
         check_problem(
             await ground.caller.get(f"/v1/operations/{ground.operation[:-1]}/stream"), 404, "unknown_operation"
         )
+
+
+async def test_nothing_of_it_is_for_others(alpha: Caller, beta: Caller, agent: Actor) -> None:
+    """P6: history and stream of an operation belong to its namespace, children to the one whose key started them."""
+    agent.replies(started(headers=LEASE))
+    endpoint = await alpha.register(agent.url, allow=["*"])
+    operation = await alpha.begin(endpoint)
+    token = (await agent.until(1)).completion_token
+    await one(alpha, "journal", token, at=0, entries=[STEP_1])
+    await one(alpha, "emit", token, at=0, chunks=[1])
+    for path in ("events", "stream"):
+        check_problem(await beta.get(f"/v1/operations/{operation}/{path}"), 404, "unknown_operation")
+    parent = {"token": token, "key": "a#1"}
+    child = (await beta.v1(endpoint, [ASYNC], parent=parent)).json["id"]
+    assert [item["id"] for item in (await beta.get(f"/v1/operations?parent={operation}")).json["items"]] == [child]
+    assert (await alpha.get(f"/v1/operations?parent={operation}")).json["items"] == []
+    check_problem(await alpha.get("/v1/operations?parent=x:y"), 400, "query_invalid")
