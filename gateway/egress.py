@@ -136,7 +136,9 @@ class Egress:
     def _check_name(self, target: Target) -> None:
         """Refuse what is wrong whatever the name leads to; the addresses are checked when they are known."""
         hopeful = any(rule.network is not None or rule.names(target.host) for rule in self._rules_for(target))
-        if not hopeful and not self._allow_loopback:
+        # A name of one label is of this machine or its network, so may lead to loopback; others are the world's.
+        local = self._allow_loopback and "." not in target.host.rstrip(".")
+        if not hopeful and not local:
             self._check_public(target)
 
     def _check_public(self, target: Target) -> None:

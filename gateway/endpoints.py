@@ -17,6 +17,7 @@ from fastapi.responses import StreamingResponse
 from fastapi.routing import APIRoute
 
 from gateway.http import read_body
+from gateway.query import check_query
 from mesh.clock import monotonic_s
 from mesh.edge import Headers
 from mesh.errors import Malformed, TooMany
@@ -153,6 +154,7 @@ async def list_endpoints(
 ) -> Response:
     """What the namespace owns or may call, by name."""
     mesh, namespace = _mesh(request), _namespace(request)
+    check_query(request, labels=True)
     filters = _filters(request, service, operation)
     if watch:
         return _watch(request, Watch(mesh.catalog, mesh.router, namespace, filters))
@@ -174,7 +176,8 @@ async def list_endpoints(
         400: {"description": "Bad name, URL that the egress policy forbids, or a feature that does not work yet"},
         409: {
             "description": "`name_taken`: the name is another namespace's. `contract_breaks`: callers of the present"
-            " contract would break; `errors` has each break with its pointer and the callers seen lately"
+            " contract would break; `errors` has each break with its pointer and the callers seen lately."
+            " `kind_in_use`: live instances of the other kind would get no more work; `errors` names them"
         },
         412: {"description": "`If-Match` names another version"},
     },
@@ -183,7 +186,7 @@ async def put_endpoint(
     request: Request,
     name: str,
     spec: EndpointSpec,
-    force: Annotated[bool, Query(description="replace the contract although callers would break")] = False,  # noqa: FBT002
+    force: Annotated[bool, Query(description="replace although callers break, or live instances are cut off")] = False,  # noqa: FBT002
 ) -> Response:
     """Every field may be left out. `ETag` is the version for `If-Match`."""
     mesh, namespace = _mesh(request), _namespace(request)

@@ -10,6 +10,7 @@ from fastapi import APIRouter, Query, Request, Response
 from gateway.details import details
 from gateway.listing import LIMIT_DEFAULT, LIMIT_MAX, Filters, redeliver
 from gateway.outcomes import encode_json, known_fields
+from gateway.query import check_query
 from mesh.errors import Malformed
 from mesh.ids import is_operation_id
 from mesh.machine import Delivery, Kind, State
@@ -76,6 +77,7 @@ async def list_operations(
 ) -> Response:
     """`state` may name several with commas; labels as `label.name=value`; `parent`: what its handler started."""
     namespace = _namespace(request)
+    check_query(request, labels=True)
     if parent and not is_operation_id(parent):
         raise Malformed("parent is the id of an operation", code="query_invalid")
     words = [word for word in state.split(",") if word]
@@ -134,6 +136,7 @@ async def list_deliveries(
 ) -> Response:
     """Starts, cancels and callbacks; `state=dead` is the dead letter."""
     namespace = _namespace(request)
+    check_query(request)
     wanted = _word(_DELIVERY_STATES, state, "state") if state else None
     kinds: dict[str, Kind] = {str(one): one for one in Kind}
     which = _word(kinds, kind, "kind") if kind else None

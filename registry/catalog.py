@@ -34,6 +34,7 @@ from registry.instances import (
     pack,
     pack_attending,
 )
+from registry.kinds import check_kind
 from registry.spec import EndpointSpec, InstanceSpec, check_instance, check_url
 
 __all__ = ["Catalog", "Endpoint", "Operation"]
@@ -214,7 +215,7 @@ class Catalog:
         """Create or replace. `if_match`: "" none, `*` must exist, else the version that must be there.
 
         Raises Malformed (name, URL), Unprocessable (a schema that cannot be applied), Conflict (`name_taken`;
-        `contract_breaks` unless `force`), PreconditionFailed, TooMany.
+        `contract_breaks`, `kind_in_use` unless `force`), PreconditionFailed, TooMany.
         """
         check_endpoint(name)
         if spec.target.url is not None:
@@ -227,6 +228,10 @@ class Catalog:
             own = present if present is not None and present.owner == namespace else None
             if own is not None and if_match not in ("", "*", str(own.version)) and own.document != spec.document():
                 raise stale_endpoint(name, str(own.version))
+            pull = spec.target.kind == "pull"
+            if own is not None and own.pulls != pull and not force:
+                await self.instances.reread([own.id])
+                check_kind(name, self.instances.roster(own.id), self.time, pull=pull)
             await check_schemas(spec, own.spec if own is not None else None)
             verdict = await self._check_contract(own, spec, force=force) if own is not None else None
             # What was compared must still be there when it is replaced.

@@ -2,7 +2,8 @@
 
 Input goes from callers of the old contract to the new one: the new must take all that the old took. Output goes the
 other way: callers of the old contract must understand all that the new gives. Where nothing was promised - no list of
-services, no schema of an output - nothing can break. Pure but for what compares two schemas, which is handed in.
+services, no schema of an output - nothing can break; to stop listing what has a schema takes a promise back. Pure but
+for what compares two schemas, which is handed in.
 """
 
 from __future__ import annotations
@@ -68,9 +69,7 @@ def compare_lists(old: Services, new: Services, called: Iterable[tuple[str, str]
     changes: list[Change] = []
     pairs: list[Pair] = []
     if not new:
-        return Comparison(
-            [_undescribed(service, one) for service in old for one in service.operations if one.output], []
-        )
+        return Comparison([change for service in old for change in _opened(service, "/services")], [])
     found = {service.name: (number, service) for number, service in enumerate(new)}
     for service in old:
         if service.name not in found:
@@ -85,7 +84,7 @@ def compare_lists(old: Services, new: Services, called: Iterable[tuple[str, str]
 
 def _operations(old: ServiceSpec, new: ServiceSpec, number: int, changes: list[Change], pairs: list[Pair]) -> None:
     if not new.operations:
-        changes += [_undescribed(old, one) for one in old.operations if one.output is not None]
+        changes += _opened(old, pointer(("services", number)))
         return
     found = {one.name: (position, one) for position, one in enumerate(new.operations)}
     for one in old.operations:
@@ -103,6 +102,14 @@ def _operations(old: ServiceSpec, new: ServiceSpec, number: int, changes: list[C
             changes.append(_undescribed(old, one, pointer(at)))
         elif one.output is not None and present.output is not None and present.output != one.output:
             pairs.append(Pair(old.name, one.name, True, (*at, "output"), one.output, present.output))  # noqa: FBT003
+
+
+def _opened(old: ServiceSpec, at: str) -> Iterator[Change]:
+    """A list that opens takes back each contract in it; let through, the next registration could promise anything."""
+    for one in old.operations:
+        detail = f"the operation {one.name!r} is no longer listed, and with it what was promised of it"
+        if one.input is not None or one.output is not None:
+            yield Change(True, "contract_withdrawn", old.name, one.name, at, detail)  # noqa: FBT003
 
 
 def _undescribed(service: ServiceSpec, one: OperationSpec, at: str = "/services") -> Change:

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Final, cast
 import typer
 
 from gateway.cli.exits import Exit, Problem
-from gateway.cli.options import ApiKey, Json, Labels, Url, pairs, read_json
+from gateway.cli.options import ApiKey, Json, Labels, Url, check_seconds, pairs, read_json
 from gateway.cli.show import Show, between, span
 from gateway.cli.wire import Gateway, Reply, Unreached
 from mesh.clock import monotonic_s, pause
@@ -19,6 +19,7 @@ POLL_S: Final = 20.0
 POLL_GRACE_S: Final = 10.0
 REPEAT_S: Final = 0.5
 WAIT_DEFAULT_S: Final = 60.0
+DEADLINE_MIN_S: Final = 0.001
 CAUSES_SHOWN_MAX: Final = 3
 FORMATS: Final = ("nexus", "cloudevents", "cloudevents-binary")
 
@@ -71,6 +72,8 @@ def call(
         raise Problem("--async and --wait exclude each other")
     if callback_format not in FORMATS:
         raise Problem(f"--callback-format is one of {', '.join(FORMATS)}")
+    check_seconds(wait, "--wait")
+    check_seconds(deadline, "--deadline", least=DEADLINE_MIN_S)
     wait_s = 0.0 if at_once else WAIT_DEFAULT_S if wait is None else wait
     fields: dict[str, Any] = {"endpoint": endpoint, "service": service, "operation": operation}
     if callback is not None:
@@ -79,9 +82,10 @@ def call(
         fields["timeouts"] = {"schedule_to_close_ms": round(deadline * 1000)}
     if label:
         fields["labels"] = pairs(label, "--label")
+    given = bool(key)
     key = key or secret_bytes(12).hex()
     with Gateway(url, api_key) as gateway:
-        _Call(gateway, show, key, wait_s).run(_body(fields, input_))
+        _Call(gateway, show, key, wait_s, given=given).run(_body(fields, input_))
 
 
 def _body(fields: dict[str, Any], input_: str | None) -> bytes:
@@ -96,13 +100,16 @@ def _body(fields: dict[str, Any], input_: str | None) -> bytes:
 class _Call:
     """One call, from its start to what is known when the wait is over."""
 
-    def __init__(self, gateway: Gateway, show: Show, key: str, wait_s: float) -> None:
+    def __init__(self, gateway: Gateway, show: Show, key: str, wait_s: float, *, given: bool) -> None:
         self._gateway = gateway
         self._show = show
         self._key = key
+        self._given = given
         self._wait_s = wait_s
         self._until_s = monotonic_s() + wait_s
         self._told = False
+        self._unsure = False
+        """A request of this call may have arrived without its answer: the operation of that key may be its own."""
 
     def run(self, body: bytes) -> None:
         """Raises Problem for every end but success."""
@@ -111,7 +118,7 @@ class _Call:
         replayed = reply.headers.get("idempotency-replayed") == "true"
         if reply.status == 202 and self._wait_s > 0:  # noqa: PLR2004
             record = self._wait(record["id"]) or record
-        if replayed:
+        if replayed and self._given and not self._unsure:
             self._show.note(f"the key was used before: this is the operation of that time, {record['id']}")
         finish(self._gateway, self._show, record, waited_s=self._wait_s)
 
@@ -126,6 +133,7 @@ class _Call:
             except (Unavailable, TooMany) as error:
                 if (isinstance(error, Unreached) and not error.sent and not self._told) or self._over():
                     raise self._with_key(error) from None
+                self._unsure |= not isinstance(error, Unreached) or error.sent
                 self._again(error)
 
     def _wait(self, operation_id: str) -> dict[str, Any] | None:

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Final
 
 import typer
 
-from gateway.cli.options import ApiKey, Json, Url
+from gateway.cli.options import ApiKey, Json, Url, one_of
 from gateway.cli.show import Show, plain, soon, word
 from gateway.cli.wire import Gateway
+from mesh.machine import Delivery, Kind
 from mesh.wire import quote_segment
+
+STATES: Final = tuple(state.word for state in Delivery if state is not Delivery.NONE)
+KINDS: Final = tuple(str(kind) for kind in Kind)
 
 app = typer.Typer(no_args_is_help=True, help="Callbacks and other deliveries: list, send again.")
 
 
 @app.command("list")
 def list_(
-    state: Annotated[str | None, typer.Option(help="pending, leased, delivered, dead, ...")] = None,
+    state: Annotated[str | None, typer.Option(help="pending, in_flight, delivered, dead or dropped.")] = None,
     kind: Annotated[str | None, typer.Option(help="start, cancel or callback.")] = None,
     limit: Annotated[int, typer.Option(min=1, max=500)] = 50,
     cursor: Annotated[str | None, typer.Option(help="Where the last page ended.")] = None,
@@ -33,6 +37,8 @@ def list_(
       mesh delivery list --kind callback --json
     """  # noqa: D301 - \b keeps the lines of an example
     show = Show(as_json)
+    one_of(state, STATES, "--state")
+    one_of(kind, KINDS, "--kind")
     with Gateway(url, api_key) as gateway:
         page = gateway.get("/v1/deliveries", state=state, kind=kind, limit=limit, cursor=cursor)
     if show.json(page):

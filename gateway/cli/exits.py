@@ -83,6 +83,7 @@ _EXITS: Final[list[tuple[type[MeshError], Exit]]] = [
     (Unavailable, Exit.UNAVAILABLE),
     (PeerFault, Exit.UNAVAILABLE),
 ]
+LOOK: Final = "Look at what is there and decide anew."
 _MENDS: Final[dict[str, str]] = {
     "key_missing": "Set MESH_KEY, or give --api-key.",
     "key_invalid": "Check MESH_KEY or --api-key: it must be a key of a namespace of this gateway.",
@@ -103,7 +104,9 @@ def problem_of(error: MeshError) -> Problem:
     if not mend and isinstance(error, Unauthenticated):
         mend = _MENDS["key_invalid"]
     if not mend and isinstance(error, (Conflict, PreconditionFailed)):
-        mend = "Look at what is there and decide anew."
+        mend = LOOK
+    if mend in (LOOK, _MENDS["key_reused"]) and _advises(error.detail):
+        mend = ""  # the gateway said how to mend it, and better
     extra: dict[str, Any] = {}
     detail = error.detail
     if isinstance(error, Refusal):
@@ -113,6 +116,11 @@ def problem_of(error: MeshError) -> Problem:
         if error.operation_id:
             extra["operation_id"] = error.operation_id
     return Problem(detail, mend, exit_code=exit_code, code=error.code, extra=extra)
+
+
+def _advises(detail: str) -> bool:
+    """Whether the detail of a refusal ends in what to do: its sentences do that after `;` or a full stop."""
+    return "; " in detail or ". " in detail
 
 
 def _pointers(errors: list[dict[str, Any]], said: str) -> str:

@@ -10,18 +10,21 @@ import typer
 
 from gateway.cli.call import finish, story
 from gateway.cli.exits import Exit, Problem
-from gateway.cli.options import ApiKey, Json, Labels, Url, pairs
+from gateway.cli.options import ApiKey, Json, Labels, Url, one_of, pairs
 from gateway.cli.show import Show, ago, between, plain, soon, word
 from gateway.cli.timeline import children, event_line, timeline
 from gateway.cli.wire import Gateway
 from mesh.clock import from_rfc3339, monotonic_s, now_ms, pause, to_rfc3339
 from mesh.errors import Unavailable
+from mesh.machine import State
 from mesh.wire import quote_segment
 
 RETRY_FOR_S: Final = 60.0
 EVENTS_PER_PAGE: Final = 1000
 CHILDREN_PER_PAGE: Final = 500
 RESULT_CHARS_SHOWN: Final = 2000
+STATES: Final = (*(state.word for state in State), "running")
+"""`running` stands for those that are not terminal."""
 _UNITS: Final = {"s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
 _back = re.compile(r"(\d{1,9})([smhd])").fullmatch
 
@@ -69,6 +72,7 @@ def list_(
       mesh operation list --label review=42 --json
     """  # noqa: D301 - \b keeps the lines of an example
     show = Show(as_json)
+    one_of(state, STATES, "--state", several=True)
     query = {
         "state": state,
         "endpoint": endpoint,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -45,6 +46,19 @@ def pairs(values: Sequence[str] | None, option: str) -> dict[str, str]:
             raise Problem(f"{option} {value!r} is not NAME=VALUE")
         found[name] = text
     return found
+
+
+def check_seconds(value: float | None, option: str, *, least: float = 0) -> None:
+    """Raise Problem unless `value` is left out or a number of seconds from `least` up."""
+    if value is not None and not least <= value < math.inf:
+        raise Problem(f"{option} {value:g} is no number of seconds from {least:g} up")
+
+
+def one_of(text: str | None, words: Sequence[str], option: str, *, several: bool = False) -> None:
+    """Raise Problem unless `text` is left out or one of `words`; `several`: with commas."""
+    for word in (text or "").split(",") if several else [text or ""]:
+        if word and word not in words:
+            raise Problem(f"{option} {word!r} is none of {', '.join(words)}")
 
 
 def read_source(text: str, option: str) -> bytes:

@@ -15,7 +15,7 @@ import msgspec
 from gateway.starts import DETAIL_CHARS_MAX, RETRY_AFTER_MS_MAX
 from gateway.waiters import Ending
 from mesh.clock import now_ms
-from mesh.errors import Malformed, Unauthenticated
+from mesh.errors import Malformed, Unauthenticated, Unprocessable
 from mesh.ids import jittered
 from mesh.machine import Event, State
 from mesh.store.layout import Outcome
@@ -61,6 +61,19 @@ _WORDS: Final = {
     Completion.STALE_RUN: "lost",
     Completion.UNKNOWN: "unknown",
 }
+_FAILED: Final = ("message", "failure", "type", "retryable", "retry_after_ms")
+_FIELDS: Final = {
+    "succeeded": ("result", "result_base64", "content_type", "links"),
+    "failed": _FAILED,
+    "canceled": _FAILED[:2],
+    "released": ("reason",),
+}
+"""State -> the fields of such an answer, beside token and state."""
+_OPTIONAL: Final[tuple[tuple[str, object], ...]] = (
+    ("result", msgspec.UNSET), ("result_base64", None), ("content_type", None), ("links", []), ("message", ""),
+    ("failure", None), ("type", ""), ("retryable", None), ("retry_after_ms", 0), ("reason", ""),
+)  # fmt: skip
+"""The fields that an answer may leave out, with what they are then."""
 _TAKEN: Final = {"lost": "lost", "ended": "ended", "unknown": "unknown", "broken": "broken"}
 
 
@@ -100,7 +113,7 @@ class Answering:
     async def answer(self, bodies: Sequence[AnswerBody], *, strict: bool = False) -> list[str]:
         """A status word per answer (frames.py). Raises Unavailable when none of them is surely booked.
 
-        `strict`: what is `invalid` is raised, as Unauthenticated or Malformed.
+        `strict`: what is `invalid` is raised, as Unauthenticated, Malformed or Unprocessable.
         """
         statuses = ["invalid"] * len(bodies)
         waiting: list[_Answered] = []
@@ -135,7 +148,7 @@ class Answering:
         for place, body in enumerate(bodies):
             try:
                 answer, outcome = read(body, self._tokens.check(body.token, now_s))
-            except (Unauthenticated, Malformed):
+            except (Unauthenticated, Malformed, Unprocessable):
                 if strict:
                     raise
                 continue
@@ -162,9 +175,12 @@ class Answering:
 
 
 def read(body: AnswerBody, claim: Claim) -> tuple[Answer, Outcome | None]:
-    """One answer for the store, and its outcome if it ends the operation. Raises Malformed."""
+    """One answer for the store, and its outcome if it ends the operation. Raises Malformed, Unprocessable."""
     if body.state == "succeeded":
+        if body.message or body.reason or body.failure is not None:
+            _only(body)
         return _ended(claim, Event.SUCCEED, _result(body))
+    _only(body)
     if body.state == "released":
         return Released(*claim, body.reason[:REASON_CHARS_MAX] or "released"), None
     if body.state == "failed" and (body.type or body.retryable is not None):
@@ -174,6 +190,17 @@ def read(body: AnswerBody, claim: Claim) -> tuple[Answer, Outcome | None]:
     failure = as_operation_failure(body.state, _failure(body, f"the operation {body.state}"))
     event = Event.CANCEL if body.state == "canceled" else Event.FAIL
     return _ended(claim, event, Outcome("failure", body=failure_json(failure)))
+
+
+def _only(body: AnswerBody) -> None:
+    """Raise Unprocessable for a field that an answer of this state does not have: its text would be lost silently."""
+    taken = _FIELDS.get(body.state)
+    if taken is None:
+        return
+    for name, nothing in _OPTIONAL:
+        if name not in taken and getattr(body, name) != nothing:
+            detail = f"an answer that says {body.state} has no {name!r}; it takes {', '.join(taken)}"
+            raise Unprocessable(detail, code="body_invalid", errors=[{"pointer": f"/{name}", "detail": detail}])
 
 
 def _ended(claim: Claim, event: Event, outcome: Outcome) -> tuple[Answer, Outcome | None]:

@@ -255,6 +255,27 @@ class TestFail:
         assert "the last" in json.dumps(result.json["cause"])
 
 
+    @pytest.mark.parametrize(
+        ("name", "body", "field"),
+        [
+            ("fail", {"reason": "the disk is full"}, "/reason"),
+            ("fail", {"result": 1}, "/result"),
+            ("fail", {"state": "canceled", "type": "NOT_FOUND"}, "/type"),
+            ("release", {"message": "later"}, "/message"),
+        ],
+    )
+    async def test_what_is_not_of_this_answer_is_not_lost(
+        self, caller: Caller, name: str, body: dict[str, Any], field: str
+    ) -> None:
+        """P291: refused with its place, and the attempt stays; in a frame it is `invalid`."""
+        (task,) = await fetched(caller, await pull_endpoint(caller))
+        token = task["task_token"]
+        check_problem(await verb(caller, name, token, body), 422, "body_invalid", field)
+        many = await verb(caller, name, "", {"tasks": [{"token": token, **body}]})
+        assert statuses(many.json) == ["invalid"]
+        assert (await caller.record(task["operation_id"]))["state"] == "started"
+
+
 class TestRelease:
     async def test_it_counts_against_nothing(self, caller: Caller) -> None:
         """P289: often, with one attempt allowed."""

@@ -68,10 +68,26 @@ class TestRegistry:
         name = await pull_endpoint(caller)
         poller = Poller(caller, name)
         await poller.poll(wait_ms=0)
-        assert (await caller.ask("PUT", f"/v1/endpoints/{name}", (), {"target": {"kind": "http"}})).status == 200
+        forced = await caller.ask("PUT", f"/v1/endpoints/{name}?force=true", (), {"target": {"kind": "http"}})
+        assert forced.status == 200
         check_problem(await poller.ask(), 409, "endpoint_pushes")
         assert (await caller.ask("DELETE", f"/v1/endpoints/{name}")).status == 204
         check_problem(await poller.ask(), 404, "unknown_endpoint")
+
+    async def test_agents_at_work_are_not_cut_off_by_another_kind(self, caller: Caller) -> None:
+        """P293: refused with who is there, either way; free once they are gone, or forced."""
+        pushed, name = await caller.register(None), await pull_endpoint(caller)
+        instance = f"/v1/endpoints/{pushed}/instances/i-1"
+        assert (await caller.ask("PUT", instance, (), {"url": "http://127.0.0.1:9"})).status == 201
+        await Poller(caller, name, "laptop").poll(wait_ms=0)
+        for endpoint, kind, who in ((pushed, "pull", "i-1"), (name, "http", "laptop")):
+            path, body = f"/v1/endpoints/{endpoint}", {"target": {"kind": kind}}
+            answer = await caller.ask("PUT", path, (), body)
+            check_problem(answer, 409, "kind_in_use", "/target/kind")
+            assert who in answer.json["detail"]
+            assert (await caller.get(path)).json["target"]["kind"] != kind
+            assert (await caller.ask("DELETE", f"{path}/instances/{who}")).status == 204
+            assert (await caller.ask("PUT", path, (), body)).status == 200
 
 
 class TestGateways:

@@ -252,6 +252,14 @@ class TestList:
         assert [one["id"] for one in answer.json["items"]] == [ids[number] for number in wanted]
         assert answer.json["next_cursor"] is None
 
+    @pytest.mark.parametrize("path", ["operations", "deliveries", "endpoints"])
+    async def test_a_parameter_that_nobody_knows_is_named(self, caller: Caller, path: str) -> None:
+        """P69: a misspelt filter must not show everything."""
+        answer = await caller.get(f"/v1/{path}?limit=1&stat=failed&label.a=1")
+        check_problem(answer, 422, "parameter_invalid")
+        names = ["stat"] if path != "deliveries" else ["stat", "label.a"]
+        assert [one["parameter"] for one in answer.json["errors"]] == names
+
     async def test_records_are_flat_and_without_results(self, caller: Caller, three: tuple[str, list[str]]) -> None:
         """P69."""
         name, ids = three

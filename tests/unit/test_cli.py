@@ -486,6 +486,8 @@ class TestCall:
             other.err
         )
         assert "used before" in place(*call[:-2], "-i", '"Ada"').err
+        told = place(*call[:-2], "-i", '"Grace"').err
+        assert ("use a new key" in told, "Use another --key" in told) == (True, False)
 
     @pytest.mark.parametrize(
         ("arguments", "code", "words"),
@@ -499,6 +501,9 @@ class TestCall:
             (["greeter", "greeter", "greet", "-i", "@/nonexistent"], Exit.USAGE, "/nonexistent"),
             (["greeter", "greeter", "greet", "--wait", "1", "--async"], Exit.USAGE, "exclude"),
             (["greeter", "greeter", "greet", "--label", "a"], Exit.USAGE, "NAME=VALUE"),
+            (["greeter", "greeter", "greet", "--wait", "-1"], Exit.USAGE, "--wait -1"),
+            (["greeter", "greeter", "greet", "--deadline", "-3"], Exit.USAGE, "--deadline -3"),
+            (["greeter", "greeter", "greet", "--deadline", "0"], Exit.USAGE, "--deadline 0"),
             (["greeter", "greeter", "greet", "--callback-format", "x"], Exit.USAGE, "cloudevents"),
             (["greeter", "greeter", "greet", "-i", '""', "--callback", "ftp://x"], Exit.REFUSED, "URL"),
         ],
@@ -542,6 +547,7 @@ class TestCall:
         (tmp_path / "go").touch()
         done = call.wait()
         assert (done.code, json.loads(done.out)) == (0, "released"), done.err
+        assert "used before" not in done.err  # it was this call that used it
         done = watch.wait()
         assert done.code == 0, done.err
         events = [json.loads(line) for line in done.out.splitlines()]
@@ -617,7 +623,11 @@ class TestOperation:
     def test_times_and_states_are_checked(self, place: Place) -> None:
         assert place("operation", "list", "--since", "yesterday").code == Exit.USAGE
         done = place("operation", "list", "--state", "nonesuch")
-        assert (done.code, "succeeded" in done.err) == (Exit.REFUSED, True)
+        assert (done.code, "succeeded" in done.err) == (Exit.USAGE, True)
+        assert place("operation", "list", "--state", "running,failed", "--limit", "1").code == 0
+        done = place("delivery", "list", "--state", "nonesuch")
+        assert (done.code, "dead" in done.err) == (Exit.USAGE, True)
+        assert place("delivery", "list", "--kind", "nonesuch").code == Exit.USAGE
 
 
 class TestEndpoint:

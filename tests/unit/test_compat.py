@@ -184,6 +184,15 @@ class TestLists:
         ]
         assert compare_services(services({"name": "a"}), []) == []
 
+    def test_opening_a_list_takes_back_the_contracts_in_it(self) -> None:
+        """P179: else the registration after it could promise anything."""
+        old = services({"name": "a", "input": {"type": "string"}}, {"name": "b"})
+        for new, at in (([], "/services"), (services(), "/services/0")):
+            changes = compare_services(old, new)
+            assert [(one.breaks, one.code, one.operation, one.pointer) for one in changes] == [
+                (True, "contract_withdrawn", "a", at)
+            ]
+
 
 class Leaf(BaseModel):
     kind: Literal["leaf"]

@@ -256,8 +256,17 @@ async def test_development_opens_loopback_and_nothing_else(egress_of: Callable[.
         await egress.resolve(url)
     for url in ("http://10.0.0.5/", "http://169.254.169.254/", "http://0.0.0.0:8001/", "http://[2002:7f00:1::]/"):
         refused(egress, url)
-    for url in ("http://lan:8001/", "http://h.com/", "https://h.com:8443/"):
+    await refused_when_sent(egress, "http://lan:8001/")
+
+
+async def test_scheme_and_port_of_a_name_need_no_address_to_be_refused(egress_of: Callable[..., Egress]) -> None:
+    """P19: also where the name leads nowhere, before anything is stored."""
+    egress = egress_of("10.0.0.0/8:8080", "named.example:9000", allow_loopback=True, lookup=Names(h_com=[[PUBLIC]]))
+    for url in ("http://h.com/", "https://h.com:8443/", "http://example.com/", "https://example.com:8443/"):
+        refused(egress, url)
         await refused_when_sent(egress, url)
+    for url in ("https://example.com/", "http://named.example:9000/", "http://inside.example:8080/", "http://host:1/"):
+        egress.vet(url)
 
 
 async def test_the_gateway_itself_is_no_receiver(egress_of: Callable[..., Egress]) -> None:
