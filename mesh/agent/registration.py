@@ -242,7 +242,9 @@ def _check(reply: Reply, what: str) -> None:
     detail = f"{what}: {reply.status} {said.get('code', '')} {said.get('detail', '')}".rstrip() + _places(said)
     if reply.status in (408, 425, 429) or reply.status >= 500:  # noqa: PLR2004
         raise PeerFault(detail)
-    raise (Refusal if reply.status in PASSING else RefusedForGood)(detail)
+    # An agent that was killed and is back in the other mode is refused until its old lease ends.
+    passing = reply.status in PASSING or said.get("code") == "kind_in_use"
+    raise (Refusal if passing else RefusedForGood)(detail)
 
 
 def _places(said: dict[str, Any]) -> str:
