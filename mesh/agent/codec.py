@@ -6,7 +6,10 @@ no body. Types are what pydantic takes: models, dataclasses, TypedDicts, builtin
 
 from __future__ import annotations
 
-from typing import Any, Final
+import json
+from collections.abc import Iterator, Mapping
+from math import isfinite
+from typing import Any, Final, cast, get_args
 
 from pydantic import PydanticUserError, TypeAdapter, ValidationError
 from pydantic_core import PydanticSerializationError
@@ -23,7 +26,11 @@ class Undecodable(ValueError):
 
 
 class Codec:
-    """Encoding and decoding of one type; built once, used for every call."""
+    """Encoding and decoding of one type; built once, used for every call.
+
+    NaN and the infinities have no form in JSON: Undecodable names where they are, instead of null in their place. A
+    model that writes them as text (`ser_json_inf_nan="strings"`) may have them.
+    """
 
     __slots__ = ("_adapter", "_any", "_bytes", "_dump", "_load", "type")
 
@@ -39,6 +46,11 @@ class Codec:
             raise ConfigError(message) from error
         self._load = self._adapter.validate_json
         self._dump = self._adapter.dump_json
+
+    @property
+    def name(self) -> str:
+        """The type as its author wrote it, for messages."""
+        return self.type.__name__ if isinstance(self.type, type) and not get_args(self.type) else repr(self.type)
 
     def decode(self, content_type: str | None, body: bytes) -> Any:
         """The value of a body. Raises Undecodable."""
@@ -76,14 +88,21 @@ class Codec:
     def dump(self, value: Any) -> bytes:
         """JSON of `value`, None included. Raises Undecodable."""
         try:
-            return self._dump(value, by_alias=True, warnings="error")
+            body = self._dump(value, by_alias=True, warnings="error")
         except PydanticSerializationError as error:
             trouble = str(error)
-        # A dict where a model is promised, say: what reads as the type may be sent as the type.
-        try:
-            return self._dump(self.check(value), by_alias=True, warnings="error")
-        except PydanticSerializationError:
-            raise Undecodable(trouble) from None
+            # A dict where a model is promised, say: what reads as the type may be sent as the type.
+            value = self.check(value)
+            try:
+                body = self._dump(value, by_alias=True, warnings="error")
+            except PydanticSerializationError:
+                raise Undecodable(trouble) from None
+        # Most bodies have none of these words, and cost no second look.
+        if b"null" in body or b"NaN" in body or b"Infinity" in body:
+            plain = self._adapter.dump_python(value, by_alias=True, warnings=False)
+            for place, number in _not_finite(plain, json.loads(body), ""):
+                raise Undecodable(f"{place or 'value'}: {number} has no form in JSON: send None, or text")
+        return body
 
     def schema(self, *, output: bool) -> dict[str, Any] | None:
         """JSON Schema for the registry; None where it would say nothing, or where the wire carries no JSON."""
@@ -93,6 +112,22 @@ class Codec:
             return self._adapter.json_schema(mode="serialization" if output else "validation", by_alias=True) or None
         except PydanticUserError:
             return None  # valid but not describable, such as a custom class with validators of its own
+
+
+def _not_finite(value: Any, sent: Any, place: str) -> Iterator[tuple[str, float]]:
+    """The floats of `value` that JSON has no number for, unless they were `sent` as text; with their places."""
+    if isinstance(value, float):
+        if not isfinite(value) and not isinstance(sent, str):
+            yield place, value
+    elif isinstance(value, Mapping) and isinstance(sent, dict):
+        # In their order: a key that is no text is sent as one.
+        pairs = zip(cast("Mapping[Any, Any]", value).values(), cast("dict[str, Any]", sent).items(), strict=False)
+        for each, (name, part) in pairs:
+            yield from _not_finite(each, part, f"{place}/{name}")
+    elif isinstance(value, (list, tuple, set, frozenset)) and isinstance(sent, list):
+        parts = zip(cast("list[Any]", value), cast("list[Any]", sent), strict=False)
+        for i, (each, part) in enumerate(parts):
+            yield from _not_finite(each, part, f"{place}/{i}")
 
 
 def _explain(error: ValidationError) -> str:

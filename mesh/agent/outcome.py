@@ -76,7 +76,7 @@ def canceled(reason: str) -> Outcome:
 
 
 def raised(error: Exception, where: str) -> Outcome:
-    """What an exception of a handler means. Anything but Nexus errors is logged, and its text stays here (case 47)."""
+    """What an exception of a handler means. Of those that are no Nexus errors the type leaves, the text is logged."""
     if isinstance(error, OperationError):
         return _operation_error(error)
     if isinstance(error, HandlerError):
@@ -84,7 +84,7 @@ def raised(error: Exception, where: str) -> Outcome:
         headers = headers_for_handler_error(error.raw_error_type, retryable=error.retryable)
         return Outcome(status, tuple(headers), failure_json(failure_of(error)), "error", error.retryable)
     logger.error("%s raised %s", where, type(error).__name__, exc_info=error)
-    return refusal("INTERNAL", "internal error")
+    return refusal("INTERNAL", f"the handler raised {type(error).__name__}; the agent's log has the rest")
 
 
 def failure_of(error: BaseException, depth: int = 0) -> Failure:

@@ -12,10 +12,12 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import Any, Final, cast
 
+from nexusrpc import HandlerError, HandlerErrorType
 from nexusrpc.handler import StartOperationContext, StartOperationResultAsync, StartOperationResultSync
 
 from mesh import trace
 from mesh.agent import outcome as outcomes
+from mesh.agent.codec import Undecodable
 from mesh.agent.completion import FINAL, completion_of, deliver, pools, public_tokens, traced
 from mesh.agent.context import Call, running
 from mesh.agent.durable.errors import LeaseLost, Suspended
@@ -212,7 +214,7 @@ class Work:
     def _returned(self, run: Run, ctx: StartOperationContext, answer: object) -> Outcome:
         if isinstance(answer, StartOperationResultSync):
             value = cast("StartOperationResultSync[Any]", answer).value
-            return outcomes.succeeded(run.route.output, value, ctx.outbound_links)
+            return self._succeeded(run, value, ctx)
         if not isinstance(answer, StartOperationResultAsync):
             message = f"a handler's start returned {type(answer).__name__} instead of a StartOperationResult"
             raise TypeError(message)
@@ -224,6 +226,17 @@ class Work:
         if run.token:
             self.runs.alias(run.token, token)
         return outcomes.running(run.token or token, ctx.outbound_links)
+
+    @staticmethod
+    def _succeeded(run: Run, value: Any, ctx: StartOperationContext) -> Outcome:
+        """The result, or why it cannot be sent: another attempt would come to the same, so there is none."""
+        try:
+            return outcomes.succeeded(run.route.output, value, ctx.outbound_links)
+        except Undecodable as error:
+            where = f"{run.route.service}/{run.route.operation}"
+            message = f"the result of {where} is not the declared {run.route.output.name}: {error}"
+            logger.error("%s", message)  # noqa: TRY400 - says it all
+            raise HandlerError(message, type=HandlerErrorType.INTERNAL, retryable_override=False) from None
 
     def _interrupted(self, run: Run) -> Outcome:
         """The task was cancelled: by us for a reason, or by the handler's own doing."""

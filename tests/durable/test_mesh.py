@@ -217,6 +217,25 @@ def test_a_bug_is_retried_by_the_endpoints_policy_and_its_message_is_there_to_re
     client: mesh.SyncClient, host: Host, mode: str
 ) -> None:
     """P288: an attempt that failed after its 201; the journal stays, and so what is in it."""
+
+    @mesh.durable
+    async def fetch(ctx: mesh.Context) -> str:
+        said = await ctx.step("fetch", str.upper, "old")
+        if ctx.attempt == 1:
+            raise ZeroDivisionError
+        return said
+
+    host(f"fetcher-{mode}", [fetch], policy={"retry": {"initial_ms": 200, "max_attempts": 5}}, lease_ms=60_000)
+    handle = client.start(f"fetcher-{mode}", f"fetcher-{mode}", "fetch")
+    assert handle.result(timeout_s=20) == "OLD"
+    events = [event.data for event in handle.watch() if event.type == "attempt_failed"]
+    assert len(events) == 1
+    assert "the handler raised ZeroDivisionError; the agent's log has the rest" in str(events)
+
+
+def test_code_that_no_longer_fits_its_journal_ends_the_operation_at_once(
+    client: mesh.SyncClient, host: Host, mode: str, caplog: pytest.LogCaptureFixture
+) -> None:
     version = iter(["old", "new", "old"])
 
     @mesh.durable
@@ -226,9 +245,41 @@ def test_a_bug_is_retried_by_the_endpoints_policy_and_its_message_is_there_to_re
             raise ZeroDivisionError
         return said
 
-    host(f"fetcher-{mode}", [fetch], policy={"retry": {"initial_ms": 200, "max_attempts": 5}}, lease_ms=60_000)
-    handle = client.start(f"fetcher-{mode}", f"fetcher-{mode}", "fetch")
-    assert handle.result(timeout_s=20) == "OLD"
-    events = [event.data for event in handle.watch() if event.type == "attempt_failed"]
-    assert len(events) == 2, "the bug, then the mismatch of the mended code; the third fits again"
-    assert any('the code now asks for a step("new")' in str(event) for event in events)
+    host(f"changed-{mode}", [fetch], policy={"retry": {"initial_ms": 200, "max_attempts": 20}}, lease_ms=60_000)
+    handle = client.start(f"changed-{mode}", f"changed-{mode}", "fetch")
+    with pytest.raises(mesh.OperationFailed, match=r'the code now asks for a step\("new"\)'):
+        handle.result(timeout_s=20)
+    assert 'the code now asks for a step("new")' in caplog.text, "the agent's log has it too"
+    assert next(version) == "old", "there was no third attempt"
+
+
+def test_a_result_that_is_not_of_the_type_ends_the_operation_at_once(
+    client: mesh.SyncClient, host: Host, mode: str
+) -> None:
+    attempts: list[int] = []
+
+    @mesh.durable
+    async def count(ctx: mesh.Context) -> int:
+        attempts.append(ctx.attempt)
+        await ctx.step("one", int)
+        return "many"  # type: ignore[return-value]
+
+    host(f"counter-{mode}", [count], policy={"retry": {"initial_ms": 200, "max_attempts": 20}})
+    handle = client.start(f"counter-{mode}", f"counter-{mode}", "count")
+    with pytest.raises(mesh.OperationFailed, match=rf"the result of counter-{mode}/count is not the declared int"):
+        handle.result(timeout_s=20)
+    assert attempts == [1]
+
+
+def test_what_the_code_no_longer_asks_for_is_shown(client: mesh.SyncClient, host: Host, mode: str) -> None:
+    @mesh.durable
+    async def page(ctx: mesh.Context) -> str:
+        said = await ctx.step("old" if ctx.attempt == 1 else "new", str.upper, "a")
+        if ctx.attempt == 1:
+            raise ZeroDivisionError
+        return said
+
+    host(f"pager-{mode}", [page], policy={"retry": {"initial_ms": 100}}, lease_ms=60_000)
+    handle = client.start(f"pager-{mode}", f"pager-{mode}", "page")
+    assert handle.result(timeout_s=20) == "A"
+    assert "renamed or removed since): old#1" in str([event.data for event in handle.watch()])

@@ -294,11 +294,13 @@ class TestCodeThatChanges:
             await ctx.step("fetch", effects.append, next(version))
             await ctx.sleep(60)
 
-        with pytest.raises(HandlerError, match=r'fetch#1: the journal has a step\("old"\).*now asks.*step\("new"\)'):
+        told = r'fetch#1: the journal has a step\("old"\).*now asks.*step\("new"\).*ctx\.random\(\)/ctx\.now\(\)'
+        with pytest.raises(HandlerError, match=told) as caught:
             testing.run(handler)
+        assert not caught.value.retryable, "the same code would ask the same"
         assert effects == ["old"]
 
-    def test_removed_and_added_steps_and_another_order_are_fine(self) -> None:
+    def test_removed_and_added_steps_and_another_order_are_fine(self, caplog: pytest.LogCaptureFixture) -> None:
         attempts: list[int] = []
 
         @mesh.durable
@@ -313,6 +315,8 @@ class TestCodeThatChanges:
         run = testing.run(handler)
         assert run.steps == ["a#1", "b#1", "c#1", "d#1"]
         assert attempts == [1, 2]
+        told = "recorded, but the code no longer asks for it (renamed or removed since): b#1"
+        assert [told in line for line in caplog.messages if "b#1" in line] == [True]
 
     def test_the_name_alone_decides_where_the_author_says_so(self) -> None:
         version = iter(["old", "new"])
@@ -384,6 +388,34 @@ class TestAuthorsMistakes:
 
         with pytest.raises(ZeroDivisionError):
             testing.run(handler)
+
+    def test_the_first_parameter_is_the_context(self) -> None:
+        async def one_input(job: str) -> None: ...
+        async def unnamed(job) -> None: ...  # type: ignore[no-untyped-def] # noqa: ANN001
+        async def none() -> None: ...
+        async def behind(job: str, ctx: mesh.Context) -> None: ...
+        async def star(*ctx: Any) -> None: ...
+
+        for wrong in (one_input, unnamed, none, behind, star):
+            with pytest.raises(ConfigError, match=rf"{wrong.__name__}: .*first parameter is ctx: mesh\.Context, not"):
+                mesh.durable(wrong)
+
+        def plain(job: str) -> None: ...
+
+        with pytest.raises(ConfigError, match=r"ctx: mesh\.SyncContext, not job: "):
+            mesh.durable(plain)
+
+    def test_what_is_never_awaited_is_told(self) -> None:
+        @mesh.durable
+        async def handler(ctx: mesh.Context) -> int:
+            await ctx.gather({"a": ctx.step("a", effects.append, 1), "b": ctx.sleep(1)}, quorum=1)
+            ctx.step("charge", effects.append, 2)  # type: ignore[unused-coroutine] # noqa: RUF100
+            ctx.call("x", "S", "op")  # type: ignore[unused-coroutine] # noqa: RUF100
+            return 1
+
+        with pytest.raises(HandlerError, match=r"without awaiting step charge#1, call S\.op#1, which") as caught:
+            testing.run(handler)
+        assert (effects, caught.value.retryable) == ([1], False)
 
     def test_what_is_not_durable_is_told(self) -> None:
         with pytest.raises(ConfigError, match="decorate it"):

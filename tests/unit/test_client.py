@@ -100,6 +100,12 @@ class TestCall:
         assert (headers["authorization"], headers["traceparent"], headers["prefer"]) == ("Bearer secret", "t", "wait=5")
         assert len(headers["idempotency-key"]) == 32
 
+    async def test_nan_is_refused_and_not_sent_as_null(self, stage: Stage) -> None:
+        caller = stage.caller(answer(record(result=None)))
+        with pytest.raises(errors.ConfigError, match=r"the input is not what op takes: /x: nan has no form in JSON"):
+            await caller.do("call", "shop", "S", "op", {"x": float("nan")})
+        assert not stage.requests
+
     @pytest.mark.parametrize(
         ("what", "sent"),
         [

@@ -12,7 +12,7 @@ import logging
 from collections.abc import Awaitable, Callable
 from typing import Any, Final, TypeVar
 
-from mesh.agent.durable.entries import Entry, read
+from mesh.agent.durable.entries import MESSAGE_CHARS_MAX, Entry, read
 from mesh.agent.durable.errors import CancelRequested, Suspended
 from mesh.agent.durable.exchange import Exchange
 from mesh.agent.durable.link import Link, Task, Tools
@@ -85,9 +85,18 @@ class Attempt:
 
     async def _main(self, code: Callable[[], Awaitable[T]]) -> T:
         result = await code()
+        await self._flushed()
+        left = self.exchange.replay.left()
+        if left:
+            told = f"recorded, but the code no longer asks for it (renamed or removed since): {', '.join(left)}"
+            logger.warning("%s: %s", self.task.operation_id, told)
+            self.exchange.put(Entry("progress", "", message=told[:MESSAGE_CHARS_MAX]))
+            await self._flushed()
+        return result
+
+    async def _flushed(self) -> None:
         while not self.exchange.idle:
             await self.wait(self.exchange.flush())
-        return result
 
     def stop(self, why: BaseException) -> None:
         """The attempt is over: all that waits here is woken with `why`, nothing is sent any more."""

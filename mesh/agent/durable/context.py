@@ -12,10 +12,11 @@ from uuid import UUID
 
 from mesh.agent.durable.attempt import Attempt
 from mesh.agent.durable.calls import Call, run_call
-from mesh.agent.durable.entries import check_name
+from mesh.agent.durable.entries import check_name, key_of
 from mesh.agent.durable.functions import shape_of
 from mesh.agent.durable.gather import Given, checked, run_gather, scope
 from mesh.agent.durable.gathered import Gathered
+from mesh.agent.durable.owed import Owed
 from mesh.agent.durable.steps import DEFAULT, Retry, Step, run_step, running_step
 from mesh.agent.durable.waits import drawn, emit_chunk, moment, sleep_for, tell_progress
 from mesh.client.order import called
@@ -37,6 +38,7 @@ class Common:
         task = attempt.task
         self._attempt = attempt
         self._undo: list[Step] = []
+        self.owed = Owed()
         self.operation_id = task.operation_id
         """The durable operation, also the caller's token."""
         self.run = task.run
@@ -160,7 +162,8 @@ class Context(Common):
 
         Raises StepFailed, when its tries are over or its error is not worth repeating, and JournalMismatch.
         """
-        return run_step(self._attempt, self._step(name, function, args, kwargs, retry, timeout_ms, out, match))
+        step = self._step(name, function, args, kwargs, retry, timeout_ms, out, match)
+        return self.owed.give(f"step {key_of(step.name, step.n)}", run_step(self._attempt, step))
 
     def call(
         self,
@@ -185,7 +188,8 @@ class Context(Common):
         Waits without holding anything: if it takes long, the attempt suspends. Raises OperationFailed,
         OperationCanceled, OperationTimedOut, CallRefused, JournalMismatch.
         """
-        return run_call(self._attempt, self._call(endpoint, what, out, name, timeout_ms, labels, parent_close, match))
+        call = self._call(endpoint, what, out, name, timeout_ms, labels, parent_close, match)
+        return self.owed.give(f"call {key_of(call.name, call.n)}", run_call(self._attempt, call))
 
     def gather(
         self,
@@ -206,12 +210,13 @@ class Context(Common):
         A failed source is an outcome, not an exception; `.require()` raises QuorumMissed.
         """
         name, n = self._number(name)
-        return run_gather(self._attempt, checked(name, n, sources, quorum, deadline_ms, late))
+        spec = checked(name, n, sources, quorum, deadline_ms, late)
+        return self.owed.give(key_of(name, n), run_gather(self._attempt, spec))
 
     def sleep(self, seconds: float) -> Coroutine[Any, Any, None]:
         """Go on after that time, counted from the first attempt that came here. Longer sleeps hold nothing."""
         _, n = self._number("sleep")
-        return sleep_for(self._attempt, n, seconds * 1000)
+        return self.owed.give(key_of("sleep", n), sleep_for(self._attempt, n, seconds * 1000))
 
     def now(self) -> Coroutine[Any, Any, datetime]:
         """The mesh's time, the same on every replay."""

@@ -7,6 +7,7 @@ for the operation. How a task arrives and where its answer goes is the host's: i
 from __future__ import annotations
 
 import inspect
+import logging
 from collections.abc import Callable
 from functools import partial
 from typing import Any, Final, NamedTuple, TypeVar, cast, get_type_hints, overload
@@ -29,10 +30,13 @@ from mesh.agent.durable.sync import SyncContext
 from mesh.client.errors import OperationUnsuccessful
 from mesh.errors import ConfigError, TooLarge
 
+logger: Final = logging.getLogger("mesh.agent")
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 _NEXUS_FACTORY: Final = "__nexus_operation_factory__"
 """Where nexusrpc looks for the factory that a decorated method stands for (its own `sync_operation` puts it there)."""
+_FIRST: Final = "{}: a durable handler's first parameter is ctx: mesh.{}, not {}"
 _FAILURES: Final = (StepFailed, CallRefused, QuorumMissed, OperationUnsuccessful, TooLarge)
 """Ends that another attempt would come to again: they are recorded, or a bound of the operation itself."""
 
@@ -48,21 +52,27 @@ class Durable(NamedTuple):
     output_type: Any
 
     async def run(self, attempt: Attempt, owner: tuple[Any, ...], value: Any) -> Any:
-        """One attempt, to its end. Raises OperationError, HandlerError, what the code raises; Suspended, LeaseLost."""
+        """One attempt, to its end. Raises OperationError, HandlerError, what the code raises; Suspended, LeaseLost.
+
+        JournalMismatch and ConfigError end the operation: as a HandlerError that is not to be repeated.
+        """
         try:
             return await attempt.run(lambda: self._code(attempt, owner, value))
         except _FAILURES as error:
             raise OperationError(error.detail, state=OperationErrorState.FAILED) from error
-        except JournalMismatch as error:
-            # The next attempt may meet mended code; until then the reason is there to be read.
-            raise HandlerError(error.detail, type=HandlerErrorType.INTERNAL, retryable_override=True) from error
+        except (JournalMismatch, ConfigError) as error:
+            # The same code would come to it again. Mended code is started anew, by whoever reads this.
+            logger.error("%s/%s of %s: %s", attempt.task.operation_id, attempt.task.run, self.name, error.detail)  # noqa: TRY400 - says it all
+            raise HandlerError(error.detail, type=HandlerErrorType.INTERNAL, retryable_override=False) from error
 
     async def _code(self, attempt: Attempt, owner: tuple[Any, ...], value: Any) -> Any:
         context = Context(attempt)
         rest = (value,) if self.takes_input else ()
         try:
             if inspect.iscoroutinefunction(self.function):
-                return await self.function(*owner, context, *rest)
+                result = await self.function(*owner, context, *rest)
+                context.owed.check()
+                return result
             attempt.resting.begin()
             try:
                 plain = SyncContext(context)
@@ -151,6 +161,13 @@ def _read(function: Callable[..., Any], name: str) -> Durable:
     at = next((i for i, each in enumerate(parameters) if hints.get(each.name) in (Context, SyncContext)), -1)
     if at < 0:
         at = 1 if parameters and parameters[0].name == "self" else 0
+        given = parameters[at : at + 1]
+        # Without an annotation the name must say it: an input that were handed a context would be found out too late.
+        unclear = [p for p in given if p.name in hints or p.name.strip("_") not in ("", "c", "ctx", "context")]
+        if not given or unclear or given[0].kind not in (given[0].POSITIONAL_ONLY, given[0].POSITIONAL_OR_KEYWORD):
+            raise ConfigError(_FIRST.format(name, wanted.__name__, unclear[0] if unclear else "there is none"))
+    elif at == 1 and parameters[0].name in hints:
+        raise ConfigError(_FIRST.format(name, wanted.__name__, parameters[0]))
     elif hints[parameters[at].name] is not wanted:
         message = f"{name} takes a mesh.{wanted.__name__}, as {'an async' if wanted is Context else 'a plain'} function"
         raise ConfigError(message)

@@ -7,7 +7,9 @@ Entries are forgotten as soon as they are taken, so a long replay in its usual o
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
+from itertools import islice
 from typing import Final, NamedTuple
 
 from mesh.agent.durable.entries import Entry, head_of, read
@@ -28,6 +30,9 @@ FAMILIES: Final[dict[str, str]] = {
 """Kind -> the family of the question it answers. A key belongs to one family."""
 _FINAL: Final = frozenset({"step", "child", "fired", "value", "gather", "progress"})
 """Kinds after which nothing more comes under their key."""
+_WORK: Final = frozenset({"step", "try", "call"})
+_SCOPED: Final = re.compile(r"#\d+/")
+"""In the names of what a gather's sources did."""
 
 
 class Place(NamedTuple):
@@ -109,8 +114,17 @@ class Replay:
         return places
 
     def left(self) -> list[str]:
-        """Keys that the code never asked for, the first few: it has changed, or ended early."""
-        return [key for key, _ in zip(self._slots, range(LEFT_SHOWN_MAX), strict=False)]
+        """Steps and calls that the code never asked for, the first few: it has changed since they were recorded.
+
+        Sources of a gather are left out: on a replay only those are asked that had answered.
+        """
+        names = (key.rpartition("#") for key, places in self._slots.items() if places[0].kind in _WORK)
+        left = (
+            f"{name}#{n}"
+            for name, _, n in names
+            if n.isdecimal() and int(n) > self._counts.get(name, 0) and not _SCOPED.search(name)
+        )
+        return list(islice(left, LEFT_SHOWN_MAX))
 
     def _mismatch(self, key: str, place: Place, asked: str) -> JournalMismatch:
         recorded = f"a {place.kind}" if place.raw is None else describe(read(place.raw))
@@ -125,7 +139,8 @@ def check_args(key: str, entry: Entry, asked: str, args: str | None) -> None:
         return
     mend = (
         "The result of other arguments would be taken for this one's. Give the changed code another name, or pass"
-        " match='name' if the recorded result is right whatever the arguments are."
+        " match='name' if the recorded result is right whatever the arguments are. If an argument comes from chance or"
+        " a clock, put chance and clocks in a step, or use ctx.random()/ctx.now()."
     )
     raise JournalMismatch(key, describe(entry), f"{asked}({shown(args)})", mend)
 
