@@ -22,6 +22,11 @@ def monotonic_s() -> float:
     return time.monotonic()
 
 
+def thread_s() -> float:
+    """Seconds that this thread has computed; for bounds on work, which a busy machine must not make shorter."""
+    return time.thread_time()
+
+
 async def sleep(seconds: float) -> None:
     """Suspend the calling task for `seconds`."""
     await asyncio.sleep(seconds)

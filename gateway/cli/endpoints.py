@@ -11,7 +11,8 @@ import typer
 from gateway.cli.exits import Problem
 from gateway.cli.options import ApiKey, Json, Labels, Url, pairs, read_json
 from gateway.cli.show import Show, ago, plain, soon, span, word
-from gateway.cli.wire import Gateway
+from gateway.cli.sources import read_services
+from gateway.cli.wire import Gateway, Reply
 from mesh.errors import NotFound
 from mesh.wire import quote_segment
 
@@ -38,6 +39,12 @@ def register(
         list[str] | None,
         typer.Option(metavar="NAME[=OP,OP]", help="A service and its operations; left out: any. May be repeated."),
     ] = None,
+    contract: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="FILE", help="Services and their schemas: *.nexusrpc.yaml, or with `services`. Repeatable."
+        ),
+    ] = None,
     allow: Annotated[
         list[str] | None, typer.Option(metavar="NAMESPACE", help="Who may call beside you; * for all.")
     ] = None,
@@ -50,6 +57,7 @@ def register(
     *,
     pull: Annotated[bool, typer.Option("--pull", help="Its agents ask for their work; there is no URL.")] = False,
     replace: Annotated[bool, typer.Option("--replace", help="Forget what is not named here.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Also when callers of the present contract break.")] = False,
     url: Url = "",
     api_key: ApiKey = "",
     as_json: Json = False,
@@ -63,17 +71,16 @@ def register(
       mesh endpoint register billing --target http://127.0.0.1:9000
       mesh endpoint register billing -t http://127.0.0.1:9000 --service invoices=create,send
       mesh endpoint register laptop --pull
+      mesh endpoint register billing --contract billing.nexusrpc.yaml
       mesh endpoint register billing --allow research --allow quality
       mesh endpoint register billing --file billing.yaml --if-match '"v3"'
     """  # noqa: D301 - \b keeps the lines of an example
     show = Show(as_json)
     spec = _from_file(file) if file is not None else {}
-    if pull and target is not None:
-        raise Problem("--pull and --target exclude each other", "Who asks for work is not sent any.")
     if pull or target is not None:
-        spec["target"] = {"kind": "pull"} if pull else {"kind": "http", "url": target}
-    if service:
-        spec["services"] = [_service(text) for text in service]
+        spec["target"] = _target(target, pull=pull)
+    if service or contract:
+        spec["services"] = _services_of(service or [], contract or [])
     if allow:
         spec["allow"] = allow
     if description is not None:
@@ -83,14 +90,33 @@ def register(
     if label:
         spec["labels"] = pairs(label, "--label")
     if not spec:
-        raise Problem("nothing to register", "Give --target URL, --pull, or --file FILE.")
+        raise Problem("nothing to register", "Give --target URL, --pull, --contract FILE, or --file FILE.")
     with Gateway(url, api_key) as gateway:
         present, etag = ({}, "") if replace or file is not None else _present(gateway, name)
         headers = {"if-match": if_match or etag} if if_match or etag else {}
-        reply = gateway.ask("PUT", _path(name), body=json.dumps(present | spec).encode(), headers=headers)
+        query = {"force": "true"} if force else {}
+        reply = gateway.ask("PUT", _path(name), query=query, body=json.dumps(present | spec).encode(), headers=headers)
     if not show.json(reply.json()):
-        done = "registered" if reply.status == 201 else "changed"  # noqa: PLR2004
-        show.line(f"endpoint [bold]{plain(name)}[/] {done}, version {plain(reply.headers.get('etag', ''))}")
+        _tell_put(show, name, reply)
+
+
+def _tell_put(show: Show, name: str, reply: Reply) -> None:
+    done = "registered" if reply.status == 201 else "changed"  # noqa: PLR2004
+    show.line(f"endpoint [bold]{plain(name)}[/] {done}, version {plain(reply.headers.get('etag', ''))}")
+    for one in reply.json().get("contract_change", {}).get("unproven", ()):
+        show.note(f"not proven to fit: {one['service']}/{one.get('operation', '')}: {one['detail']}")
+
+
+def _target(url: str | None, *, pull: bool) -> dict[str, Any]:
+    if pull and url is not None:
+        raise Problem("--pull and --target exclude each other", "Who asks for work is not sent any.")
+    return {"kind": "pull"} if pull else {"kind": "http", "url": url}
+
+
+def _services_of(listed: list[str], files: list[Path]) -> list[dict[str, Any]]:
+    if listed and files:
+        raise Problem("--service and --contract exclude each other", "A contract lists the services.")
+    return read_services(*files) if files else [_service(text) for text in listed]
 
 
 def _present(gateway: Gateway, name: str) -> tuple[dict[str, Any], str]:

@@ -90,6 +90,7 @@ _MENDS: Final[dict[str, str]] = {
     "unknown_endpoint": "`mesh endpoint list` shows the endpoints that you may call.",
     "unknown_operation": "`mesh operation list` shows the operations of your namespace.",
     "unknown_service": "`mesh endpoint show NAME` lists its services and operations.",
+    "contract_breaks": "`mesh contract diff` shows all; --force replaces the contract all the same.",
     "key_reused": "Use another --key for other content, or repeat the first call exactly.",
     "origin_not_allowed": "Ask the gateway under a loopback address.",
 }

@@ -16,6 +16,7 @@ from gateway.cli import (
     call,
     check,
     check_agent,
+    contracts,
     deliveries,
     demo,
     doctor,
@@ -53,6 +54,7 @@ app.command(rich_help_panel=CALL)(call.call)
 app.add_typer(operations.app, name="operation", rich_help_panel=CALL)
 endpoints.app.command("wait")(arrival.wait)
 app.add_typer(endpoints.app, name="endpoint", rich_help_panel=ADMIN)
+app.add_typer(contracts.app, name="contract", rich_help_panel=ADMIN)
 app.add_typer(deliveries.app, name="delivery", rich_help_panel=ADMIN)
 app.command(rich_help_panel=ADMIN)(doctor.doctor)
 check.app.command("agent")(check_agent.agent)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Any, Final, cast
 
-from registry.contracts.dialect import Place, Schema, fragment, normal, subschemas, targets
+from registry.contracts.dialect import Place, Schema, fragment, normal, put, subschemas, targets
 from registry.contracts.validator import AUTOMATON_BYTES_MAX, DFA_BYTES_MAX
 
 _KEPT: Final = "document"
@@ -33,13 +33,8 @@ def movable(schema: Schema, base: str = f"#/$defs/{_KEPT}") -> Schema:
         found = {key: value for key, value in cast("dict[str, Any]", one).items() if key != "$anchor"}
         if isinstance(reference := found.get("$ref"), str):
             found["$ref"] = f"{base}{fragment(known[normal(reference)])}"
-        for (keyword, *rest), sub in list(subschemas(found)):
-            held: Any = moved(sub)
-            if rest:
-                held = found[str(keyword)]
-                held = list(cast("list[Any]", held)) if isinstance(held, list) else dict(held)
-                held[rest[0]] = moved(sub)
-            found[str(keyword)] = held
+        for place, sub in list(subschemas(found)):
+            put(found, place, moved(sub))
         return found
 
     return moved(schema)

@@ -122,7 +122,7 @@ def _modern(schema: Any, *, alone: bool) -> Any:
     if alone and isinstance(kept.get("$ref"), str):
         kept = {key: value for key, value in kept.items() if key in ("$ref", *STORED)}
     for place, one in list(subschemas(kept)):
-        _put(kept, place, _modern(one, alone=alone))
+        put(kept, place, _modern(one, alone=alone))
     rest = kept.pop("additionalItems", None)
     if isinstance(items := kept.get("items"), list):
         first = [_modern(one, alone=alone) for one in cast("list[Any]", items)]
@@ -136,7 +136,7 @@ def _modern(schema: Any, *, alone: bool) -> Any:
     return kept
 
 
-def _put(schema: dict[str, Any], place: Place, value: Schema) -> None:
+def put(schema: dict[str, Any], place: Place, value: Schema) -> None:
     """Set the subschema at `place`, at most two steps down, in a copy of the list or object on the way."""
     keyword, *rest = place
     held: Any = schema[str(keyword)]

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from itertools import islice
 from typing import Any, Final, TypeAlias, cast
 
-from mesh.clock import monotonic_s
+from mesh.clock import thread_s
 from registry.contracts.dialect import UNEVALUATED, Place, Schema, every, normal, pointer, targets
 from registry.contracts.validator import Beside, Validator, reference
 
@@ -76,7 +76,7 @@ class Explainer:
 
     def breaches(self, value: Any, prefix: str = "", spend_s: float = SPEND_S) -> list[Breach]:
         """The first BREACHES_MAX of a value that breaks the schema, found within about `spend_s`; never empty."""
-        self._until_s = monotonic_s() + spend_s
+        self._until_s = thread_s() + spend_s
         found: dict[tuple[str, str], None] = {}
         # A deep value may need more frames than Python has; what was found above it stands.
         with contextlib.suppress(RecursionError):
@@ -101,7 +101,7 @@ class Explainer:
 
     @property
     def _spent(self) -> bool:
-        return monotonic_s() > self._until_s
+        return thread_s() > self._until_s
 
     def _look(self, place: Place, value: Any, at: str) -> Iterator[tuple[str, str]]:
         """Breaches of `value`, which breaks the schema at `place`; each walk down has checked that it does."""

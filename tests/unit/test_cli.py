@@ -289,7 +289,8 @@ class TestHelp:
 
     def test_it_tells_every_command_and_exit_code(self) -> None:
         shown = mesh("--help").out
-        for word in ("dev", "serve", "demo", "call", "operation", "endpoint", "delivery", "doctor", "bench"):
+        words = ["dev", "serve", "demo", "call", "operation", "endpoint", "contract", "delivery", "doctor", "bench"]
+        for word in words:
             assert re.search(rf"│ {word} ", shown)
         for code, meaning in MEANINGS.items():
             assert re.search(rf"{code:d} +{re.escape(meaning)}", shown)
@@ -300,6 +301,7 @@ class TestHelp:
             *(["dev"], ["serve"], ["demo"], ["call"], ["doctor"], ["bench"]),
             *(["operation", verb] for verb in ("list", "show", "watch", "cancel")),
             *(["endpoint", verb] for verb in ("register", "list", "show", "pause", "resume", "remove")),
+            *(["contract", verb] for verb in ("show", "diff", "generate", "openapi")),
             *(["delivery", verb] for verb in ("list", "redeliver", "secret")),
         ],
         ids=" ".join,
