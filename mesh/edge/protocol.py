@@ -14,6 +14,7 @@ import httptools
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from mesh.edge.exchange import Answer, HotRoute, Request, Routes, check_head, serve, too_large
+from mesh.edge.upgrade import framing, parser_behind
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -25,6 +26,9 @@ HEAD_BYTES_MAX: Final = 65_536
 PIPELINE_MAX: Final = 64
 """Requests that wait on one connection behind the one being answered."""
 TRAILERS_MAX: Final = 64
+QUIET_BYTES_MAX: Final = 65_536
+"""Trailers and chunk extensions: what comes within a request without a byte of body. The parser keeps a trailer whole,
+and copies it with every read, until its line ends."""
 REQUEST_S_MAX: Final = 30.0
 """From the first byte of a request to its last."""
 SWEEP_S: Final = 1.0
@@ -157,6 +161,9 @@ class Edge(HttpToolsProtocol):
     idle_since_s = 0.0
     """Loop time of the last answer, when nothing is asked; else 0."""
     _head_bytes = 0
+    _quiet_bytes = 0
+    _framing = b""
+    """Of the body behind a head that asked for another protocol."""
     _routes: Routes | None = None
     _lines: tuple[Any, bytes] = (None, b"")
     parser: Any
@@ -168,9 +175,11 @@ class Edge(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         if self._head_bytes < 0:
-            if len(self.headers) > TRAILERS_MAX:
+            # Looked at before this read is parsed: it may be all body.
+            if len(self.headers) > TRAILERS_MAX or self._quiet_bytes > QUIET_BYTES_MAX:
                 self.abort()
                 return
+            self._quiet_bytes += len(data)
         else:
             self._head_bytes += len(data)
             if self._head_bytes > HEAD_BYTES_MAX and not self._head_ends_within(data):
@@ -178,7 +187,18 @@ class Edge(HttpToolsProtocol):
                 self.transport.close()
                 return
         self.idle_since_s = 0.0
-        super().data_received(data)
+        self._unset_keepalive_if_required()
+        while data and not self.transport.is_closing():
+            try:
+                self.parser.feed_data(data)
+            except httptools.HttpParserError:
+                self.send_400_response("Invalid HTTP request received.")
+            except httptools.HttpParserUpgrade as other:
+                data = data[other.args[0] :]
+                self.parser = parser_behind(self, self._framing)
+                self._framing = b""
+                continue
+            return
 
     def _head_ends_within(self, data: bytes) -> bool:
         # A body may follow its head in one read; only what comes before the empty line counts.
@@ -197,11 +217,14 @@ class Edge(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         measure = self._routes is not None and self._head_bytes > self._routes.header_bytes_max
         self._head_bytes = -1
+        self._quiet_bytes = 0
         if len(self.pipeline) >= PIPELINE_MAX:
             self.abort()
             return
         if not self._hot(measure=measure):
             self._ordinary()
+        if self.parser.should_upgrade():
+            self._framing = framing(self.headers)
         # The request has its own list by now; what comes after the body is no header of it, credentials least of all.
         self.headers = []
 
@@ -245,6 +268,7 @@ class Edge(HttpToolsProtocol):
         super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
+        self._quiet_bytes = 0
         cycle = self.cycle
         if type(cycle) is not Exchange:
             super().on_body(body)
@@ -252,6 +276,8 @@ class Edge(HttpToolsProtocol):
             cycle.take(body)
 
     def on_message_complete(self) -> None:
+        if self._framing:
+            return  # the body is still to come
         self.reading_since_s = 0.0
         self._head_bytes = 0
         cycle = self.cycle

@@ -132,6 +132,43 @@ async def test_trailers_without_end(port: int) -> None:
     assert monotonic_s() - began_s < SLOW_S - 0.3
 
 
+@pytest.mark.parametrize("sent", [b"0\r\nx: ", b"2;x="], ids=["a trailer", "a chunk's extension"])
+async def test_a_line_without_end_after_the_head(port: int, sent: bytes) -> None:
+    """Not by the bound on slow requests: by its size. The parser keeps and copies what it has of it."""
+    began_s = monotonic_s()
+    async with line(port) as rude:
+        await rude.send(HEAD + b"transfer-encoding: chunked\r\n\r\n" + sent)
+        ended = asyncio.ensure_future(rude.ends())
+        while not ended.done() and monotonic_s() - began_s < SLOW_S:
+            await rude.send(b"y" * 30_000)
+            await sleep(0.001)
+        assert await ended
+    assert monotonic_s() - began_s < SLOW_S - 0.3
+
+
+@pytest.mark.parametrize(
+    "framed", [b"content-length: %d\r\n\r\n%b", b"transfer-encoding: chunked\r\n\r\n%x\r\n%b\r\n0\r\n\r\n"]
+)
+@pytest.mark.parametrize("pause_s", [0.0, 0.1])
+async def test_another_protocol_is_asked_for(port: int, framed: bytes, pause_s: float) -> None:
+    """It is not spoken here: the request is answered with its body, which is no request, however late it comes."""
+    hidden = b'"' + GOOD.replace(b'"', b"'").replace(b"\r\n", b" ") + b'"'
+    asked = HEAD + b"connection: upgrade\r\nupgrade: h2c\r\n"
+    head, _, rest = (asked + framed % (len(hidden), hidden)).partition(b"\r\n\r\n")
+    async with line(port) as java:
+        for _ in range(3):
+            await java.send(head + b"\r\n\r\n")
+            await sleep(pause_s)
+            await java.send(rest + GOOD)
+            assert [await java.status(), await java.status()] == [200, 200]
+        await java.send(asked + b"content-length: %d\r\n\r\n" % len(GOOD))
+        await sleep(0.1)
+        await java.send(GOOD)
+        assert await java.status() == 400  # one request, whose body is no JSON
+        await java.send(GOOD)
+        assert await java.status() == 200
+
+
 async def test_a_body_that_is_announced_too_large(port: int) -> None:
     async with line(port) as rude:
         await rude.send(HEAD + b"content-length: 200001\r\n\r\n")
