@@ -167,7 +167,8 @@ class Journals(Reading):
             if claim is not None
         ]
         at_ms, pages = await self._store.pages(JOURNAL, lists)
-        if wait_s > 0 and len(lists) == len(tasks) and not any(map(_news, pages)):
+        # Nobody waits for nothing: that would be a wait without any proof.
+        if wait_s > 0 and lists and len(lists) == len(tasks) and not any(map(_news, pages)):
             deadline_s = monotonic_s() + wait_s
             with self._waiters.watching(*[wanted.id for wanted in lists]) as moved:
                 while True:

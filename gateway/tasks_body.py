@@ -20,7 +20,10 @@ CHILD: Final = "child"
 _kind = re.compile(r"[a-z][a-z0-9_]{0,31}").fullmatch
 _TAKEN: Final = frozenset(kind.word for kind in EventKind) | {CHILD, "end"}
 
-Count = Annotated[int, msgspec.Meta(ge=0)]
+# No list is as long, and a store's script counts in doubles: more would not mean what it says there.
+Count = Annotated[int, msgspec.Meta(ge=0, le=2**32 - 1)]
+UnixMs = Annotated[int, msgspec.Meta(ge=0, le=253_402_300_799_999)]
+"""To the end of the year 9999: records show it as RFC 3339, which knows no later time."""
 
 
 class HeartbeatTask(msgspec.Struct, forbid_unknown_fields=True):
@@ -74,7 +77,7 @@ class SuspendTask(msgspec.Struct, forbid_unknown_fields=True):
     at: Count
     token: str = ""
     wake_in_ms: int | None = None
-    wake_at_ms: Count | None = None
+    wake_at_ms: UnixMs | None = None
     cancel: bool = False
 
 

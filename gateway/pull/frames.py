@@ -190,6 +190,8 @@ def _read(decode: Any, body: bytes, what: str) -> Any:
         text, _, path = str(error).partition(" - at `$")
         pointer = path.rstrip("`").replace("[...]", "").replace(".", "/")
         raise _breach(pointer, f"the body is not {what}: {text}") from None
+    except RecursionError:
+        raise Malformed("the JSON is nested too deep", code="json_invalid") from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise Malformed(f"not JSON: {error}", code="json_invalid") from None
     return value

@@ -65,7 +65,7 @@ from mesh.wire.names import (
     split_path,
 )
 from mesh.wire.replies import OPERATION_TOKEN_BYTES_MAX, Completion, parse_completion, parse_started
-from mesh.wire.strict_json import JSON_DEPTH_MAX, check_json, load_json
+from mesh.wire.strict_json import JSON_DEPTH_MAX, check_json, load_json, nested_deeper
 
 __all__ = [
     "CALLBACK_BYTES_MAX",
@@ -111,6 +111,7 @@ __all__ = [
     "is_failure",
     "is_json_type",
     "load_json",
+    "nested_deeper",
     "operation_failure",
     "parse_completion",
     "parse_duration_ms",

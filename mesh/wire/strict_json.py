@@ -62,9 +62,14 @@ def _depth(value: Any) -> int:
     return depth
 
 
+def nested_deeper(body: bytes, value: Any, depth_max: int = JSON_DEPTH_MAX) -> bool:
+    """Whether `value`, decoded from `body`, has more levels; walked only where the bytes have as many brackets."""
+    return body.count(b"[") + body.count(b"{") > depth_max and _depth(value) > depth_max
+
+
 def _check_rest(body: bytes, value: Any, depth_max: int) -> None:
     """What the decoder does not see; each is looked for only where the bytes give reason to."""
-    if body.count(b"[") + body.count(b"{") > depth_max and _depth(value) > depth_max:
+    if nested_deeper(body, value, depth_max):
         raise _Refused(f"the JSON is nested deeper than {depth_max}")
     if b"\\u" not in body:
         return

@@ -190,6 +190,8 @@ class StoreMachine(RuleBasedStateMachine):
         """The handler waits; `told`: it knows of a cancel."""
         one, attempt = _recent(self.tokens, i)
         at = max(self._journal(one) - behind, 0)
+        if told and not wake:
+            wake = 2_000  # nobody could end it any more
         task = Suspend(one, 1, attempt, at, wake, self.model.now + 5_000 if wake == AT else 0, int(told))
         self._send(self.gateways[g], "suspend", lambda: self.sides.suspend(task), lose=lose)
 
@@ -366,7 +368,10 @@ class StoreMachine(RuleBasedStateMachine):
                 self.book_outcome(g, 0, "succeed", answered=False, lose=False)
                 self.book_delivery(g, 0, "delivered", lose=False)
         for op in [op for op in self.model.ops.values() if op.state is State.STARTED]:
-            self.sides.complete(op.id, op.attempt, *OUTCOMES["succeed"], self.gateways[0].session)
+            if not op.suspended:
+                self.sides.complete(op.id, op.attempt, *OUTCOMES["succeed"], self.gateways[0].session)
+            elif not op.cancel_asked:
+                self.sides.cancel(op.id, self.gateways[0].session)  # it may wait for no time and no child
         busy = any(not op.state.terminal or op.owed for op in self.model.ops.values())
         dead = any(Delivery.DEAD in (op.cancel.is_, op.callback.is_) for op in self.model.ops.values())
         self.time_passes(1_000 if busy else DEAD_MS if dead else 61_000)

@@ -98,7 +98,7 @@ class Reference(Durable):
             return "same", self.owe_cancel(op, session)
         return "same", None
 
-    def complete(  # noqa: C901 - as above
+    def complete(  # noqa: C901, PLR0911 - as above
         self, one: str, attempt: int, event: Event, outcome: bytes, session: str, *, answered: bool
     ) -> tuple[Completion, Sent | None]:
         op = self.ops.get(one)
@@ -111,6 +111,8 @@ class Reference(Durable):
             if attempt < op.attempt and op.durable:
                 op.note_refused(attempt)
             return Completion.OTHER, None
+        if op.suspended and attempt == op.attempt:
+            return Completion.LEASE_LOST, None
         if attempt != op.attempt:
             if op.beat_ms or op.durable:
                 op.note_refused(attempt)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 from typing import Any
 
@@ -157,6 +158,14 @@ class TestSuspend:
         for _ in range(2):
             assert (await ground.say("suspend", at=0, wake_in_ms=60_000))["status"] == "ok"
 
+    async def test_an_attempt_that_gave_itself_up_ends_nothing(self, ground: Ground) -> None:
+        """P223: neither before the next one is sent nor later, by whichever way its outcome comes."""
+        await ground.say("suspend", at=0, wake_in_ms=60_000)
+        check_problem(await say(ground.caller, "complete", b'"late"', ground.token), 409, "lease_lost")
+        assert (await ground.call.complete()).status == 409
+        record = await ground.caller.record(ground.operation)
+        assert (record["state"], "suspended" in record) == ("started", True)
+
     async def test_what_the_agent_has_not_seen_keeps_it_awake(self, ground: Ground) -> None:
         """P224: an entry or a cancel that it does not know of would be slept through."""
         await ground.say("journal", at=0, entries=[STEP_1])
@@ -189,6 +198,23 @@ class TestSuspend:
         assert (await caller.record(operation))["state"] == "succeeded"
 
 
+    @pytest.mark.parametrize("number", [2**32, 2**63, 2**64 - 1, 2**64, 10**300])
+    async def test_numbers_that_no_list_and_no_calendar_have(self, ground: Ground, number: int) -> None:
+        """P220, P224: refused where they stand; the record and its list can still be shown."""
+        for verb, fields in (
+            ("journal", {"at": number, "entries": [STEP_1]}),
+            ("emit", {"at": number, "chunks": [1]}),
+            ("read", {"after": number}),
+            ("suspend", {"at": number}),
+            ("suspend", {"at": 0, "wake_at_ms": number * 2**21}),
+        ):
+            refused = await say(ground.caller, verb, fields, ground.token)
+            check_problem(refused, 422, "body_invalid")
+            assert refused.json["errors"][0]["pointer"] in ("/at", "/after", "/wake_at_ms")
+        assert (await ground.say("read"))["length"] == 0
+        assert "suspended" not in await ground.caller.record(ground.operation)
+
+
 class TestChildren:
     async def test_a_child_wakes_its_parent(self, ground: Ground, agent: Actor) -> None:
         """P230, P231: the outcome is in the parent's journal, in the same step as the child's end."""
@@ -207,6 +233,17 @@ class TestChildren:
             {"kind": "child", "key": "lint#1", "id": child, "state": "succeeded", "result": {"ok": True}}
         ]
         assert (await caller.record(child))["parent"] == ground.operation
+
+    async def test_a_result_too_deep_for_readers_spoils_no_journal(self, ground: Ground, agent: Actor) -> None:
+        """P65, P231: of more than 200 levels it is shown as its bytes."""
+        caller, deep = ground.caller, b"[" * 201 + b"]" * 201
+        child = (await caller.v1(ground.endpoint, [ASYNC], parent={"token": ground.token, "key": "k#1"})).json["id"]
+        call = await agent.until(2)
+        assert (await call.complete(body=deep)).status == 200
+        (entry,) = (await ground.say("read"))["entries"]
+        shown = {"result_base64": base64.b64encode(deep).decode(), "result_type": "application/json"}
+        assert entry == {"kind": "child", "key": "k#1", "id": child, "state": "succeeded", **shown}
+        assert (await caller.record(child))["result_base64"] == shown["result_base64"]
 
     async def test_a_running_parent_hears_of_it(self, ground: Ground, agent: Actor) -> None:
         """P231, P221: `read` with a wait returns when the child ended; a failure is shown as such."""
@@ -268,6 +305,12 @@ class TestReading:
         assert answer["now_ms"] > 0
         again = await say(caller, "read", {"tasks": [*tasks, {"token": "m1.forged"}], "wait_ms": 10_000})
         assert [task["status"] for task in again.json["tasks"]] == ["ok", "ok", "ok", "invalid"]
+
+    async def test_nothing_is_not_waited_for(self, caller: Caller) -> None:
+        """P221: a wait takes a token."""
+        async with asyncio.timeout(5):
+            answer = await say(caller, "read", {"tasks": [], "wait_ms": 10_000})
+        assert (answer.status, answer.json["tasks"]) == (200, [])
 
     async def test_a_long_journal_comes_in_pages(self, ground: Ground) -> None:
         """P221: about 1 MiB at a time, always something."""

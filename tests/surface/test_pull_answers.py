@@ -86,6 +86,7 @@ class TestMany:
             (b"", 400, "json_invalid"),
             (b'{"tasks":[{}]}', 422, "body_invalid"),
             (b'{"tasks":[{"token":"t","mood":"good"}]}', 422, "body_invalid"),
+            (b'{"tasks":[{"token":"t","result":%b%b}]}' % (b"[" * 20_000, b"]" * 20_000), 400, "json_invalid"),
             (json.dumps({"tasks": [{"token": "t"}] * 1001}).encode(), 422, "body_invalid"),
         ],
     )

@@ -18,9 +18,9 @@ local function mesh1_complete(keys, argv)
   if a.run ~= op.run then return refuse('STALE_RUN', a.id) end
   local now = now_ms()
   local live = op.state < S.succeeded
-  if live and a.attempt ~= op.attempt then
+  if live and (a.attempt ~= op.attempt or op.suspended > 0) then
     if op.beat_ms ~= 0 or op.journal == 1 then
-      if show_refused(op, a.attempt, now, 'complete') then save(op) end
+      if a.attempt ~= op.attempt and show_refused(op, a.attempt, now, 'complete') then save(op) end
       return refuse('LEASE_LOST', a.id)
     end
     local wanted = a.event == 'succeed' or (a.event == 'cancel' and op.cancel_asked == 1)
