@@ -22,10 +22,12 @@ from mesh.check.agent_receiver import Receiver
 from mesh.check.agent_wire import NoAnswer
 from mesh.check.report import Report, Result
 from mesh.clock import monotonic_s
+from mesh.errors import Unavailable
 from mesh.pool import Target
 
 ROOMS: Final = (agent_starts, agent_completions, agent_cancels, agent_requests, agent_after)
 """Imported for their probes."""
+REACH_S_MAX: Final = 10.0
 ANSWERING: Final = "Answer every request with HTTP/1.1, whatever came before it."
 
 __all__ = ["PROBES", "Report", "Sample", "Settings", "check_agent", "ordered"]
@@ -34,12 +36,13 @@ __all__ = ["PROBES", "Report", "Sample", "Settings", "check_agent", "ordered"]
 async def check_agent(url: str, settings: Settings, tell: Callable[[Result], None] = lambda _: None) -> Report:
     """Try every probe on the agent at `url`; `tell` hears of each as it ends.
 
-    Raises Malformed for a URL that is none, OSError when the receiver cannot listen.
+    Raises Malformed for a URL that is none, Unavailable when nobody is there, OSError when the receiver cannot listen.
     """
     target = Target.parse(url)
     wanted = [entry for entry in ordered() if not settings.only or entry.number in settings.only]
     results: dict[str, Result] = {}
     async with Receiver(settings.host, settings.port, settings.callback_url) as receiver:
+        await _reach(url, target)
         kit = Kit(target, settings, receiver)
         gate = asyncio.Semaphore(settings.parallel)
 
@@ -57,6 +60,17 @@ async def check_agent(url: str, settings: Settings, tell: Callable[[Result], Non
             if entry.number in LAST:
                 await one(entry)
     return Report(url, "agent", [results[entry.number] for entry in ordered() if entry.number in results])
+
+
+async def _reach(url: str, target: Target) -> None:
+    """Raise Unavailable unless somebody takes a connection."""
+    try:
+        async with asyncio.timeout(REACH_S_MAX):
+            _, writer = await asyncio.open_connection(target.host, target.port)
+    except OSError as fault:
+        why = "time over" if isinstance(fault, TimeoutError) else fault.strerror or str(fault)
+        raise Unavailable(f"nobody answers at {url}: {why}. Start the agent, or give its URL") from None
+    writer.close()
 
 
 async def run(entry: Probe, kit: Kit) -> Result:

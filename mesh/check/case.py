@@ -26,6 +26,8 @@ class _Nothing:
 
 
 NOTHING: Final = _Nothing()
+CLOSE: Final = ("connection", "close")
+"""A header that a listener's reply may have: the connection ends with it."""
 JSON: Final = "application/json"
 BYTES: Final = "application/octet-stream"
 

@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 
 import h11
 
-from mesh.check.case import NOTHING, Reply
+from mesh.check.case import CLOSE, NOTHING, Reply
 from mesh.check.wire import READ_BYTES, Request, read_request
 from mesh.clock import sleep
 
@@ -126,7 +126,7 @@ class Listener:
             body = b"".join(b"1\r\n%c\r\n" % one for one in body) + b"0\r\n\r\n"
         writer.write(f"HTTP/1.1 {reply.status} X\r\n{lines}\r\n".encode("latin-1") + body)
         await writer.drain()
-        return reply.framing in ("length", "chunked")
+        return reply.framing in ("length", "chunked") and CLOSE not in reply.headers
 
     def _content(self, request: Request, reply: Reply) -> tuple[bytes, str]:
         if reply.echo:

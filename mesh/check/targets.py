@@ -31,6 +31,8 @@ OPERATIONS: Final = {
     "runs": "runs",
 }
 """What cases call an operation -> its name in the contract."""
+SAMPLE_BYTES_MAX: Final = 1 << 20
+"""Bodies above this are sent as they are, whatever input the user names."""
 ENDS_WITHIN_MS: Final = 60_000
 """Nothing that a check starts outlives it by more."""
 
@@ -193,7 +195,8 @@ class Agent:
                 f"needs an operation like `{OPERATIONS[step.role]}` of specs/conformance.nexusrpc.yaml"
                 f" (--operation {step.role}=SERVICE/OPERATION)"
             )
-        if step.role == "any" and self.input is not None and step.method == "POST" and step.path == "{op}":
+        started = step.role == "any" and step.method == "POST" and step.path == "{op}"
+        if started and self.input is not None and len(step.body) <= SAMPLE_BYTES_MAX:
             step = replace(step, body=self.input, type="application/json")
         return path_of(*self.operations[step.role]), step
 

@@ -53,16 +53,19 @@ def running(command: list[str], dev: Dev) -> Iterator[None]:
 @pytest.mark.skipif(not (shutil.which("jq") and shutil.which("bash") and shutil.which("curl")), reason="needs jq, curl")
 def test_the_worker_in_shell(dev: Dev) -> None:
     """P280, P286 to P288, P291: five requests, and the call that the page shows."""
-    worker = block("sh")
+    worker = block("bash")
     assert len(re.findall(r"\bcurl\b", worker)) == 5
     with running(["bash", "-c", worker], dev), mesh.SyncClient(dev.url) as client:
         until(lambda: known(client, "shout", "thing", "x"), 10)
         mesh_command = f"{sys.executable} -m gateway.cli.main"
-        call = block("sh", 1).replace("mesh call", f"{mesh_command} call", 1)
+        call = block("sh").replace("mesh call", f"{mesh_command} call", 1)
         said = subprocess.run(["bash", "-c", call], env=environment(dev), cwd=ROOT, capture_output=True, check=True)
         assert said.stdout.decode() == block("text")
         with pytest.raises(mesh.OperationFailed, match="the input is no text"):
             client.call("shout", "any", "thing", 7, timeout_s=20)
+        dev.kill()
+        dev.start()  # the gateway was away: the worker asks again
+        assert client.call("shout", "any", "thing", "again", timeout_s=30) == "AGAIN"
 
 
 def test_the_worker_in_python(dev: Dev, tmp_path: Path) -> None:

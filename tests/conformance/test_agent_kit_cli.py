@@ -80,7 +80,7 @@ def test_what_cannot_be_checked(words: list[str], said: str) -> None:
     assert said in done.stderr
 
 
-def test_nobody_there_fails() -> None:
+def test_nobody_there_is_one_line() -> None:
     done = check("http://127.0.0.1:9", "-s", "work", "-o", "quick", "--only", "S1")
-    assert done.returncode == Exit.FAILED
-    assert "no connection to http://127.0.0.1:9" in done.stdout
+    assert (done.returncode, done.stdout) == (Exit.UNAVAILABLE, "")
+    assert "nobody answers at http://127.0.0.1:9" in done.stderr

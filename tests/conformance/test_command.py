@@ -9,7 +9,9 @@ from typing import Any
 
 import pytest
 
+from mesh.check.case import Ask
 from mesh.check.cases import CASES
+from mesh.check.targets import Agent
 from tests.agents.serving import Scripted, serving
 from tests.surface.gateways import run, unused_port
 
@@ -91,6 +93,20 @@ def test_nobody_answers() -> None:
     """P151."""
     code, said = check(f"http://127.0.0.1:{asyncio.run(unused_port())}")
     assert (code, "ConnectionRefusedError" in said) == (5, True), said
+
+
+def test_no_agent_answers_its_kit() -> None:
+    """P151: a line, before any probe."""
+    code, said = check("agent", f"http://127.0.0.1:{asyncio.run(unused_port())}")
+    assert (code, "nobody answers at" in said, said.count("\n")) == (5, True, 1), said
+
+
+def test_the_users_input_is_no_body_over_the_limit() -> None:
+    """P135: case 85 sends what it is about, not the input that the user names for `any`."""
+    target = Agent("http://127.0.0.1:9", operations={"any": ("s", "o")}, input=b'"Ada"')
+    bodies = [b"x" * (2 << 20 | 1), b"1"]
+    sent = [target.operation(Ask(role="any", path="{op}", body=body), {})[1].body for body in bodies]
+    assert sent == [bodies[0], b'"Ada"']
 
 
 def test_no_such_gateway(sides: dict[str, Any]) -> None:

@@ -7,6 +7,7 @@ from typing import Final
 from mesh.check.case import (
     ABSENT,
     BYTES,
+    CLOSE,
     JSON,
     PRESENT,
     Case,
@@ -36,11 +37,9 @@ HTTP_DATE: Final = Match(r"[A-Z][a-z]{2}, \d\d [A-Z][a-z]{2} \d{4} \d\d:\d\d:\d\
 RFC_3339: Final = Match(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3,9}(Z|[+-]\d\d:\d\d)")
 TIMES: Final = {"nexus-operation-start-time": HTTP_DATE, "nexus-operation-close-time": RFC_3339}
 STARTED: Final = Expect(status=201)
+# A reset must meet a new connection: on one that was used before, a sender may repeat at once (RFC 9110 9.2.2).
 FAULTS: Final = (
-    Reply(status=500),
-    Reply(status=503),
-    Reply(status=429),
-    Reply(status=408),
+    *(Reply(status=status, headers=(CLOSE,)) for status in (500, 503, 429, 408)),
     Reply(framing="reset"),
     Reply(framing="cut"),
 )
