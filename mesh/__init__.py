@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     )
     from mesh.agent.serve import pull, serve
     from mesh.client import (
+        Chunk,
         Client,
         Event,
         GatewayUnreachable,
@@ -59,6 +60,7 @@ __all__ = [
     "Call",
     "CallRefused",
     "CancelRequested",
+    "Chunk",
     "Client",
     "Context",
     "Event",

@@ -27,12 +27,13 @@ if TYPE_CHECKING:
         OperationUnsuccessful,
         StillRunning,
     )
-    from mesh.client.events import Event
+    from mesh.client.events import Chunk, Event
     from mesh.client.order import Page, Record
     from mesh.client.shared import StartOptions
     from mesh.client.sync import SyncClient, SyncOperationHandle
 
 __all__ = [
+    "Chunk",
     "Client",
     "Event",
     "GatewayUnreachable",
@@ -53,7 +54,7 @@ _ROOMS: Final = {
     **dict.fromkeys(("Client", "OperationHandle"), "aio"),
     **dict.fromkeys(("SyncClient", "SyncOperationHandle"), "sync"),
     **dict.fromkeys(("Page", "Record"), "order"),
-    "Event": "events",
+    **dict.fromkeys(("Chunk", "Event"), "events"),
     "StartOptions": "shared",
 }
 

@@ -6,7 +6,7 @@ The WHATWG rules as far as the gateway uses them: `id`, `event`, `data`, `retry`
 from __future__ import annotations
 
 import json
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, cast
 
 from mesh.errors import ReplyInvalid
 
@@ -20,6 +20,34 @@ class Event(NamedTuple):
     seq: int
     type: str
     data: dict[str, Any]
+
+
+class Chunk(NamedTuple):
+    """One chunk of an operation's stream.
+
+    seq      1, 2, ... without gaps: where a reader resumes
+    data     what the handler emitted
+    source   "" for the handler itself, else the step that emitted it, `generate#1`
+    n        counts per source. A step that a crash repeats begins at 1 again, and so may a few chunks of the handler:
+             a chunk replaces what its source sent from `n` on
+    attempt  of the operation
+    """
+
+    seq: int
+    data: Any
+    source: str
+    n: int
+    attempt: int
+
+
+def chunk_of(event: Event) -> Chunk:
+    """An event of the stream; what somebody emitted without this SDK is its own data."""
+    chunk, attempt = event.data.get("chunk"), event.data.get("attempt", 0)
+    if isinstance(chunk, dict):
+        fields = cast("dict[str, Any]", chunk)
+        if fields.keys() == {"data", "source", "n"}:
+            return Chunk(event.seq, fields["data"], fields["source"], fields["n"], attempt)
+    return Chunk(event.seq, chunk, "", event.seq, attempt)
 
 
 class EventReader:

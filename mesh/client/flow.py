@@ -211,6 +211,11 @@ def events_path(operation_id: str) -> str:
     return f"{_path(operation_id)}/events"
 
 
+def stream_path(operation_id: str) -> str:
+    """Where the stream of what the handler emits is."""
+    return f"{_path(operation_id)}/stream"
+
+
 # -- asking
 
 

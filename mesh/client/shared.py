@@ -79,11 +79,11 @@ class Base:
             "timeout": httpx.Timeout(ask.timeout_s, connect=CONNECT_TIMEOUT_S),
         }
 
-    def watching(self, operation_id: str, reader: EventReader) -> Ask:
+    def watching(self, path: str, reader: EventReader) -> Ask:
         headers = {"accept": "text/event-stream"}
         if reader.last_seq:
             headers["last-event-id"] = str(reader.last_seq)
-        return Ask("GET", flows.events_path(operation_id), headers, b"", QUIET_MAX_S)
+        return Ask("GET", path, headers, b"", QUIET_MAX_S)
 
     def leave(self, at: int) -> None:
         """The gateway `at` is away: ask the next one from now on, unless another request has gone there already."""

@@ -13,7 +13,7 @@ from nexusrpc import Operation
 
 from mesh.client import flow as flows
 from mesh.client.errors import GatewayUnreachable, refusal
-from mesh.client.events import Event, EventReader
+from mesh.client.events import Chunk, Event, EventReader, chunk_of
 from mesh.client.flow import Answer, Pause, Unreached
 from mesh.client.order import Called, Page, Record, codec_of
 from mesh.client.shared import LIMITS, Base, I, O, StartOptions
@@ -144,12 +144,19 @@ class SyncClient(Base):
 
         A broken stream is taken up again where it ended; GatewayUnreachable after `retry_for_s` without success.
         """
+        return self._follow(flows.events_path(operation_id), after)
+
+    def stream(self, operation_id: str, *, after: int = 0) -> Iterator[Chunk]:
+        """What the handler emits (`ctx.emit`), from chunk `after` on, as it comes, until the operation is over."""
+        return map(chunk_of, self._follow(flows.stream_path(operation_id), after))
+
+    def _follow(self, path: str, after: int) -> Iterator[Event]:
         reader, give_up_s = EventReader(after), monotonic_s() + self.retry_for_s
         while True:
             reader.begin()
             trouble, at = GatewayUnreachable("the event stream broke off"), self.at
             try:
-                with self._http.stream(**self.request(self.watching(operation_id, reader), at)) as reply:
+                with self._http.stream(**self.request(self.watching(path, reader), at)) as reply:
                     if reply.status_code == 200:  # noqa: PLR2004
                         for chunk in reply.iter_bytes():
                             yield from reader.feed(chunk)
@@ -213,3 +220,7 @@ class SyncOperationHandle(Generic[O]):
     def watch(self, *, after: int = 0) -> Iterator[Event]:
         """Its history, as it happens."""
         return self._client.watch(self.id, after=after)
+
+    def stream(self, *, after: int = 0) -> Iterator[Chunk]:
+        """What its handler emits, as it comes."""
+        return self._client.stream(self.id, after=after)

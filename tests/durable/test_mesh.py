@@ -171,6 +171,7 @@ def test_what_journals_nothing_answers_at_once(client: mesh.SyncClient, host: Ho
 
 
 def test_an_agent_that_leaves_hands_its_work_over_at_once(client: mesh.SyncClient, host: Host, mode: str) -> None:
+    """P268."""
     there = threading.Event()
 
     @mesh.durable
@@ -283,3 +284,32 @@ def test_what_the_code_no_longer_asks_for_is_shown(client: mesh.SyncClient, host
     handle = client.start(f"pager-{mode}", f"pager-{mode}", "page")
     assert handle.result(timeout_s=20) == "A"
     assert "renamed or removed since): old#1" in str([event.data for event in handle.watch()])
+
+
+def test_a_stream_is_followed_while_it_is_written(client: mesh.SyncClient, host: Host, mode: str) -> None:
+    """P241, through the client: chunks with their source, from a cursor on, until the operation is over."""
+
+    @mesh.durable
+    async def write(ctx: mesh.Context, words: list[str]) -> int:
+        await ctx.emit({"title": "story"})
+
+        async def tell() -> int:
+            for word in words:
+                await ctx.emit(word)
+                await sleep(0.01)
+            return len(words)
+
+        count = await ctx.step("tell", tell)
+        await ctx.sleep(0.5)
+        await ctx.emit("end")
+        return count
+
+    host(f"writer-{mode}", [write])
+    words = [f"word {n}" for n in range(20)]
+    handle = client.start(f"writer-{mode}", f"writer-{mode}", "write", words)
+    chunks = list(handle.stream())
+    assert [chunk.data for chunk in chunks] == [{"title": "story"}, *words, "end"]
+    assert [(chunk.source, chunk.n) for chunk in chunks[:3]] == [("", 1), ("tell#1", 1), ("tell#1", 2)]
+    assert (chunks[-1].source, chunks[-1].n, chunks[-1].attempt) == ("", 2, 2)
+    assert [chunk.seq for chunk in handle.stream(after=20)] == [21, 22]
+    assert handle.result(timeout_s=10) == 20

@@ -1,4 +1,7 @@
-"""Durable handlers by the test kit: steps, time, chance, words to watchers; and what an interruption may repeat."""
+"""Durable handlers by the test kit: steps, time, chance, words to watchers; and what an interruption may repeat.
+
+Rules P260, P261, P262, P263, P264, P269 and P270 of specs/protocol.md.
+"""
 
 from __future__ import annotations
 
@@ -14,9 +17,11 @@ from pydantic import BaseModel
 
 import mesh
 from mesh import testing
+from mesh.agent.durable.link import Ack
 from mesh.agent.durable.steps import DEFAULT
 from mesh.clock import sleep
 from mesh.errors import ConfigError
+from mesh.testing.memory import MemoryLink
 
 effects: list[Any] = []
 
@@ -203,6 +208,46 @@ class TestTries:
         assert (DEFAULT.attempts, DEFAULT.initial_ms) == (3, 200)
         with pytest.raises(ConfigError):
             mesh.Retry(attempts=0)
+
+
+class TestBounds:
+    def test_a_result_too_large_for_an_entry_fails_its_step(self) -> None:
+        @mesh.durable
+        async def handler(ctx: mesh.Context) -> str:
+            try:
+                return await ctx.step("large", lambda: "x" * (1 << 20))
+            except mesh.StepFailed as error:
+                return error.message
+
+        run = testing.run(handler)
+        assert "keep large data outside" in run.result
+        assert run.executions == {"large#1": 1}
+
+    def test_a_full_journal_fails_the_operation(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        stored = MemoryLink._stored
+
+        def full(link: MemoryLink, into: list[bytes], at: int, more: Any) -> Ack:
+            return stored(link, into, at, more) if at < 3 else Ack("full", at, detail="the journal is full")
+
+        monkeypatch.setattr(MemoryLink, "_stored", full)
+
+        @mesh.durable
+        async def handler(ctx: mesh.Context) -> None:
+            for n in range(10):
+                await ctx.step("step", len, "x" * n)
+
+        run = testing.run(handler)
+        assert (run.state, run.failure) == ("failed", "the journal is full")
+        assert len(run.steps) == 3
+
+    def test_a_chunk_has_a_bound(self) -> None:
+        @mesh.durable
+        async def handler(ctx: mesh.Context) -> None:
+            await ctx.emit("x" * (64 << 10))
+
+        run = testing.run(handler)
+        assert run.failure is not None
+        assert "chunk" in run.failure
 
 
 class TestValues:

@@ -1,4 +1,4 @@
-"""Durable handlers by the test kit: children, gathers, cancellation."""
+"""Durable handlers by the test kit: children (P264), gathers (P265), cancellation (P266)."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import asyncio
 from typing import Any
 
 import pytest
+from nexusrpc import HandlerError
 
 import mesh
 from mesh import testing
@@ -227,7 +228,7 @@ class TestGather:
         async def handler(ctx: mesh.Context) -> None:
             await ctx.gather({"a": ctx.step("a", note, 1)}, quorum=2)
 
-        with pytest.raises(mesh.MeshError, match="a quorum of 2 cannot be had from 1"):
+        with pytest.raises(HandlerError, match="a quorum of 2 cannot be had from 1"):
             testing.run(handler)
 
 

@@ -87,6 +87,7 @@ class TestWalls:
             ("mesh.check", "import mesh.store.keys", "judge"),
             ("mesh.machine", "import socket", "pure"),
             ("mesh.wire", "from asyncio import sleep", "pure"),
+            ("mesh.agent.durable.ledger", "import asyncio", "durable-core"),
         ],
     )
     def test_a_breach_is_noticed(self, tmp_path: Path, module: str, line: str, wall: str) -> None:

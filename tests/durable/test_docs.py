@@ -1,0 +1,47 @@
+"""docs/how-to/durable-agents.md is true: its code is run, its tests are passed, its README section is the same."""
+
+from __future__ import annotations
+
+import re
+import sys
+import types
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mesh import testing
+
+ROOT = Path(__file__).parents[2]
+PAGE = (ROOT / "docs" / "how-to" / "durable-agents.md").read_text()
+
+
+@pytest.fixture(scope="module")
+def page() -> Any:
+    """The page as a module."""
+    module = types.ModuleType("durable_agents_page")
+    sys.modules[module.__name__] = module
+    for block in re.findall(r"^```python\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE):
+        exec(compile(block, "durable-agents.md", "exec"), module.__dict__)  # noqa: S102 - the page is ours
+    return module
+
+
+def test_its_tests_pass(page: Any) -> None:
+    page.test_review()
+    page.test_review_survives()
+
+
+def test_its_gather_and_its_cancel(page: Any) -> None:
+    found = testing.run(page.retrieve, "q", children=dict.fromkeys(("wiki/Source/ask", "mail/Source/ask"), "here"))
+    assert found.result["found"] == {"wiki": "here", "mail": "here"}
+    assert found.result["states"].pop("tickets") in ("failed", "late"), "two are enough"
+    assert set(found.result["states"].values()) == {"succeeded"}
+    booked = testing.run(page.book, "paris", children={"payments/Payments/charge": None})
+    assert booked.result == "PARIS"
+
+
+def test_every_name_of_mesh_that_it_mentions_is_there() -> None:
+    import mesh  # noqa: PLC0415 - its names are looked up
+
+    for name in set(re.findall(r"\bmesh\.([A-Za-z]+)\b", PAGE)) - {"md"}:
+        assert hasattr(mesh, name), name
