@@ -11,6 +11,7 @@ checked where these do no harm.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 from typing import Final
 
@@ -71,6 +72,8 @@ async def _reach(url: str, target: Target) -> None:
         why = "time over" if isinstance(fault, TimeoutError) else fault.strerror or str(fault)
         raise Unavailable(f"nobody answers at {url}: {why}. Start the agent, or give its URL") from None
     writer.close()
+    with contextlib.suppress(OSError):
+        await writer.wait_closed()
 
 
 async def run(entry: Probe, kit: Kit) -> Result:

@@ -54,7 +54,8 @@ class _Server(uvicorn.Server):
 def serving(app: App, *, prefix: str = "", port: int = 0) -> Iterator[str]:
     """`app` behind a real uvicorn in a thread of its own; gives its base URL. The lifespan ends with the block."""
     listener = bind("127.0.0.1", port)
-    config = uvicorn.Config(app, log_level="error", access_log=False, lifespan="on", ws="none")
+    # Not uvloop: in a thread, with peers that cut their connections, its end is "resource busy" now and then.
+    config = uvicorn.Config(app, loop="asyncio", log_level="error", access_log=False, lifespan="on", ws="none")
     server = _Server(config)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()

@@ -31,8 +31,14 @@ async def raw(serve: Any) -> AsyncIterator[str]:
     """A server on bare sockets."""
     tasks: list[asyncio.Task[None]] = []
 
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            await serve(reader, writer)
+        finally:
+            writer.close()  # also when nothing was asked: the kit looks first whether anybody is there
+
     def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        tasks.append(asyncio.get_running_loop().create_task(serve(reader, writer)))
+        tasks.append(asyncio.get_running_loop().create_task(answer(reader, writer)))
 
     server = await asyncio.start_server(accept, "127.0.0.1", 0)
     try:

@@ -140,7 +140,7 @@ CASES: Final = (
             steps=(
                 Begin(
                     "flood",
-                    start(role="act", json={"after_ms": 700}, query="callback={receiver}", times="{limit}", save=""),
+                    start(role="act", json={"after_ms": 3000}, query="callback={receiver}", times="{limit}", save=""),
                 ),
                 Until(
                     ask=start(
