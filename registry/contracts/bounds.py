@@ -9,6 +9,7 @@ patterns.
 from __future__ import annotations
 
 import contextlib
+from itertools import islice
 from typing import Any, Final, NamedTuple, cast
 
 import msgspec
@@ -31,7 +32,8 @@ from registry.contracts.validator import AUTOMATON_BYTES_MAX, validator
 
 SCHEMA_BYTES_MAX: Final = 64 * 1024
 DEPTH_MAX: Final = 64
-REACH_MAX: Final = 100
+SUBSCHEMAS_MAX: Final = 1_500
+REACH_MAX: Final = 200
 """Subschemas that may follow one from another, references included."""
 SAME_NS_MAX: Final = 20_000_000
 """What one value alone may cost: its ways through allOf, anyOf, oneOf, not, if and references double quickly."""
@@ -83,23 +85,19 @@ class Cost(NamedTuple):
     numbers: bool = False
 
     def plus(self, *others: Cost) -> Cost:
-        together = (self, *others)
-        return Cost(
-            sum(one.value_ns for one in together),
-            sum(one.object_ns for one in together),
-            sum(one.byte_ns for one in together),
-            any(one.numbers for one in together),
-        )
+        value_ns, object_ns, byte_ns, numbers = self
+        for one in others:
+            value_ns, object_ns, byte_ns = value_ns + one[0], object_ns + one[1], byte_ns + one[2]
+            numbers = numbers or one[3]
+        return Cost(value_ns, object_ns, byte_ns, numbers)
 
     def or_(self, *others: Cost) -> Cost:
         """The most of each."""
-        together = (self, *others)
-        return Cost(
-            max(one.value_ns for one in together),
-            max(one.object_ns for one in together),
-            max(one.byte_ns for one in together),
-            any(one.numbers for one in together),
-        )
+        value_ns, object_ns, byte_ns, numbers = self
+        for one in others:
+            value_ns, object_ns = max(value_ns, one[0]), max(object_ns, one[1])
+            byte_ns, numbers = max(byte_ns, one[2]), numbers or one[3]
+        return Cost(value_ns, object_ns, byte_ns, numbers)
 
 
 NOTHING: Final = Cost()
@@ -113,7 +111,10 @@ def bound(schema: Schema) -> Cost:
         return NOTHING
     if _depth(schema) > DEPTH_MAX:
         raise Unusable(f"the schema is nested deeper than {DEPTH_MAX} levels")
-    return _Walk(schema).cost()
+    try:
+        return _Walk(schema).cost()
+    except RecursionError:
+        raise Unusable("too many subschemas follow one from another") from None
 
 
 def _depth(value: Any) -> int:
@@ -133,8 +134,10 @@ def _depth(value: Any) -> int:
 
 class _Walk:
     def __init__(self, schema: dict[str, Any]) -> None:
-        self._places: dict[Place, Schema] = dict(every(schema))
-        self._targets = targets(schema)
+        self._places: dict[Place, Schema] = dict(islice(every(schema), SUBSCHEMAS_MAX + 1))
+        if len(self._places) > SUBSCHEMAS_MAX:
+            raise Unusable(f"the schema has more than {SUBSCHEMAS_MAX} subschemas")
+        self._targets = targets(self._places.items())
         self._patterns: dict[str, int] = {}
         self._automata_bytes = 0
         self._same: dict[Place, Cost] = {}
@@ -224,7 +227,10 @@ class _Walk:
         if place in self._open:
             raise Unusable("the schema refers to itself without end", place)
         self._enter(place)
-        found = self._own(place).plus(*(self._at_once(one) for one in self._beside(place)))
+        beside = self._beside(place)
+        found = self._own(place)
+        if beside:
+            found = found.plus(*[self._at_once(one) for one in beside])
         self._open.pop()
         if found.value_ns > SAME_NS_MAX:
             raise Unusable("one value would be checked in too many ways: references or alternatives multiply", place)
@@ -272,7 +278,9 @@ class _Walk:
         parts = {one[len(place) :]: self._most(one, adding=adding) for one in self._within(place)}
         beside = [self._parts(one, adding=adding) for one in self._beside(place)]
         self._open.pop()
-        found = _joined(parts, self._patterns).plus(*beside)
+        found = _joined(parts, self._patterns) if parts else NOTHING
+        if beside:
+            found = found.plus(*beside)
         self._below[place, adding] = _again(self._places[place], found)
         return self._below[place, adding]
 
@@ -291,13 +299,14 @@ def _joined(parts: dict[Place, Cost], patterns: dict[str, int]) -> Cost:
     members = most("properties").plus(*(cost for _, cost in named)).or_(most("additionalProperties"))
     members = members.plus(tried, most("propertyNames"), most("unevaluatedProperties"))
     items = most("prefixItems", "items").plus(most("contains"), most("unevaluatedItems"))
-    return members.or_(items).plus(Cost(_VALUE_NS)) if parts else NOTHING
+    return members.or_(items).plus(Cost(_VALUE_NS))
 
 
 def _again(schema: Schema, cost: Cost) -> Cost:
     """To know what was not evaluated, the validator goes through the alternatives once more."""
-    times = 1 + 2 * sum(word in schema for word in UNEVALUATED) if isinstance(schema, dict) else 1
-    return NOTHING.plus(*[cost] * times)
+    if isinstance(schema, bool) or not any(word in schema for word in UNEVALUATED):
+        return cost
+    return NOTHING.plus(*[cost] * (1 + 2 * sum(word in schema for word in UNEVALUATED)))
 
 
 def _patterns(schema: dict[str, Any]) -> list[str]:

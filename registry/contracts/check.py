@@ -19,6 +19,9 @@ from registry.contracts.validator import Validator, validator, why_no_schema
 
 INLINE_NS_MAX: Final = 10_000_000
 """An input that may cost more is checked in the examiner's process (examiner.py)."""
+NESTED_NS: Final = 850
+"""What an object or list can cost to read, measured with the deepest; and a byte."""
+READ_NS: Final = 25
 _odd: Final = re.compile(rb"[0-9](?:[0-9]{29}|[eE]-?[0-9]{3})").search
 """Numbers of many digits, written out or by their exponent."""
 
@@ -63,16 +66,17 @@ class Contract:
         return ""
 
     def heavy(self, body: bytes) -> bool:
-        """Whether the JSON text `body` may take longer to check than the event loop can spare."""
+        """Whether the JSON text `body` may take longer to read and check than the event loop can spare."""
         cost = self._compiled[0]
         if cost.numbers and _odd(body):
             return True
-        if len(body) * (cost.value_ns + cost.object_ns + cost.byte_ns) <= INLINE_NS_MAX:
+        if len(body) * (cost.value_ns + cost.object_ns + cost.byte_ns + NESTED_NS) <= INLINE_NS_MAX:
             return False
         objects = body.count(b"{")
-        values = 1 + objects + body.count(b"[") + body.count(b",") + body.count(b":")
-        whole_ns = values * cost.value_ns + objects * cost.object_ns + len(body) * cost.byte_ns
-        return whole_ns > INLINE_NS_MAX
+        nested = objects + body.count(b"[")
+        values = 1 + nested + body.count(b",") + body.count(b":")
+        check_ns = values * cost.value_ns + objects * cost.object_ns + len(body) * cost.byte_ns
+        return check_ns + nested * NESTED_NS + len(body) * READ_NS > INLINE_NS_MAX
 
     def breaches(self, value: Any, prefix: str = "", spend_s: float = SPEND_S) -> list[Breach]:
         """What in `value` breaks the schema, as `{pointer, detail}`; empty when nothing does.

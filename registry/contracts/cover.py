@@ -10,7 +10,7 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Any, Final, cast
 
-from registry.contracts.dialect import Place, Schema, fragment, normal, put, subschemas, targets
+from registry.contracts.dialect import Place, Schema, every, fragment, normal, put, subschemas, targets
 from registry.contracts.validator import AUTOMATON_BYTES_MAX, DFA_BYTES_MAX
 
 _KEPT: Final = "document"
@@ -25,7 +25,7 @@ class Verdict(StrEnum):
 
 def movable(schema: Schema, base: str = f"#/$defs/{_KEPT}") -> Schema:
     """The document with its references as they must be once it stands at `base` of another."""
-    known = targets(schema)
+    known = targets(every(schema))
 
     def moved(one: Any) -> Any:
         if not isinstance(one, dict):

@@ -44,6 +44,11 @@ NOT_SUPPORTED: Final = {
 }
 
 
+_ONE: Final = frozenset((*SAME_ONE, *PART_ONE))
+_LISTS: Final = frozenset((*SAME_MANY, "prefixItems"))
+_MAPS: Final = frozenset((*PART_MAP, "dependentSchemas", *STORED))
+
+
 def pointer(parts: Iterable[str | int], prefix: str = "") -> str:
     """RFC 6901: `("a/b", 0)` -> `/a~1b/0`."""
     return prefix + "".join("/" + str(part).replace("~", "~0").replace("/", "~1") for part in parts)
@@ -62,13 +67,13 @@ def dialect_of(schema: Schema) -> str:
 
 def subschemas(schema: dict[str, Any]) -> Iterator[tuple[Place, Schema]]:
     """The subschemas of one object and where each stands in it; one level down."""
-    for keyword in (*SAME_ONE, *PART_ONE):
-        yield from _schemas([((keyword,), schema.get(keyword))])
-    for keyword in (*SAME_MANY, "prefixItems"):
-        if isinstance(many := schema.get(keyword), list):
+    for keyword in _ONE & schema.keys():
+        yield from _schemas([((keyword,), schema[keyword])])
+    for keyword in _LISTS & schema.keys():
+        if isinstance(many := schema[keyword], list):
             yield from _schemas(((keyword, at), one) for at, one in enumerate(cast("list[Any]", many)))
-    for keyword in (*PART_MAP, "dependentSchemas", *STORED):
-        if isinstance(named := schema.get(keyword), dict):
+    for keyword in _MAPS & schema.keys():
+        if isinstance(named := schema[keyword], dict):
             yield from _schemas(((keyword, name), one) for name, one in cast("dict[str, Any]", named).items())
 
 
@@ -88,10 +93,10 @@ def every(schema: Schema) -> Iterator[tuple[Place, Schema]]:
             waiting += [(place + more, sub) for more, sub in subschemas(one)]
 
 
-def targets(document: Schema) -> dict[str, Place]:
-    """What `$ref` may name: `#`, `#/pointer` of every subschema, `#anchor`."""
+def targets(places: Iterable[tuple[Place, Schema]]) -> dict[str, Place]:
+    """What `$ref` may name among the subschemas of a document: `#`, `#/pointer` of each, `#anchor`."""
     found: dict[str, Place] = {}
-    for place, one in every(document):
+    for place, one in places:
         found["#" + pointer(place)] = place
         if isinstance(one, dict) and isinstance(anchor := one.get("$anchor"), str):
             found["#" + anchor] = place

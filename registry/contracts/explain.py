@@ -69,7 +69,7 @@ class Explainer:
 
     def __init__(self, schema: Schema) -> None:
         self._places = dict(every(schema))
-        self._targets = targets(schema)
+        self._targets = targets(self._places.items())
         self._beside = Beside(schema)
         self._validators: dict[str, Validator] = {}
         self._until_s = 0.0

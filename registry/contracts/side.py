@@ -77,7 +77,7 @@ class Side:
 
     def __init__(self, document: Schema) -> None:
         self.places = dict(every(document))
-        self._targets = targets(document)
+        self._targets = targets(self.places.items())
         self._movable = movable(document)
         self._beside = Beside(document)
         self._validators: dict[Place | str, Validator] = {}

@@ -77,6 +77,7 @@ class TestUsable:
             ({"properties": {"a": {"$id": "http://x/y"}}}, "at the top of a schema only at /properties/a"),
             ({"$schema": "http://json-schema.org/draft-04/schema#"}, "is not known"),
             ({"$schema": "https://example.com/mine"}, "is not known"),
+            ({"anyOf": [True] * 1500}, "more than 1500 subschemas"),
             (doubling(20), "too many ways"),
             (doubling(400), "follow one from another"),
         ],
@@ -281,6 +282,35 @@ class TestCost:
             contract.breaches(value)
             tries.append(time.thread_time() - begin_s)
         assert min(tries) < 0.05
+
+    @pytest.mark.parametrize("name", ["alternatives", "recursion", "references", "properties", "patterns"])
+    def test_a_hostile_schema_is_soon_judged(self, name: str) -> None:
+        """P176: at registration, and by every gateway that first uses it."""
+        letters = "(\\p{L}|\\p{N}|\\p{P}|\\p{S}|\\p{M})"
+        schema = {
+            "alternatives": {"anyOf": [{"type": "string"}] * 1_400},
+            "recursion": {
+                "$defs": {
+                    f"d{n}": {
+                        "anyOf": [{"properties": {"x": {"$ref": f"#/$defs/d{(n * 7 + m) % 35}"}}} for m in range(20)]
+                    }
+                    for n in range(35)
+                },
+                "$ref": "#/$defs/d0",
+            },
+            "references": {
+                "$defs": {"a": {"properties": {f"p{n}": {"type": "string"} for n in range(200)}}},
+                "properties": {f"q{n}": {"$ref": "#/$defs/a"} for n in range(1_200)},
+            },
+            "properties": {"properties": {f"p{n}": {"type": "string", "maxLength": n} for n in range(1_400)}},
+            "patterns": {"anyOf": [{"pattern": f"{letters}{{4}}{n}"} for n in range(50)]},
+        }[name]
+        tries: list[float] = []
+        for _ in range(3):
+            begin_s = time.thread_time()
+            Contract(schema).why_unusable()
+            tries.append(time.thread_time() - begin_s)
+        assert min(tries) < 0.15  # about 0.05 on a machine of its own
 
     def test_usual_inputs_are_checked_at_once(self) -> None:
         person = {

@@ -96,7 +96,7 @@ class _Document:
     def __init__(self, models: Models, schema: Schema) -> None:
         self._models = models
         self._places = dict(every(schema))
-        self._targets = targets(schema)
+        self._targets = targets(self._places.items())
         self._named: dict[Place, str] = {}
         self._inside: list[Place] = []
 
