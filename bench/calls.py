@@ -15,7 +15,7 @@ from bench.meters import Reading, fsyncs_between
 from bench.parts import Stack
 from bench.process import BenchFailed, can_trace
 from bench.profiling import Profile
-from bench.work import ASYNC_SERVICE
+from bench.work import ASYNC_SERVICE, UNCHECKED_ENDPOINT
 
 MIB: Final = 1 << 20
 COUNTED: Final = 1_000
@@ -26,7 +26,7 @@ KINDS: Final[dict[str, dict[str, Any]]] = {
     "nexus_sync": {"surface": "nexus", "where": {"operation": "echo"}},
     "pull_sync": {"surface": "nexus", "where": {"operation": "echo"}, "pulls": True},
     "v1_sync": {"surface": "v1", "where": {"operation": "echo"}},
-    "typed_sync": {"surface": "nexus", "where": {"operation": "typed"}},
+    "typed_sync": {"surface": "nexus", "where": {"operation": "typed"}, "checked": True},
     "async": {
         "surface": "v1",
         "where": {"operation": "later", "service": ASYNC_SERVICE, "respond_async": True},
@@ -34,7 +34,7 @@ KINDS: Final[dict[str, dict[str, Any]]] = {
     },
 }
 """What each scenario sends. As nexus_sync: `pull_sync`, to an agent that asks for its work; `typed_sync`, with pydantic
-models and a registered JSON Schema."""
+models and a registered JSON Schema, and the same handler once more under an endpoint that has no schema."""
 
 
 async def measure(name: str, options: Options) -> Figures:
@@ -57,6 +57,9 @@ async def _open(stack: Stack, kind: dict[str, Any]) -> dict[str, Any]:
         await stack.receiver()
         what["where"]["callback"] = stack.callback
         what["tap"] = str(stack.tap)
+    if kind.get("checked"):
+        await stack.prove_checked(kind["where"]["operation"])
+        await stack.open_unchecked()
     return what
 
 
@@ -71,6 +74,8 @@ async def _repeat(
     if profile is not None:
         await profile.end()
     settled = await stack.read()
+    if kind.get("checked"):
+        await _compare_unchecked(stack, what, figures, options, loaded)
     alone = await drive(stack, what, options, concurrency=1, seconds=options.alone_s, warmup_s=options.alone_s / 4)
     result = loaded.result
     figures.add("throughput_per_s", result.ops / result.window_s)
@@ -93,6 +98,18 @@ async def _repeat(
         figures.add("repeated_callbacks_count", result.repeats)
     if not can_trace():
         _bound_fsyncs(figures, loaded)
+
+
+async def _compare_unchecked(
+    stack: Stack, what: dict[str, Any], figures: Figures, options: Options, checked: Measured
+) -> None:
+    """The same handler and input without a schema, in the same stack right afterwards."""
+    where = what["where"] | {"endpoint": UNCHECKED_ENDPOINT}
+    unchecked = await drive(stack, what | {"where": where}, options, seconds=options.seconds, warmup_s=options.warmup_s)
+    rates = [one.result.ops / one.result.window_s for one in (checked, unchecked)]
+    figures.add("unchecked_ratio", rates[0] / rates[1], "throughput, to that of the same handler without a schema")
+    cpu_us = [one.cpu_us()["gateway"] for one in (checked, unchecked)]
+    figures.add("check_cpu_us", cpu_us[0] - cpu_us[1], "of the gateway, more than without a schema")
 
 
 def _moment(kind: dict[str, Any]) -> str:

@@ -67,6 +67,7 @@ TARGETS: Final[dict[str, dict[str, Target]]] = {
         "fsyncs_per_op": _SYNC["fsyncs_per_op"],
     },
     "v1_sync": _SYNC,
+    "typed_sync": {"unchecked_ratio": Target(least=0.85)},
     "async": {
         "throughput_per_s": Target(least=3_000),
         "store_calls_per_op": Target(most=4 + BEATS, shown="<= 4"),

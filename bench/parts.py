@@ -18,7 +18,7 @@ import msgspec
 
 from bench.meters import Reading, StoreMeter, is_store, tree, usage
 from bench.process import STRACE, BenchFailed, Part, free_port, is_strace, start, strace_filters
-from bench.work import Wrong, key_of, new_tag, surface_of
+from bench.work import ENDPOINT, UNCHECKED_ENDPOINT, Wrong, key_of, new_tag, surface_of
 from mesh.clock import monotonic_s, sleep
 from mesh.errors import MeshError
 from mesh.pool import Pool, Reply, Target
@@ -135,6 +135,19 @@ class Stack:
         reply = await self.ask(b"PUT", f"/v1/endpoints/{name}", msgspec.json.encode(document))
         if reply.status not in (200, 201):
             raise BenchFailed(f"PUT endpoint {name} answered {reply.status} {reply.body!r}")
+
+    async def open_unchecked(self) -> None:
+        """The agent as an endpoint of its own that registers no schema. Raises BenchFailed, MeshError."""
+        record = msgspec.json.decode((await self.ask(b"GET", f"/v1/endpoints/{ENDPOINT}")).body)
+        await self.put_endpoint(UNCHECKED_ENDPOINT, {"target": {"kind": "http", "url": record["instances"][0]["url"]}})
+
+    async def prove_checked(self, operation: str) -> None:
+        """An input that breaks the schema must be refused, or nothing is checked. Raises BenchFailed, MeshError."""
+        surface = surface_of("nexus", operation=operation)
+        headers, _ = surface.request(key_of(new_tag(), 0))
+        reply = await self._pool.post(self._base, surface.path, headers, b'{"id": 7}', timeout_s=READY_S)
+        if reply.status != 400 or b"schema_breach" not in reply.body:
+            raise BenchFailed(f"a breach of the schema of {operation} was answered {reply.status} {reply.body[:300]!r}")
 
     async def first_answer(self) -> None:
         """One checked call. Raises MeshError."""

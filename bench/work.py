@@ -15,6 +15,8 @@ from mesh.wire import RawHeader
 
 ENDPOINT: Final = "bench"
 ASYNC_SERVICE: Final = "bench-async"
+UNCHECKED_ENDPOINT: Final = "bench-unchecked"
+"""The agent's URL once more, without services: nothing is checked."""
 PARKED_ENDPOINT: Final = "bench-parked"
 """An endpoint that no instance ever registers for: its operations wait."""
 INPUT_BYTES: Final = 200
