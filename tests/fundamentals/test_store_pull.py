@@ -157,6 +157,15 @@ async def test_it_goes_back_to_whoever_had_it(pulled: Room) -> None:
     assert ids(await pull(pulled, (A, 1))) == [(one, A)]
 
 
+async def test_a_poll_without_a_free_seat_moves_nothing(pulled: Room) -> None:
+    """It does not even look at the line: nobody is told that it waits for something else."""
+    await pulled.accepted(attempts_max=1)
+    await pulled.catalog.endpoint_pause("work", NS, paused=True)
+    before = await pulled.snapshot()
+    assert (await pull(pulled, (A, 0))).stopped == ""
+    assert await pulled.snapshot() == before
+
+
 async def test_limits_and_pause_hold_for_pollers(pulled: Room) -> None:
     """P95, P94: also against a poller that waits when the start comes."""
     await pulled.endpoint(pull=True, max_concurrency=2)

@@ -99,7 +99,7 @@ class Durable(Ground):
         """The parent ended: what it left is not wanted."""
         for child in [self.ops[one] for one in op.unfinished if one in self.ops]:
             over = child.state.terminal or child.cancel_asked or self.ask_to_end(child)
-            if not over and child.state is State.STARTED and not child.suspended:
+            if not over and child.state is State.STARTED and not (child.suspended or child.held):
                 child.cancel.is_, child.cancel.at = Delivery.DUE, self.now
         op.unfinished.clear()
         op.children = 3

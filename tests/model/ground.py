@@ -41,6 +41,8 @@ class Op:
     state: State = State.SCHEDULED
     attempt: int = 0
     owner: str = ""
+    instance: str = ""
+    """Who fetched the last attempt; '' when it was sent."""
     blocked: str = ""
     slot: bool = False
     start: Delivery = Delivery.DUE
@@ -114,6 +116,11 @@ class Op:
         """Whether a handler may be at work on the present attempt."""
         return not self.state.terminal and self.state is not State.BACKING_OFF and self.start is not Delivery.DUE
 
+    @property
+    def held(self) -> bool:
+        """Whether the present attempt is out, and was fetched: whoever has it has no address."""
+        return self.state is State.STARTED and self.start is Delivery.DELIVERED and self.instance != ""
+
     def note(self, event: str) -> None:
         self.history.append((event, self.attempt, len(self.journal)))
 
@@ -137,6 +144,7 @@ class Ground:
         self.ops: dict[str, Op] = {}
         self.sessions: dict[str, int] = {}
         self.limit = 0
+        self.pulls = False
         self.paused = False
         self.gone = False
 
@@ -168,14 +176,20 @@ class Ground:
     def dispatch(self, op: Op, session: str) -> None:
         op.state, op.start, op.owner, op.blocked = State.SCHEDULED, Delivery.LEASED, session, ""
         op.attempt += 1
+        op.instance = ""
         op.resumes += bool(op.suspended)
         op.suspended = 0
-        if op.cancel_asked and op.cancel.is_ in OWED:
-            op.cancel.is_ = Delivery.DROPPED
+        if op.cancel_asked:
+            self.drop_cancel(op)
         op.start_at = self.now + op.order.lease_ms
         op.leased, op.beat_by = False, 0
         op.slot = op.slot or self.limit > 0
         op.note("dispatched")
+
+    @staticmethod
+    def drop_cancel(op: Op) -> None:
+        if op.cancel.is_ in OWED:
+            op.cancel.is_ = Delivery.DROPPED
 
     def block(self, op: Op, reason: str) -> None:
         op.state, op.blocked = State.SCHEDULED, reason
@@ -193,8 +207,8 @@ class Ground:
         op.children = 2 if op.children else 0
         if op.start in OWED:
             op.start = Delivery.DROPPED
-        if op.cancel.is_ in OWED and state is not State.TIMED_OUT:
-            op.cancel.is_ = Delivery.DROPPED
+        if state is not State.TIMED_OUT:
+            self.drop_cancel(op)
         op.note(state.word)
         if op.order.callback:
             op.callback.is_, op.callback.at = Delivery.DUE, self.now

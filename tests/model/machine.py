@@ -17,8 +17,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from mesh.machine import Delivery, Event, Kind, State
 from mesh.store.link import Link
+from mesh.store.pulls import Ended, Released, Retried
 from mesh.store.verbs import Append, ChildStart, Suspend, Task
-from tests.model.fixtures import CANCELED, FAILURE, OTHER_RESULT, RESULT
+from tests.model.fixtures import CANCELED, FAILURE, GIVEN_UP, OTHER_RESULT, RESULT
 from tests.model.ground import DEAD_MS, Sent
 from tests.model.sides import Sides
 
@@ -29,7 +30,7 @@ OUTCOMES: Final = {
     "cancel": (Event.CANCEL, CANCELED),
 }
 REPLIES: Final = ("201", "201 and beat", "201 and beat", "retry", "retry", "release")
-TAKES_MORE: Final = ("claim", "unblock")
+TAKES_MORE: Final = ("claim", "unblock", "pull")
 """Verbs whose repeat takes more work; what the lost reply took is found among what the session holds."""
 ENTRIES: Final = ([b'{"kind":"step"}'], [b'{"kind":"step"}', b'{"kind":"timer"}'], [b'{"kind":"value"}'], [])
 AT: Final = 1
@@ -37,6 +38,9 @@ AT: Final = 1
 WAKES: Final = (0, 0, AT, 2_000, 20_000)
 STEPS_MS: Final = (1, 10, 999, 1_000, 1_001, 2_000, 2_500, 3_001, 20_000, 36_000)
 LIMITS: Final = (0, 1, 2)
+SEATS: Final = (None, ("a1", 30_000), ("a1", 1_500), ("a2", 30_000))
+"""Agents that wait at the accepting gateway, and the leases they ask for."""
+ANSWERS: Final = ("succeed", "succeed", "fail", "cancel", "retry", "retry later", "release")
 RECENT: Final = 12
 ROUNDS_MAX: Final = 100
 """More rounds than this to come to rest means that something is stuck."""
@@ -58,12 +62,21 @@ ordered = {
     "lease_ms": st.sampled_from((1_500, 30_000)),
     "retention_ms": st.sampled_from((1, 60_000)),
     "blocked": st.sampled_from(("", "", "", "no_instance")),
+    "seat": st.sampled_from(SEATS),
 }
 
 
 def _recent(things: Sequence[Thing], index: int) -> Thing:
     """One of the last few, 0 the last: old ones have ended long ago and answer nothing new."""
     return things[-1 - index % min(len(things), RECENT)]
+
+
+def _answer(one: str, attempt: int, how: str) -> Ended | Retried | Released:
+    if how == "release":
+        return Released(one, 1, attempt, "stopping")
+    if how in OUTCOMES:
+        return Ended(one, 1, attempt, *OUTCOMES[how], answered=False)
+    return Retried(one, 1, attempt, "503", GIVEN_UP, 5_000 if how == "retry later" else 0, 0.0)
 
 
 class Gateway:
@@ -108,11 +121,15 @@ class StoreMachine(RuleBasedStateMachine):
         self.moves += 1
         works = call()
         if lose:
+            self.sides.handed()
             gateway.cut = (verb, call, before)
         else:
             self._receive(gateway, works)
 
     def _receive(self, gateway: Gateway, works: list[Sent]) -> None:
+        for token in self.sides.handed():
+            assert token not in self.tokens, f"{token} was handed out before"
+            self.tokens.append(token)
         for work in works:
             if work[1] is Kind.START:
                 # I9: an attempt goes out once; a released one surely reached nobody and may go out again.
@@ -125,21 +142,23 @@ class StoreMachine(RuleBasedStateMachine):
 
     # Callers
 
-    @initialize(count=st.integers(0, 4), limit=st.sampled_from(LIMITS), callback=st.integers(0, 1))
-    def some_work(self, count: int, limit: int, callback: int) -> None:
+    @initialize(count=st.integers(0, 4), limit=st.sampled_from(LIMITS), callback=st.integers(0, 1), pulls=st.booleans())
+    def some_work(self, count: int, limit: int, callback: int, pulls: bool) -> None:
         """Not every walk begins with an empty store."""
-        self.sides.put_endpoint(limit)
+        self.sides.put_endpoint(limit, pulls=pulls)
         for index in range(count):
             self.start(index % 2, "", "c1", lose=False, callback=callback, retention_ms=60_000)
 
     @rule(g=who, lose=loss, **ordered)
-    def start(self, g: int, key: str, content: str, lose: bool, **fields: Any) -> None:
+    def start(
+        self, g: int, key: str, content: str, lose: bool, seat: tuple[str, int] | None = None, **fields: Any
+    ) -> None:
         gateway = self.gateways[g]
         # Ids are repeatable, and out of order: whatever goes by age must not go by id.
         fields["id"] = f"00-{len(self.ids) * 7919 % 10_000:04d}"
         order = self.sides.order(key, content, gateway.session, **fields)
         self.ids.append(order.id)
-        self._send(gateway, "start", lambda: self.sides.start(order), lose=lose)
+        self._send(gateway, "start", lambda: self.sides.start(order, seat), lose=lose)
 
     @precondition(lambda self: self.ids)
     @rule(g=who, i=pick, lose=loss)
@@ -200,7 +219,17 @@ class StoreMachine(RuleBasedStateMachine):
 
     @precondition(lambda self: self.tokens)
     @rule(g=who, i=pick, close=st.integers(0, 1), lose=loss, **ordered)
-    def start_child(self, g: int, i: int, close: int, key: str, content: str, lose: bool, **fields: Any) -> None:
+    def start_child(
+        self,
+        g: int,
+        i: int,
+        close: int,
+        key: str,
+        content: str,
+        lose: bool,
+        seat: tuple[str, int] | None = None,
+        **fields: Any,
+    ) -> None:
         """Any attempt that ever went out may try to start a child."""
         gateway = self.gateways[g]
         parent, attempt = _recent(self.tokens, i)
@@ -211,7 +240,28 @@ class StoreMachine(RuleBasedStateMachine):
             parent_close=close,
         )  # fmt: skip
         self.ids.append(order.id)
-        self._send(gateway, "start", lambda: self.sides.start(order), lose=lose)
+        self._send(gateway, "start", lambda: self.sides.start(order, seat), lose=lose)
+
+    # Agents that poll
+
+    @rule(
+        g=who,
+        agent=st.sampled_from(("a1", "a2")),
+        count=st.sampled_from((0, 1, 64)),
+        lease_ms=st.sampled_from((1_500, 30_000)),
+        lose=loss,
+    )
+    def pull(self, g: int, agent: str, count: int, lease_ms: int, lose: bool) -> None:
+        """An agent polls at a gateway; a lost reply is also an agent that went away before it was written."""
+        self._send(self.gateways[g], "pull", lambda: self.sides.pull(agent, count, lease_ms), lose=lose)
+
+    @precondition(lambda self: self.tokens)
+    @rule(g=who, i=pick, hows=st.lists(st.sampled_from(ANSWERS), min_size=1, max_size=3), lose=loss)
+    def answer(self, g: int, i: int, hows: list[str], lose: bool) -> None:
+        """Agents say what became of attempts, whoever sent those and however long ago; many in one call."""
+        session = self.gateways[g].session
+        answers = [_answer(*_recent(self.tokens, i + place), how) for place, how in enumerate(hows)]
+        self._send(self.gateways[g], "answers", lambda: self.sides.answers(answers, session), lose=lose)
 
     # Couriers
 
@@ -327,11 +377,13 @@ class StoreMachine(RuleBasedStateMachine):
         self.moves += 1
         self.sides.time_passes(ms)
 
-    @rule(what=st.sampled_from(("put", "put", "put", "pause", "resume", "delete")), limit=st.sampled_from(LIMITS))
+    @rule(
+        what=st.sampled_from(("put", "put", "pull", "pull", "pause", "resume", "delete")), limit=st.sampled_from(LIMITS)
+    )
     def endpoint(self, what: str, limit: int) -> None:
         self.moves += 1
-        if what == "put":
-            self.sides.put_endpoint(limit)
+        if what in ("put", "pull"):
+            self.sides.put_endpoint(limit, pulls=what == "pull")
         elif what == "delete":
             self.sides.delete_endpoint()
         else:
@@ -343,7 +395,7 @@ class StoreMachine(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         """Everything comes to rest: with gateways, agents and receivers that work, nothing is left (I1, I20)."""
-        self.sides.put_endpoint(0)
+        self.sides.put_endpoint(0, pulls=self.model.pulls)
         self.sides.pause(paused=False)
         for gateway in self.gateways:
             gateway.works, gateway.cut = [], None
@@ -363,6 +415,7 @@ class StoreMachine(RuleBasedStateMachine):
             self.beat(g, lose=False)
             self.hand_back(g, lose=False)
             self.unblock(g, 64, "", lose=False)
+            self.pull(g, "a3", 64, 30_000, lose=False)
             self.claim(g, 64, lose=False)
             while gateway.works:
                 self.book_outcome(g, 0, "succeed", answered=False, lose=False)

@@ -11,18 +11,19 @@ from typing import Final
 
 from mesh.machine import Delivery, Event, Kind, State
 from mesh.store.verbs import Accepted, ChildStart, Completion, KeyReused, Replayed, Start, Task
-from tests.model.durable import NOT_STARTED, Durable
+from tests.model.durable import NOT_STARTED
+from tests.model.fetching import Fetching
 from tests.model.ground import OWED, Op, Owe, Sent
 
 BEAT_MS: Final = 30_000
 
 
-class Reference(Durable):
+class Reference(Fetching):
     """The store as its callers may imagine it: the verbs."""
 
     # Callers
 
-    def begin(self, order: Start) -> Accepted | Replayed | KeyReused | str:  # noqa: PLR0911 - one per answer
+    def begin(self, order: Start, seat: tuple[str, int] | None = None) -> Accepted | Replayed | KeyReused | str:
         parent = self.parent_of(order) if isinstance(order, ChildStart) else None
         if isinstance(order, ChildStart) and parent is None:
             return "parent lost"
@@ -30,14 +31,7 @@ class Reference(Durable):
         if known is None and order.key:
             known = next((op for op in self.ops.values() if op.order.key == order.key), None)
         if known is not None:
-            if known.id == order.id:
-                mine = known.start is Delivery.LEASED and known.owner == order.session and known.attempt == 1
-                return self._accepted(known, int(mine))
-            if known.order.digest != order.digest:
-                return KeyReused(known.id)
-            # A repeat may be answered 201 while the first request still waits for the outcome itself.
-            known.always = known.always or (known.order.callback > 0 and not known.state.terminal)
-            return Replayed(known.id, known.state)
+            return self._again(known, order, seat)
         if self.gone:
             return "no endpoint"
         if order.session not in self.sessions:
@@ -48,18 +42,30 @@ class Reference(Durable):
             self.adopt(parent, op, order)
         op.start_by = self.now + order.start_ms if order.start_ms else 0
         op.note("accepted")
-        reason = self.hindrance(in_line=False) or order.blocked
+        reason = self.hindrance(in_line=False) or order.blocked or ("busy" if self.pulls and seat is None else "")
         self.ops[op.id] = op
         if reason:
             self.block(op, reason)
+        elif self.pulls and seat is not None:
+            self.hand_out(op, *seat)
         else:
             self.dispatch(op, order.session)
-        return self._accepted(op, op.attempt)
+        return self._accepted(op, op.attempt, fetched=op.held)
 
-    def _accepted(self, op: Op, attempt: int) -> Accepted:
-        if not op.parent:
-            return Accepted(op.created, attempt, op.blocked)
-        return Accepted(op.created, attempt, op.blocked, close_by_ms=op.close_by)
+    def _again(self, known: Op, order: Start, seat: tuple[str, int] | None) -> Accepted | Replayed | KeyReused:
+        if known.id == order.id:
+            fetched = seat is not None and known.held and known.instance == seat[0]
+            mine = fetched or (known.start is Delivery.LEASED and known.owner == order.session)
+            return self._accepted(known, int(mine and known.attempt == 1), fetched=fetched)
+        if known.order.digest != order.digest:
+            return KeyReused(known.id)
+        # A repeat may be answered 201 while the first request still waits for the outcome itself.
+        known.always = known.always or (known.order.callback > 0 and not known.state.terminal)
+        return Replayed(known.id, known.state)
+
+    def _accepted(self, op: Op, attempt: int, *, fetched: bool) -> Accepted:
+        close_by_ms = op.close_by if op.parent or fetched else 0
+        return Accepted(op.created, attempt, op.blocked, fetched=fetched, close_by_ms=close_by_ms)
 
     def cancel(self, one: str, session: str) -> tuple[str, Sent | None]:
         op = self.ops.get(one)
@@ -70,7 +76,7 @@ class Reference(Durable):
         if self.ask_to_end(op):
             sent = op.order.callback and self.lease(op, op.callback, session)
             return "canceled", (one, Kind.CALLBACK, op.callback.tries) if sent else None
-        out = op.state is State.STARTED and not op.suspended
+        out = op.state is State.STARTED and not op.suspended and not op.held
         return "requested", self.owe_cancel(op, session) if out else None
 
     # Agents
@@ -98,7 +104,7 @@ class Reference(Durable):
             return "same", self.owe_cancel(op, session)
         return "same", None
 
-    def complete(  # noqa: C901, PLR0911 - as above
+    def complete(  # noqa: C901, PLR0911 - one per answer
         self, one: str, attempt: int, event: Event, outcome: bytes, session: str, *, answered: bool
     ) -> tuple[Completion, Sent | None]:
         op = self.ops.get(one)
@@ -215,7 +221,7 @@ class Reference(Durable):
 
     def _fire_deadlines(self, op: Op) -> None:
         begun = op.state is State.STARTED
-        known = begun and not op.suspended
+        known = begun and not op.suspended and not op.held
         for at, reason in (
             (op.close_by, "schedule_to_close"),
             (0 if begun else op.start_by, "schedule_to_start"),
@@ -237,7 +243,7 @@ class Reference(Durable):
             self.settle(op, State.CANCELED, NOT_STARTED)
         elif op.order.attempts_max and op.spent >= op.order.attempts_max:
             self.settle(op, State.FAILED, ("mesh", "attempts_exhausted"))
-        elif reason := self.hindrance(in_line=False):
+        elif reason := self.hindrance(in_line=False) or ("busy" if self.pulls else ""):
             self.block(op, reason)
         else:
             self.dispatch(op, session)
@@ -250,7 +256,7 @@ class Reference(Durable):
         # `reversed` and `min`: the newest of those that failed least.
         least = [min(reversed(self.line), key=lambda op: op.attempt)] if self.line else []
         for op in least if probe else self.line[:count]:
-            why = self.hindrance(in_line=True) or reason
+            why = self.hindrance(in_line=True) or reason or ("busy" if self.pulls else "")
             if not why and op.order.attempts_max and op.spent >= op.order.attempts_max:
                 op.blocked, op.start_at = "", self.now
             elif not why:

@@ -15,8 +15,10 @@ from mesh.machine import Delivery, Event, Kind, State
 from mesh.store.layout import Line, decode_outcome
 from mesh.store.library import source
 from mesh.store.link import Link
+from mesh.store.pulls import Ended, PullStore, Released, Retried, Taken
 from mesh.store.store import NoEndpoint, NoSession, ParentLost
-from mesh.store.verbs import Accepted, Append, Start, Suspend, Task, Work
+from mesh.store.verbs import Accepted, Append, Completed, Seat, Start, Suspend, Task, Work
+from tests.model.fetching import Fetched
 from tests.model.fixtures import ENDPOINT, GIVEN_UP, NS, Room
 from tests.model.ground import Op, Sent
 from tests.model.reference import Reference
@@ -58,7 +60,7 @@ def of_store(kept: Kept) -> dict[str, Any]:
     outcome = None if packed is None else _outcome(packed)
     return {
         "state": kept.state, "attempt": head.attempt, "owner": head.owner, "blocked": head.blocked,
-        "slot": head.slot == 1, "start": _owed(head.start, 0, head.start_at),
+        "slot": head.slot == 1, "instance": head.instance, "start": _owed(head.start, 0, head.start_at),
         "cancel": _owed(head.cancel, head.cancel_tries, head.cancel_at),
         "callback": _owed(head.callback, head.callback_tries, head.callback_at),
         "deadlines": (head.close_by, head.start_by, head.finish_by, head.beat_by)
@@ -76,7 +78,7 @@ def of_reference(op: Op) -> dict[str, Any]:
     """The same of the reference."""
     return {
         "state": op.state, "attempt": op.attempt, "owner": op.owner, "blocked": op.blocked,
-        "slot": op.slot, "start": _owed(op.start, 0, op.start_at),
+        "slot": op.slot, "instance": op.instance, "start": _owed(op.start, 0, op.start_at),
         "cancel": _owed(op.cancel.is_, op.cancel.tries, op.cancel.at),
         "callback": _owed(op.callback.is_, op.callback.tries, op.callback.at),
         "deadlines": (op.close_by, op.start_by, op.finish_by, op.beat_by)
@@ -118,18 +120,26 @@ def _differences(store: dict[str, Any], reference: dict[str, Any]) -> list[Any]:
     ]
 
 
+def _said(reply: Completed | Taken) -> tuple[str, Sent | None]:
+    return (reply.verdict, None) if isinstance(reply, Taken) else (reply.verdict, sent(reply.callback))
+
+
 class Sides:
-    """The store and its reference. Every verb returns the works that the store leased in it."""
+    """The store and its reference. Every verb returns the works that the store leased in it.
+
+    Attempts that it handed to agents are apart: `handed` says which, once.
+    """
 
     def __init__(self, runner: asyncio.Runner, link: Link) -> None:
         self._runner = runner
         self._room = Room(link)
         self._ends: dict[str, tuple[Any, ...]] = {}
+        self._handed: list[Fetched] = []
         self.model = Reference(BEGIN_MS)
         self.run(link.call("FLUSHALL"))
         self.run(link.call("FUNCTION", "LOAD", "REPLACE", clocked(source())))
         self.time_passes(0)
-        self.put_endpoint(0)
+        self.put_endpoint(0, pulls=False)
 
     def run(self, call: Awaitable[Reply]) -> Reply:
         async def wait() -> Reply:
@@ -165,10 +175,10 @@ class Sides:
     def order(self, key: str, content: str, session: str, **fields: Any) -> Start:
         return self._room.order(key, content, session=session, **fields)
 
-    def start(self, order: Start) -> list[Sent]:
-        expected = self.model.begin(order)
+    def start(self, order: Start, seat: tuple[str, int] | None = None) -> list[Sent]:
+        expected = self.model.begin(order, seat)
         try:
-            got: Any = self.run(self._room.start(order))
+            got: Any = self.run(self._room.start(order, seat=PullStore.seat(*seat) if seat else ()))
         except NoEndpoint:
             got = "no endpoint"
         except NoSession:
@@ -176,7 +186,12 @@ class Sides:
         except ParentLost:
             got = "parent lost"
         assert got == expected
-        return [(order.id, Kind.START, 1)] if isinstance(expected, Accepted) and expected.attempt else []
+        if not isinstance(expected, Accepted) or not expected.attempt:
+            return []
+        if expected.fetched:
+            self._handed.append((order.id, 1))
+            return []
+        return [(order.id, Kind.START, 1)]
 
     def cancel(self, one: str, session: str) -> list[Sent]:
         expected = self.model.cancel(one, session)
@@ -235,6 +250,37 @@ class Sides:
         _, (step,) = self.run(self._room.store.suspend([task]))
         assert (step.status, step.length) == expected
         return []
+
+    # Agents that poll
+
+    def handed(self) -> list[Fetched]:
+        """What was handed out since the last time."""
+        handed, self._handed = self._handed, []
+        return handed
+
+    def pull(self, instance: str, count: int, lease_ms: int) -> list[Sent]:
+        expected, stopped = self.model.pull(instance, count, lease_ms)
+        got = self.run(self._room.pulls.pull(ENDPOINT, [Seat(instance, count, lease_ms)], ()))
+        assert ([(work.id, work.head.attempt, who) for work, who in got.works], got.stopped) == (
+            [(*one, instance) for one in expected], stopped
+        )  # fmt: skip
+        self._handed += expected
+        return []
+
+    def answers(self, answers: list[Ended | Retried | Released], session: str) -> list[Sent]:
+        """Each as if it were alone, in their order."""
+        expected = [self._answer(answer, session) for answer in answers]
+        replies = self.run(self._room.pulls.answers(answers, session=session, alone=False))
+        assert [_said(reply) for reply in replies] == expected
+        return [work for _, work in expected if work]
+
+    def _answer(self, answer: Ended | Retried | Released, session: str) -> tuple[str, Sent | None]:
+        one, attempt = answer.id, answer.attempt
+        if isinstance(answer, Ended):
+            return self.model.complete(one, attempt, answer.event, answer.outcome, session, answered=answer.answered)
+        if isinstance(answer, Retried):
+            return self.model.retried(one, attempt, answer.least_ms, answer.outcome), None
+        return self.model.released(one, attempt), None
 
     # Couriers
 
@@ -305,12 +351,12 @@ class Sides:
             self.model.paused = paused
             self.run(self._room.catalog.endpoint_pause("work", NS, paused=paused))
 
-    def put_endpoint(self, limit: int) -> None:
-        """Change the limit, or bring a deleted endpoint back, without its pause."""
+    def put_endpoint(self, limit: int, *, pulls: bool) -> None:
+        """Change the limit and the kind, or bring a deleted endpoint back, without its pause."""
         if self.model.gone:
             self.model.gone = self.model.paused = False
-        self.model.limit = limit
-        assert self.run(self._room.endpoint(max_concurrency=limit)) == ENDPOINT
+        self.model.limit, self.model.pulls = limit, pulls
+        assert self.run(self._room.endpoint(max_concurrency=limit, pull=pulls)) == ENDPOINT
 
     def delete_endpoint(self) -> None:
         if not self.model.gone:

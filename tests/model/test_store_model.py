@@ -18,7 +18,7 @@ from hypothesis.stateful import run_state_machine_as_test
 from mesh.ids import pick_index
 from mesh.machine import Kind
 from mesh.store.link import Link
-from tests.model.machine import ENTRIES, LIMITS, OUTCOMES, REPLIES, STEPS_MS, WAKES, StoreMachine
+from tests.model.machine import ANSWERS, ENTRIES, LIMITS, OUTCOMES, REPLIES, SEATS, STEPS_MS, WAKES, StoreMachine
 from tests.servers import RawServer
 
 WAYS: Final = ("", "", "breaker", "probe")
@@ -83,7 +83,7 @@ def _step(world: StoreMachine, chance: Random, g: int) -> str:
         world.reconnect(g)
         return "reconnect"
     if (world.model.gone or world.model.paused) and chance.random() < 0.2:
-        world.endpoint("put" if world.model.gone else "resume", chance.choice(LIMITS))
+        world.endpoint(chance.choice(("put", "pull")) if world.model.gone else "resume", chance.choice(LIMITS))
         return "endpoint"
     outcome, few_ms = chance.choice([*OUTCOMES]), (0, 0, 0, 0, 0, 0, 3_000, 20_000)
     calls = {
@@ -92,6 +92,7 @@ def _step(world: StoreMachine, chance: Random, g: int) -> str:
             attempts_max=chance.choice((0, 2, 3, 20)), close_ms=chance.choice(few_ms), start_ms=chance.choice(few_ms),
             run_ms=chance.choice(few_ms), lease_ms=chance.choice((1_500, 30_000, 30_000)),
             retention_ms=chance.choice((1, 60_000, 60_000)), blocked=chance.choice(("", "", "", "", "no_instance")),
+            seat=chance.choice(SEATS),
         )),
         "claim": (6, lambda: world.claim(g, chance.choice((64, 64, 1)), lose)),
         "unblock": (4, lambda: world.unblock(g, chance.choice((64, 1)), chance.choice(WAYS), lose)),
@@ -103,8 +104,11 @@ def _step(world: StoreMachine, chance: Random, g: int) -> str:
         "end": (1, lambda: world.end(g, chance.choice(("crash", "crash of an exclusive one", "leave")))),
         "hand_back": (1, lambda: world.hand_back(g, lose)),
         "time_passes": (8, lambda: world.time_passes(chance.choice((*STEPS_MS[:7] * 3, *STEPS_MS)))),
+        "pull": (4, lambda: world.pull(
+            g, chance.choice(("a1", "a2")), chance.choice((64, 64, 1)), chance.choice((1_500, 30_000, 30_000)), lose
+        )),
         "endpoint": (1, lambda: world.endpoint(
-            chance.choice(("put", "put", "put", "pause", "resume", "delete")), chance.choice(LIMITS)
+            chance.choice(("put", "put", "pull", "pull", "pause", "resume", "delete")), chance.choice(LIMITS)
         )),
     }  # fmt: skip
     if world.ids:
@@ -113,6 +117,7 @@ def _step(world: StoreMachine, chance: Random, g: int) -> str:
         calls["redeliver"] = (1, lambda: world.redeliver(g, i, kind, lose))
     if world.tokens:
         calls["complete_by_token"] = (4, lambda: world.complete_by_token(g, i, outcome, lose))
+        calls["answer"] = (4, lambda: world.answer(g, i, chance.choices(ANSWERS, k=1 + i % 3), lose))
         behind = chance.choice((0, 0, 0, 1))
         calls["append"] = (4, lambda: world.append(g, i, behind, chance.choice(ENTRIES), lose))
         calls["suspend"] = (3, lambda: world.suspend(g, i, behind, chance.choice(WAKES), chance.random() < 0.5, lose))
@@ -133,6 +138,7 @@ def _step(world: StoreMachine, chance: Random, g: int) -> str:
                 lease_ms=30_000,
                 retention_ms=chance.choice((1, 60_000)),
                 blocked="",
+                seat=chance.choice(SEATS),
             ),
         )
         calls["heartbeat"] = (2, lambda: world.heartbeat(g, i, chance.choice((0, 2_000, 60_000)), lose))

@@ -41,6 +41,7 @@ local function mesh1_pull(keys, argv)
   local ep = endpoint_of(root, a.endpoint)
   if not ep then return { now, works, instances, 'endpoint_deleted', 0, 0 } end
   if not ep.pull then return { now, works, instances, 'not_pull', 0, 0 } end
+  if free < 1 then return { now, works, instances, '', a.skip, 0 } end
   local line = root .. KEY.waiting .. a.endpoint
   local look = wanted and LIMIT.pull_look or math.min(free, LIMIT.pull_look)
   local ids = redis.call('ZRANGE', line, a.skip, a.skip + look - 1)
