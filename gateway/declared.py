@@ -91,6 +91,8 @@ async def result(request: Request, operation_id: str, wait: str = "") -> Respons
             PREFER,
             header("Request-Timeout", "how long the caller waits, such as `1.5s`"),
             header("Operation-Timeout", "how long the operation may take, such as `2m`"),
+            header("Mesh-Delay", "how long after its acceptance it begins, such as `30s`"),
+            header("Mesh-Start-At", "when it begins, RFC 3339, instead of `Mesh-Delay`"),
             header("Nexus-Link", '`<url>; type="T"`; may be repeated'),
         ],
         "requestBody": {"content": ANY_BYTES},

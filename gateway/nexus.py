@@ -13,6 +13,7 @@ from gateway.callbacks import operation_link
 from gateway.operations import Order
 from gateway.outcomes import GATEWAY, encode_json, nexus_answer
 from gateway.problems import STORE_REFUSED, STORE_REFUSED_DETAIL
+from gateway.start_body import later_of_headers
 from mesh.edge import Answer, HotRoute, Request
 from mesh.errors import (
     ConfigError,
@@ -163,6 +164,9 @@ class NexusSurface:
         first = request.first
         content_type = first.get(b"content-type")
         close_ms = parse_duration_ms(first.get(b"operation-timeout", b"").decode("latin-1"))
+        later = later_of_headers(first)
+        if later is not None and later.left_ms() >= wait_ms:
+            wait_ms = 0
         if content_type is None and request.body:
             content_type = b"application/octet-stream"
         placed = await self._operations.start(
@@ -179,6 +183,7 @@ class NexusSurface:
                 callback_headers=headers.callback,
                 close_ms=close_ms or 0,
                 links=headers.links,
+                later=later,
             ),
             wait=wait_ms > 0,
         )

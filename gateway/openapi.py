@@ -13,9 +13,9 @@ import msgspec
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
-from gateway.api import StartBody
 from gateway.declared import FAILURE, schema
 from gateway.pull.frames import AnswersBody, FrameBody, PollBody, StatusesBody
+from gateway.start_body import StartBody
 from gateway.tasks_body import (
     EmitBody,
     EmitTask,
@@ -116,6 +116,7 @@ SHAPES: Final[dict[str, Any]] = {
         journal={**_COUNT, "description": "entries of its journal, which stand among its events"},
         suspended=_object("since until", since=_TIME, until=_or_null(_TIME)),
         heartbeat=_object("at details", at=_TIME, details={}),
+        starts_at={**_TIME, "description": "of one that was to begin later"},
         blocked={"type": "string", "enum": list(BLOCKED_REASONS)},
         cancel_requested={"type": "boolean"},
         next_attempt_at=_TIME,

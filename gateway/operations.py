@@ -6,7 +6,7 @@ routes nor keys of the store.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from gateway.journals import Journals
 from gateway.orders import (
@@ -17,6 +17,7 @@ from gateway.orders import (
     check_json_type,
     fetched_head,
     fresh_head,
+    later_head,
     start_arguments,
     stored_request,
 )
@@ -29,7 +30,7 @@ from mesh.machine import Event, Kind
 from mesh.store.layout import Outcome, Request
 from mesh.store.pulls import PullStore
 from mesh.store.store import NoEndpoint, NoSession, ParentLost, Store
-from mesh.store.verbs import Accepted, Completion, KeyReused, Replayed, Start, Work
+from mesh.store.verbs import LOOK, Accepted, Completion, KeyReused, Replayed, Start, Work
 from mesh.wire import failure_json, format_link
 from registry.routing import Outcome as Routed
 
@@ -46,6 +47,9 @@ if TYPE_CHECKING:
     from registry.catalog import Catalog, Endpoint
     from registry.routing import Router
 
+
+SOON_MS: Final = 500
+"""What begins sooner might be passed over by a look at the timers that was just made."""
 
 __all__ = ["Known", "Operations", "Order", "Parent", "Placed"]
 
@@ -95,6 +99,8 @@ class Operations(Journals):
         if order.callback_url:
             self._egress.vet(order.callback_url)
         order, claim = await self._as_child(order, order.parent) if order.parent is not None else (order, None)
+        if order.later is not None:
+            return await self._start_later(order, endpoint, claim, wait=wait)
         if endpoint.pulls:
             return await self._start_for_pollers(order, endpoint, claim, wait=wait)
         request = stored_request(order, endpoint)
@@ -166,6 +172,28 @@ class Operations(Journals):
                 self._waiters.close(start.id, first)
             if poll is not None:
                 poll.let_go(size=len(order.body))
+
+    async def _start_later(self, order: Order, endpoint: Endpoint, claim: Claim | None, *, wait: bool) -> Placed:
+        """Accept an operation that its timer sends, from whichever gateway looks first then."""
+        request = stored_request(order, endpoint)
+        start = start_arguments(
+            order, endpoint, session=self._session.name, blocked="", retention_ms=self._retention_ms, claim=claim
+        )
+        first = self._waiters.open(start.id) if wait else None
+        try:
+            reply = await self._accept(start, request, order.body)
+            if not isinstance(reply, Accepted):
+                return await self._earlier(reply)
+            self._metrics.start("accepted")
+            self._catalog.callers.note(endpoint.id, order.service, order.operation, order.namespace)
+            if order.later is not None and order.later.left_ms() < SOON_MS:
+                self._wake(LOOK)
+            head = later_head(fresh_head(start, reply), start)
+            placed, first = Placed(start.id, replayed=False, head=head, request=request, first=first), None
+            return placed
+        finally:
+            if first is not None:
+                self._waiters.close(start.id, first)
 
     async def _earlier(self, reply: Replayed | KeyReused) -> Placed:
         """The operation that has the key already. Raises Conflict `key_reused`, Unavailable."""

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 import msgspec
 
 from gateway.callbacks import NEXUS
+from mesh.clock import now_ms
 from mesh.errors import Malformed
 from mesh.ids import operation_id
 from mesh.machine import Delivery, State
@@ -42,6 +43,17 @@ class Parent(NamedTuple):
     close: bool = True
 
 
+class Later(NamedTuple):
+    """When an operation is to begin: `delay_ms` after its acceptance, or at `at_ms` where that is given."""
+
+    delay_ms: int = 0
+    at_ms: int = 0
+
+    def left_ms(self) -> int:
+        """About how long from now, by this machine's clock."""
+        return max(self.at_ms - now_ms(), 0) if self.at_ms else self.delay_ms
+
+
 class Order(NamedTuple):
     """What a caller asks for, checked by its route. Timeouts in ms, 0 = the endpoint's policy decides."""
 
@@ -65,6 +77,7 @@ class Order(NamedTuple):
     labels: dict[str, str] = {}  # noqa: RUF012 - read only
     links: list[str] = []  # noqa: RUF012 - read only
     parent: Parent | None = None
+    later: Later | None = None
 
 
 class Placed(NamedTuple):
@@ -173,6 +186,11 @@ def start_arguments(
         callback=_owed(order),
         blocked=blocked,
     )
+    if order.later is not None:
+        if order.later.at_ms:
+            start.starts_at = order.later.at_ms
+        else:
+            start.delay_ms = order.later.delay_ms
     if claim is None or order.parent is None:
         return start
     return ChildStart(
@@ -207,6 +225,21 @@ def fresh_head(start: Start, accepted: Accepted) -> Head:
         namespace=start.ns, key=start.key, digest=start.digest,
         parent=f"{start.parent}.{start.parent_run}" if isinstance(start, ChildStart) else "",
         parent_key=start.parent_key if isinstance(start, ChildStart) else "",
+    )  # fmt: skip
+
+
+def later_head(head: Head, start: Start) -> Head:
+    """The head of an operation that begins later: nobody has leased it."""
+    delay_ms = start.delay_ms if start.delay_ms is not msgspec.UNSET else 0
+    if start.starts_at is not msgspec.UNSET:
+        delay_ms = max(start.starts_at - head.created_at, 0)
+    begins = head.created_at + delay_ms
+    # A child's bound is its parent's and was counted by the store.
+    own = bool(start.close_ms) and head.close_by == head.created_at + start.close_ms
+    return msgspec.structs.replace(
+        head, seq=1, slot=0, start_at=begins, delay_ms=delay_ms,
+        close_by=begins + start.close_ms if own else head.close_by,
+        start_by=begins + start.start_ms if start.start_ms else 0,
     )  # fmt: skip
 
 

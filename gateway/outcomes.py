@@ -154,6 +154,8 @@ def record_fields(
     }
     if head.parent or head.journal or beat is not None:
         record |= durable_fields(head, journal, beat)
+    if head.delay_ms:
+        record["starts_at"] = to_rfc3339(head.created_at + head.delay_ms)
     if head.blocked:
         record["blocked"] = head.blocked
     if head.cancel_asked:

@@ -51,6 +51,10 @@ def call(
     deadline: Annotated[
         float | None, typer.Option(metavar="SECONDS", help="The operation times out that long after its acceptance.")
     ] = None,
+    delay: Annotated[
+        float | None, typer.Option(metavar="SECONDS", help="It begins that long after its acceptance.")
+    ] = None,
+    at: Annotated[str | None, typer.Option("--at", metavar="TIME", help="It begins then; RFC 3339.")] = None,
     label: Labels = None,
     url: Url = "",
     api_key: ApiKey = "",
@@ -65,6 +69,7 @@ def call(
     Examples:
       mesh call greeter greeter greet --input '"Ada"'
       mesh call checks checks lint -i @request.json --wait 120
+      mesh call reports reports nightly --at 2026-11-23T02:00:00+01:00
       mesh call checks checks lint --async --key nightly-2026-11-22 --callback https://example.com/done
     """  # noqa: D301 - \b keeps the lines of an example
     show = Show(as_json)
@@ -74,12 +79,19 @@ def call(
         raise Problem(f"--callback-format is one of {', '.join(FORMATS)}")
     check_seconds(wait, "--wait")
     check_seconds(deadline, "--deadline", least=DEADLINE_MIN_S)
+    check_seconds(delay, "--delay")
+    # Whoever has it begin later and names no patience does not mean to sit here.
+    at_once = at_once or (wait is None and bool(delay or at))
     wait_s = 0.0 if at_once else WAIT_DEFAULT_S if wait is None else wait
     fields: dict[str, Any] = {"endpoint": endpoint, "service": service, "operation": operation}
     if callback is not None:
         fields["callback"] = {"url": callback, "format": callback_format}
     if deadline is not None:
         fields["timeouts"] = {"schedule_to_close_ms": round(deadline * 1000)}
+    if delay is not None:
+        fields["delay_ms"] = round(delay * 1000)
+    if at is not None:
+        fields["start_at"] = at
     if label:
         fields["labels"] = pairs(label, "--label")
     given = bool(key)

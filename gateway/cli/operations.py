@@ -135,6 +135,7 @@ def show_(operation_id: Id, *, url: Url = "", api_key: ApiKey = "", as_json: Jso
             ("namespace", plain(record["namespace"])),
             ("run, attempt", f"{record['run']}, {record['attempt']}"),
             ("accepted", f"{record['created_at']}, {ago(record['created_at'])}"),
+            ("starts", f"{record['starts_at']}, {soon(record['starts_at'])}" if "starts_at" in record else ""),
             ("deadline", record.get("deadline") or ""),
             ("suspended", _suspended(record.get("suspended"))),
             ("heartbeat", _heartbeat(record.get("heartbeat"))),

@@ -108,6 +108,7 @@ def start(order: Order, wait_s: float, retry_for_s: float) -> Flow[Placed]:
         fields["timeouts"] = order.timeouts
     if order.labels:
         fields["labels"] = dict(order.labels)
+    fields |= order.begin
     headers = {
         **order.headers,
         "content-type": "application/json",
@@ -137,6 +138,10 @@ def _start_bytes(order: Order, body: bytes, retry_for_s: float) -> Flow[Placed]:
     }
     if order.timeouts:
         headers["operation-timeout"] = f"{order.timeouts['schedule_to_close_ms']}ms"
+    if "delay_ms" in order.begin:
+        headers["mesh-delay"] = f"{order.begin['delay_ms']}ms"
+    if "start_at" in order.begin:
+        headers["mesh-start-at"] = order.begin["start_at"]
     path = f"/nexus/endpoints/{endpoint}/services/{service}/{operation}{query}"
     answer = yield from exchange(Ask("POST", path, headers, body, REPLY_TIMEOUT_S), retry_for_s, any_status=True)
     operation_id = answer.headers.get("mesh-operation-id", "")

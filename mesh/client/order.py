@@ -33,6 +33,7 @@ class Record(TypedDict):
     closed_at: str | None
     deadline: str | None
     events: int
+    starts_at: NotRequired[str]
     blocked: NotRequired[str]
     cancel_requested: NotRequired[bool]
     next_attempt_at: NotRequired[str]
@@ -65,7 +66,10 @@ class Called(NamedTuple):
 
 
 class Order(NamedTuple):
-    """All of a start. Timeouts in milliseconds; `callback` a URL or `{url, headers?, format?}`."""
+    """All of a start. Timeouts in milliseconds; `callback` a URL or `{url, headers?, format?}`.
+
+    `begin`: `delay_ms` or `start_at` of one that begins later.
+    """
 
     endpoint: str
     called: Called
@@ -75,6 +79,7 @@ class Order(NamedTuple):
     timeouts: dict[str, int]
     labels: Mapping[str, str] | None
     headers: Mapping[str, str]
+    begin: Mapping[str, Any] = {}
 
 
 @lru_cache(maxsize=1024)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from typing import Any, Final, TypedDict, TypeVar
 
 import httpx
@@ -40,6 +41,7 @@ class StartOptions(TypedDict, total=False):
     callback               URL, or `{url, headers?, format?}`, that is told the outcome
     schedule_to_close_ms   the whole, from acceptance;  schedule_to_start_ms: until an agent began
     start_to_close_ms      from the agent's 201 on;  request_timeout_ms: one request to an agent
+    delay_ms               so long after its acceptance it begins; start_at: then, RFC 3339 text or an aware datetime
     labels                 names and values to find the operation by
     headers                passed on to the agent
     links                  `nexusrpc.Link`: what the call belongs to, shown beside the operation and to its agent
@@ -52,6 +54,8 @@ class StartOptions(TypedDict, total=False):
     schedule_to_start_ms: int | None
     start_to_close_ms: int | None
     request_timeout_ms: int | None
+    delay_ms: int | None
+    start_at: str | datetime | None
     labels: Mapping[str, str] | None
     headers: Mapping[str, str] | None
     links: Sequence[nexusrpc.Link] | None
@@ -121,7 +125,17 @@ class Base:
             {name: value for name in names if (value := options.get(name)) is not None},
             options.get("labels"),
             _headers(options.get("headers") or {}, options.get("links") or ()),
+            _begin(options.get("delay_ms"), options.get("start_at")),
         )
+
+
+def _begin(delay_ms: int | None, start_at: str | datetime | None) -> dict[str, Any]:
+    if isinstance(start_at, datetime):
+        if start_at.tzinfo is None:
+            message = "start_at needs a time zone: datetime(..., tzinfo=...)"
+            raise ConfigError(message)
+        start_at = start_at.isoformat()
+    return {name: value for name, value in (("delay_ms", delay_ms), ("start_at", start_at)) if value is not None}
 
 
 def _headers(headers: Mapping[str, str], links: Sequence[nexusrpc.Link]) -> dict[str, str]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Final
 
-SCHEMA: Final = 2
+SCHEMA: Final = 3
 """Version of everything below and of the record's layout; the start-up gate compares it."""
 
 PREFIX: Final = "m:"
@@ -26,7 +26,7 @@ SUFFIXES: Final = {
     "index": ":ops:",  # + namespace; zset, operation id by acceptance, ms
     "dead": ":dead:",  # + namespace; zset, delivery id by time of death, ms
     "endpoint": ":ep:",  # + endpoint id; hash gone paused max rate tat run pull retry: what dispatching must know
-    "waiting": ":wait:",  # + endpoint id; zset, blocked operation id by acceptance, ms
+    "waiting": ":wait:",  # + endpoint id; zset, blocked operation id by when it could begin, ms
     "waiting_endpoints": ":waits",  # set, endpoint ids whose `waiting` may not be empty
     "gone": ":gone",  # zset, deleted endpoint id by the time from which it may be forgotten, ms
     "names": ":names",  # hash, endpoint name -> endpoint id

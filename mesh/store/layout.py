@@ -55,6 +55,7 @@ HEAD: Final = (
     "parent",  # `{operation id}.{run}` whose handler started it, or ""
     "parent_key",  # what the parent's journal calls it
     "children",  # 0 none, 1 it started some, 2 it ended and the unfinished ones are yet to be canceled
+    "delay_ms",  # from acceptance to when it may begin; 0 for one that begins at once
 )
 """Times in milliseconds of the store's clock. Order is stored; append only, and raise keys.SCHEMA on any change."""
 
@@ -103,6 +104,7 @@ class Head(msgspec.Struct, array_like=True):
     parent: str = ""
     parent_key: str = ""
     children: int = 0
+    delay_ms: int = 0
 
 
 class Request(msgspec.Struct, array_like=True, omit_defaults=True):

@@ -18,6 +18,8 @@ class Start(msgspec.Struct):
     `key` and `digest` are digests as text, for the store knows no msgpack bytes (`key` empty: no idempotency key).
     `*_ms` 0 means none. `blocked` is a reason that the accepting gateway already knows, or ''.
     `callback`: 0 none, 1 owed unless the first request is answered with the outcome (P80), 2 always owed.
+    `delay_ms` or `starts_at`: it becomes due then and is leased to nobody before, also where that is at once; all
+    timeouts count from then.
     """
 
     id: str
@@ -34,6 +36,8 @@ class Start(msgspec.Struct):
     retention_ms: int = 604_800_000
     callback: int = 0
     blocked: str = ""
+    delay_ms: int | msgspec.UnsetType = msgspec.UNSET
+    starts_at: int | msgspec.UnsetType = msgspec.UNSET
 
 
 class ChildStart(Start):

@@ -89,6 +89,11 @@ class Op:
         return self.order.parent_key if isinstance(self.order, ChildStart) else ""
 
     @property
+    def could_begin(self) -> int:
+        """Its place in the line."""
+        return self.created + (self.order.delay_ms or 0)
+
+    @property
     def owed(self) -> list[Owe]:
         return [one for one in (self.cancel, self.callback) if one.is_ in OWED]
 
@@ -156,7 +161,7 @@ class Ground:
 
     @property
     def line(self) -> list[Op]:
-        return sorted((op for op in self.ops.values() if op.blocked), key=lambda op: (op.created, op.id))
+        return sorted((op for op in self.ops.values() if op.blocked), key=lambda op: (op.could_begin, op.id))
 
     def held(self, session: str) -> set[str]:
         return {op.id for op in self.ops.values() if op.owner == session}

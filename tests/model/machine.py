@@ -63,6 +63,7 @@ ordered = {
     "retention_ms": st.sampled_from((1, 60_000)),
     "blocked": st.sampled_from(("", "", "", "no_instance")),
     "seat": st.sampled_from(SEATS),
+    "delay_ms": st.sampled_from((msgspec.UNSET, msgspec.UNSET, msgspec.UNSET, 0, 2_000)),
 }
 
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 from math import inf
 from typing import Final
 
+from msgspec import UNSET
+
 from mesh.machine import Delivery, Event, Kind, State
 from mesh.store.verbs import Accepted, ChildStart, Completion, KeyReused, Replayed, Start, Task
 from tests.model.durable import NOT_STARTED
@@ -36,24 +38,32 @@ class Reference(Fetching):
             return "no endpoint"
         if order.session not in self.sessions:
             return "no session"
-        op = Op(order, self.now, start_at=self.now, always=order.callback > 1)
-        op.close_by = self.now + order.close_ms if order.close_ms else 0
+        later = order.delay_ms if order.delay_ms is not UNSET else None
+        begins = self.now + (later or 0)
+        op = Op(order, self.now, start_at=begins, always=order.callback > 1)
+        op.close_by = begins + order.close_ms if order.close_ms else 0
         if isinstance(order, ChildStart) and parent is not None:
             self.adopt(parent, op, order)
-        op.start_by = self.now + order.start_ms if order.start_ms else 0
+        op.start_by = begins + order.start_ms if order.start_ms else 0
         op.note("accepted")
-        reason = self.hindrance(in_line=False) or order.blocked or ("busy" if self.pulls and seat is None else "")
         self.ops[op.id] = op
-        if reason:
+        if later is None:
+            self._send_off(op, seat)
+        return self._accepted(op, op.attempt, fetched=op.held)
+
+    def _send_off(self, op: Op, seat: tuple[str, int] | None) -> None:
+        reason = self.hindrance(in_line=False) or op.order.blocked
+        if reason := reason or ("busy" if self.pulls and seat is None else ""):
             self.block(op, reason)
         elif self.pulls and seat is not None:
             self.hand_out(op, *seat)
         else:
-            self.dispatch(op, order.session)
-        return self._accepted(op, op.attempt, fetched=op.held)
+            self.dispatch(op, op.order.session)
 
     def _again(self, known: Op, order: Start, seat: tuple[str, int] | None) -> Accepted | Replayed | KeyReused:
         if known.id == order.id:
+            if order.delay_ms is not UNSET:
+                return self._accepted(known, 0, fetched=False)
             fetched = seat is not None and known.held and known.instance == seat[0]
             mine = fetched or (known.start is Delivery.LEASED and known.owner == order.session)
             return self._accepted(known, int(mine and known.attempt == 1), fetched=fetched)

@@ -14,6 +14,7 @@ from typing import Final
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis.stateful import run_state_machine_as_test
+from msgspec import UNSET
 
 from mesh.ids import pick_index
 from mesh.machine import Kind
@@ -93,6 +94,7 @@ def _step(world: StoreMachine, chance: Random, g: int) -> str:
             run_ms=chance.choice(few_ms), lease_ms=chance.choice((1_500, 30_000, 30_000)),
             retention_ms=chance.choice((1, 60_000, 60_000)), blocked=chance.choice(("", "", "", "", "no_instance")),
             seat=chance.choice(SEATS),
+            delay_ms=chance.choice((UNSET, UNSET, UNSET, UNSET, 0, 2_000)),
         )),
         "claim": (6, lambda: world.claim(g, chance.choice((64, 64, 1)), lose)),
         "unblock": (4, lambda: world.unblock(g, chance.choice((64, 1)), chance.choice(WAYS), lose)),
@@ -139,6 +141,7 @@ def _step(world: StoreMachine, chance: Random, g: int) -> str:
                 retention_ms=chance.choice((1, 60_000)),
                 blocked="",
                 seat=chance.choice(SEATS),
+                delay_ms=chance.choice((UNSET, UNSET, UNSET, 2_000)),
             ),
         )
         calls["heartbeat"] = (2, lambda: world.heartbeat(g, i, chance.choice((0, 2_000, 60_000)), lose))

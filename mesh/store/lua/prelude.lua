@@ -155,7 +155,7 @@ local function save(op, ...)
   redis.call('ZADD', timer_key(root, op.owner), at == INF and 'inf' or at, op.id)
   if op.blocked ~= '' then
     if op.was_blocked == '' then
-      redis.call('ZADD', root .. KEY.waiting .. op.endpoint, op.created_at, op.id)
+      redis.call('ZADD', root .. KEY.waiting .. op.endpoint, op.created_at + op.delay_ms, op.id)
       redis.call('SADD', root .. KEY.waiting_endpoints, op.endpoint)
     end
   elseif op.was_blocked ~= '' then

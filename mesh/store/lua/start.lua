@@ -2,6 +2,7 @@
 -- Keys: partition root. Arguments: msgpack {id, ns, endpoint, key, digest, session, close_ms, start_ms, run_ms,
 --   lease_ms, attempts_max, retention_ms, callback, blocked}, request, input
 --   [, instance, lease ms: it polls at the caller's for this endpoint of kind pull and gets the attempt].
+--   One that begins later has {delay_ms} or {starts_at}: it becomes due then, and nobody leases it now.
 --   A child also has {parent, parent_run, parent_attempt, parent_key, parent_close (1: canceled when the parent ends first)}.
 -- Reply: {'accepted', time of acceptance, attempt (1: leased to `session`, which sends it; 0: nothing to send), blocked
 --     [, 1: the attempt is `instance`'s, else 0, close_by of a child]}
@@ -49,15 +50,18 @@ local function mesh1_start(keys, argv)
   local a = cmsgpack.unpack(argv[1])
   local request, input, key, instance = argv[2], argv[3], a.key, argv[4]
   local now = now_ms()
+  local delay_ms = a.delay_ms or (a.starts_at and math.max(a.starts_at - now, 0))
+  local begins = now + (delay_ms or 0)
   local op = {
     id = a.id, root = root, events = '', state = S.scheduled, run = 1, attempt = 0, seq = 0, stamp = 0, created_at = now,
-    closed_at = 0, owner = '', start = D.due, start_at = now, cancel = D.none, cancel_at = 0, cancel_tries = 0,
+    closed_at = 0, owner = '', start = D.due, start_at = begins, cancel = D.none, cancel_at = 0, cancel_tries = 0,
     wants_callback = a.callback, callback = D.none, callback_at = 0, callback_tries = 0,
-    close_by = a.close_ms > 0 and now + a.close_ms or 0, start_by = a.start_ms > 0 and now + a.start_ms or 0,
+    close_by = a.close_ms > 0 and begins + a.close_ms or 0, start_by = a.start_ms > 0 and begins + a.start_ms or 0,
     run_ms = a.run_ms, finish_by = 0, beat_ms = 0, beat_by = 0, lease_ms = a.lease_ms,
     attempts_max = a.attempts_max, retention_ms = a.retention_ms, cancel_asked = 0, slot = 0, blocked = '',
     endpoint = a.endpoint, namespace = a.ns, key = key, digest = a.digest, instance = '', resumes = 0, was_blocked = '',
     journal = 0, suspended = 0, refused = 0, parent = '', parent_key = '', children = 0,
+    delay_ms = delay_ms or 0,
   }
   -- A missing argument fails here, before the key is claimed below (see `given`).
   local _ = #request + #input + a.callback + a.run_ms + a.lease_ms + a.attempts_max + a.retention_ms
@@ -81,6 +85,8 @@ local function mesh1_start(keys, argv)
   local earlier = known and load(root, known)
   if earlier then
     if known == a.id then
+      -- Of one that became due by itself somebody else took the attempt: a claim or a pull, which brought the work.
+      if delay_ms then return accepted(earlier, 0) end
       local fetched = instance and earlier.instance == instance and held(earlier)
       local mine = earlier.attempt == 1 and (fetched or (earlier.start == D.leased and earlier.owner == a.session))
       return accepted(earlier, mine and 1 or 0, fetched)
@@ -99,9 +105,10 @@ local function mesh1_start(keys, argv)
   if known and key ~= '' then redis.call('SET', root .. KEY.idempotency .. key, a.id) end
 
   emit(op, E.accepted, now)
-  local reason = hindrance(ep, now, false)
-  if reason == '' then reason = a.blocked end
-  if reason == '' and ep.pull then
+  local reason = delay_ms and '' or hindrance(ep, now, false)
+  if reason == '' and not delay_ms then reason = a.blocked end
+  if delay_ms then -- its timer dispatches it
+  elseif reason == '' and ep.pull then
     if instance then hand_out(op, ep, instance, poll_lease_ms, now) else reason = 'busy' end
   elseif reason == '' then
     dispatch(op, ep, a.session, now)

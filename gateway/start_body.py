@@ -1,0 +1,227 @@
+"""The body of a start: its fields, and the order that they amount to.
+
+Owns what `POST /v1/operations` takes, for itself, for each line of a batch and for the template of a schedule. Knows
+neither routes nor the registry. Pure.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final, Literal
+
+import msgspec
+
+from gateway.callbacks import FORMATS, NEXUS
+from gateway.orders import Later, Order, Parent
+from mesh.clock import now_ms
+from mesh.errors import Malformed, Unprocessable
+from mesh.wire import (
+    check_callback_headers,
+    check_endpoint,
+    check_json,
+    check_operation,
+    check_service,
+    parse_duration_ms,
+    parse_rfc3339,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from mesh.wire import CallerHeaders
+
+TIMEOUT_MS_MAX: Final = 365 * 86_400_000
+LABELS_MAX: Final = 16
+LABEL_CHARS_MAX: Final = 128
+PARENT_KEY_BYTES_MAX: Final = 1_024
+DELAY: Final = b"mesh-delay"
+START_AT: Final = b"mesh-start-at"
+LATER: Final = ("priority",)
+"""Fields of later issues: refused until they work, never accepted silently (P63)."""
+
+
+class CallbackBody(msgspec.Struct, forbid_unknown_fields=True):
+    """Where the outcome goes. `format`: nexus, cloudevents (structured) or cloudevents-binary."""
+
+    url: str
+    headers: dict[str, str] = {}
+    format: str = NEXUS
+
+
+class TimeoutsBody(msgspec.Struct, forbid_unknown_fields=True):
+    """Milliseconds; absent means what the endpoint's policy says."""
+
+    schedule_to_close_ms: int | None = None
+    schedule_to_start_ms: int | None = None
+    start_to_close_ms: int | None = None
+    request_timeout_ms: int | None = None
+
+
+class ParentBody(msgspec.Struct, forbid_unknown_fields=True):
+    """The running attempt that starts this as its child.
+
+    `token`: its task token; `key`: what its journal calls the child; `on_close`: `cancel` or `keep` the child when the
+    parent ends first.
+    """
+
+    token: str
+    key: str
+    on_close: Literal["cancel", "keep"] = "cancel"
+
+
+class StartBody(msgspec.Struct, forbid_unknown_fields=True):
+    """Body of POST /v1/operations. `input` stays the caller's own bytes; absent is Nexus null (P64)."""
+
+    endpoint: str
+    service: str
+    operation: str
+    input: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+    callback: CallbackBody | None = None
+    timeouts: TimeoutsBody | None = None
+    labels: dict[str, str] = {}
+    parent: ParentBody | None = None
+    delay_ms: int | None = None
+    start_at: str | None = None
+
+
+_decode = msgspec.json.Decoder(StartBody).decode
+_decode_names = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
+
+
+def _pointer(message: str) -> dict[str, str]:
+    """Msgspec says `... - at `$.callback.url``; make it an RFC 6901 pointer."""
+    text, _, path = message.partition(" - at `$")
+    pointer = path.rstrip("`").replace("[...]", "").replace(".", "/")
+    return {"pointer": pointer, "detail": text}
+
+
+def read_start(body: bytes) -> StartBody:
+    """Raises Malformed (not JSON, not_supported_yet) and Unprocessable with pointers."""
+    check_json(body)
+    try:
+        return _decode(body)
+    except msgspec.ValidationError as error:
+        try:
+            names = _decode_names(body).keys()
+        except msgspec.ValidationError:
+            names = ()
+        for name in LATER:
+            if name in names:
+                detail = f"`{name}` is not supported yet; leave it out"
+                raise Malformed(
+                    detail, code="not_supported_yet", errors=[{"pointer": f"/{name}", "detail": detail}]
+                ) from None
+        entry = _pointer(str(error))
+        raise Unprocessable(
+            f"the body is not a start request: {entry['detail']}", code="body_invalid", errors=[entry]
+        ) from None
+
+
+def _breach(pointer: str, detail: str) -> Unprocessable:
+    return Unprocessable(detail, code="body_invalid", errors=[{"pointer": pointer, "detail": detail}])
+
+
+def _timeout(timeouts: TimeoutsBody, name: str) -> int:
+    value: int | None = getattr(timeouts, name)
+    if value is None:
+        return 0
+    if not 1 <= value <= TIMEOUT_MS_MAX:
+        raise _breach(f"/timeouts/{name}", f"{name} is between 1 and {TIMEOUT_MS_MAX} ms")
+    return value
+
+
+def _names(body: StartBody) -> None:
+    for pointer, check, value in (
+        ("/endpoint", check_endpoint, body.endpoint),
+        ("/service", check_service, body.service),
+        ("/operation", check_operation, body.operation),
+    ):
+        try:
+            check(value)
+        except Malformed as error:
+            raise _breach(pointer, error.detail) from None
+    if len(body.labels) > LABELS_MAX:
+        raise _breach("/labels", f"there are at most {LABELS_MAX} labels")
+    for name, value in body.labels.items():
+        if not name or len(name) > LABEL_CHARS_MAX or len(value) > LABEL_CHARS_MAX:
+            raise _breach("/labels", f"label names and values have at most {LABEL_CHARS_MAX} characters")
+
+
+def _later(delay_ms: int | None, start_at: str | None) -> Later | None:
+    """When it is to begin; None: at once. Raises Unprocessable."""
+    if start_at is None:
+        if delay_ms is None:
+            return None
+        if not 0 <= delay_ms <= TIMEOUT_MS_MAX:
+            raise _breach("/delay_ms", f"delay_ms is between 0 and {TIMEOUT_MS_MAX} ms")
+        return Later(delay_ms) if delay_ms else None
+    if delay_ms is not None:
+        raise _breach("/start_at", "delay_ms and start_at exclude each other")
+    try:
+        at_ms = parse_rfc3339(start_at)
+    except Malformed:
+        raise _breach("/start_at", "start_at is an RFC 3339 time with its zone, such as 2026-11-22T10:00:00Z") from None
+    if at_ms > now_ms() + TIMEOUT_MS_MAX:
+        raise _breach("/start_at", f"start_at is at most {TIMEOUT_MS_MAX} ms away")
+    return Later(0, at_ms)
+
+
+def later_of_headers(first: Mapping[bytes, bytes]) -> Later | None:
+    """`Mesh-Delay` (a Nexus duration) or `Mesh-Start-At` (RFC 3339) of a start over Nexus. Raises Malformed."""
+    delay, at = first.get(DELAY), first.get(START_AT)
+    if delay is None and at is None:
+        return None
+    try:
+        delay_ms = None if delay is None else parse_duration_ms(delay.decode("latin-1")) or 0
+        return _later(delay_ms, None if at is None else at.decode("latin-1"))
+    except Unprocessable as breach:
+        named = breach.detail.replace("delay_ms", "Mesh-Delay").replace("start_at", "Mesh-Start-At")
+        raise Malformed(named, code="start_time_invalid") from None
+
+
+def read_order(body: StartBody, namespace: str, headers: CallerHeaders) -> Order:
+    """What `body` asks for, checked as far as that can be said without the registry. Raises Unprocessable."""
+    _names(body)
+    timeouts = body.timeouts or TimeoutsBody()
+    content = None if isinstance(body.input, msgspec.UnsetType) else bytes(body.input)
+    callback = body.callback
+    if callback is not None and callback.format not in FORMATS:
+        raise _breach("/callback/format", f"the format is one of {', '.join(FORMATS)}")
+    return Order(
+        namespace,
+        body.endpoint,
+        body.service,
+        body.operation,
+        None if content is None else "application/json",
+        content or b"",
+        headers.key,
+        [one for one in headers.forwarded if one[0] != b"accept"],
+        "/input",
+        callback.url if callback else "",
+        callback.format if callback else NEXUS,
+        _callback_headers(callback) if callback else [],
+        _timeout(timeouts, "schedule_to_close_ms"),
+        _timeout(timeouts, "schedule_to_start_ms"),
+        _timeout(timeouts, "start_to_close_ms"),
+        _timeout(timeouts, "request_timeout_ms"),
+        body.labels,
+        headers.links,
+        parent=_parent(body.parent) if body.parent else None,
+        later=_later(body.delay_ms, body.start_at),
+    )
+
+
+def _parent(parent: ParentBody) -> Parent:
+    if not 1 <= len(parent.key.encode()) <= PARENT_KEY_BYTES_MAX:
+        raise _breach("/parent/key", f"the key has 1 to {PARENT_KEY_BYTES_MAX} bytes")
+    return Parent(parent.token, parent.key, parent.on_close == "cancel")
+
+
+def _callback_headers(callback: CallbackBody) -> list[tuple[bytes, bytes]]:
+    try:
+        raw = [(name.encode("ascii"), value.encode("ascii")) for name, value in callback.headers.items()]
+    except UnicodeEncodeError:
+        raise _breach("/callback/headers", "callback headers are visible ASCII") from None
+    try:
+        return check_callback_headers(raw)
+    except Malformed as error:
+        raise _breach("/callback/headers", error.detail) from None
