@@ -326,7 +326,7 @@ class Catalog:
 
     async def drain(self, name: str, namespace: str, instance_id: str) -> None:
         """No new work for this instance; it leaves the list when its lease ends. Raises NotFound."""
-        await self._store.instance_delete(name, namespace, instance_id)
+        await self._store.instance_drain(name, namespace, instance_id, 1)
         await self.refresh()
 
     async def close(self) -> None:

@@ -211,7 +211,7 @@ class Instances:
         if old is not None and (old.since_ms != row.since_ms or _document(old) != row.document):
             reach.reached()
         return Instance(
-            row.id, document.url, document.version, document.weight, document.ttl_ms, row.since_ms, row.draining,
+            row.id, document.url, document.version, document.weight, document.ttl_ms, row.since_ms, bool(row.draining),
             self._time.local(row.expires_at_ms), read_at_ms, reach,
         )  # fmt: skip
 

@@ -11,9 +11,22 @@ from mesh.errors import Conflict, NotFound, PreconditionFailed, TooMany
 from mesh.ids import PARTITION
 from mesh.store.functions import Functions, Refused
 from mesh.store.link import Link
-from mesh.store.verbs import EndpointRow, InstanceRow
+from mesh.store.verbs import Check, EndpointRow, InstanceRow, Share
 
-_instance = msgspec.msgpack.Decoder(tuple[str, int, int, int]).decode
+
+class _Instance(msgspec.Struct, array_like=True):
+    document: str
+    expires_at: int
+    since: int
+    draining: int
+    arrivals: list[int] = []
+    checks: dict[str, Check] | list[int] | int = 0
+    """Lua cannot tell an empty table from an empty array, so none is 0."""
+
+
+_instance = msgspec.msgpack.Decoder(_Instance, strict=False).decode
+_versions = msgspec.msgpack.Decoder(dict[str, Share], strict=False).decode
+_outages = msgspec.msgpack.Decoder(list[tuple[int, int]]).decode
 _change = msgspec.msgpack.Decoder(tuple[int, int, str]).decode
 
 
@@ -87,7 +100,7 @@ class CatalogStore(Functions):
         """All living endpoints, by name; one pipeline after the list of names."""
         raw = await self.link.call(b"HGETALL", self.keys.names)
         ids = [(raw[i].decode(), raw[i + 1].decode()) for i in range(0, len(raw), 2)]
-        fields = (b"gone", b"owner", b"version", b"paused", b"run", b"created_at", b"updated_at")
+        fields = (b"gone", b"owner", b"version", b"paused", b"run", b"created_at", b"updated_at", b"versions")
         calls = [
             (
                 self.link.call(b"HMGET", self.keys.endpoint(one), *fields),
@@ -98,23 +111,60 @@ class CatalogStore(Functions):
         ]
         rows: list[EndpointRow] = []
         for (name, endpoint_id), (facts, document, waiting) in zip(ids, calls, strict=True):
-            gone, owner, version, paused, run, created_at, updated_at = await facts
+            gone, owner, version, paused, run, created_at, updated_at, versions = await facts
             body, line = await document, await waiting
             if gone == b"0" and body is not None:
                 row = EndpointRow(
                     endpoint_id, name, owner.decode(), int(version), paused == b"1", int(run), line,
-                    int(created_at), int(updated_at), body,
+                    int(created_at), int(updated_at), body, versions or b"",
                 )  # fmt: skip
                 rows.append(row)
         return sorted(rows, key=lambda row: row.name)
 
     async def loads(self, endpoint_ids: Sequence[str]) -> list[tuple[int, int]]:
-        """(running, waiting) operations of each endpoint, in one pipeline."""
+        """(running, waiting) operations of each endpoint, in one pipeline, and another where some wait for versions."""
         calls = [
-            (self.link.call(b"HGET", self.keys.endpoint(one), b"run"), self.link.call(b"ZCARD", self.keys.waiting(one)))
+            (
+                self.link.call(b"HGET", self.keys.endpoint(one), b"run"),
+                self.link.call(b"ZCARD", self.keys.waiting(one)),
+                self.link.call(b"SMEMBERS", self.keys.pins(one)),
+            )
             for one in endpoint_ids
         ]
-        return [(int(await running or 0), await waiting) for running, waiting in calls]
+        loads: list[tuple[int, int]] = []
+        for endpoint_id, (running, waiting, pins) in zip(endpoint_ids, calls, strict=True):
+            pinned = await self._pinned(endpoint_id, await pins)
+            loads.append((int(await running or 0), await waiting + sum(pinned.values())))
+        return loads
+
+    async def _pinned(self, endpoint_id: str, pins: Sequence[bytes]) -> dict[str, int]:
+        lengths = [self.link.call(b"ZCARD", self.keys.waiting(f"{endpoint_id}|{pin.decode()}")) for pin in pins]
+        return {pin.decode(): await length for pin, length in zip(pins, lengths, strict=True)}
+
+    async def pinned(self, endpoint_id: str) -> dict[str, int]:
+        """Pin -> operations that wait for it."""
+        return await self._pinned(endpoint_id, await self.link.call(b"SMEMBERS", self.keys.pins(endpoint_id)))
+
+    async def running(self, endpoint_id: str) -> dict[str, int]:
+        """Instance with a version -> its attempts that answered 201 and run."""
+        raw = await self.link.call(b"HGETALL", self.keys.running(endpoint_id))
+        return {raw[position].decode(): int(raw[position + 1]) for position in range(0, len(raw), 2)}
+
+    async def version_set(
+        self, name: str, namespace: str, version: str, *, weight: int | None = None, percent: float | None = None,
+        draining: bool | None = None,
+    ) -> None:  # fmt: skip
+        """Change how a version shares in the work; None leaves it, -1 is the default. Raises NotFound, TooMany."""
+        arguments = {"name": name, "ns": namespace, "version": version, "weight": weight, "percent": percent}
+        arguments["draining"] = None if draining is None else int(draining)
+        given = {field: value for field, value in arguments.items() if value is not None}
+        try:
+            await self.fcall("mesh1_version_set", given)
+        except Refused as refused:
+            if refused.word == "TOO_MANY_VERSIONS":
+                detail = f"endpoint {name!r} has {refused.about} versions with a share of their own; reset some first"
+                raise TooMany(detail, code="too_many_versions") from None
+            raise unknown_endpoint(name) from None
 
     async def instance_put(
         self, name: str, namespace: str, instance: str, document: bytes, ttl_ms: int, *, fresh: bool = False
@@ -130,11 +180,15 @@ class CatalogStore(Functions):
             raise unknown_endpoint(name) from None
         return word.decode(), expires_at
 
-    async def instance_delete(self, name: str, namespace: str, instance: str) -> None:
-        """Drain. Raises NotFound."""
+    async def instance_drain(self, name: str, namespace: str, instance: str, draining: int) -> None:
+        """1: it leaves by itself; 2: it is told to; 0: it serves again. Raises NotFound, Conflict `instance_left`."""
+        arguments = {"name": name, "ns": namespace, "instance": instance, "draining": draining}
         try:
-            await self.fcall("mesh1_instance_delete", {"name": name, "ns": namespace, "instance": instance})
+            await self.fcall("mesh1_instance_drain", arguments)
         except Refused as refused:
+            if refused.word == "LEFT":
+                detail = f"instance {instance!r} left by itself; it serves again when it registers again"
+                raise Conflict(detail, code="instance_left") from None
             if refused.word == "NO_INSTANCE":
                 detail = f"endpoint {name!r} has no instance {instance!r}"
                 raise NotFound(detail, code="unknown_instance") from None
@@ -145,9 +199,38 @@ class CatalogStore(Functions):
         raw = await self.link.call(b"HGETALL", self.keys.instances(endpoint_id))
         rows: list[InstanceRow] = []
         for position in range(0, len(raw), 2):
-            document, expires_at, since, draining = _instance(raw[position + 1])
-            rows.append(InstanceRow(raw[position].decode(), document.encode(), expires_at, since, bool(draining)))
-        return sorted(rows)
+            one = _instance(raw[position + 1])
+            checks = one.checks if isinstance(one.checks, dict) else {}
+            row = InstanceRow(
+                raw[position].decode(), one.document.encode(), one.expires_at, one.since, one.draining, one.arrivals,
+                checks,
+            )  # fmt: skip
+            rows.append(row)
+        return sorted(rows, key=lambda row: row.id)
+
+    async def outages(self) -> list[tuple[int, int]]:
+        """From and to (ms) of the last times in which no gateway beat, oldest first: no lease could be renewed."""
+        packed = await self.link.call(b"GET", self.keys.outages)
+        return _outages(packed) if packed else []
+
+    async def checks_claim(self, wanted: Sequence[tuple[str, str, str, int]]) -> list[int]:
+        """For each (endpoint id, instance, kind, every_ms): 0, run it now; else ms until it is worth asking again."""
+        return (await self.fcall("mesh1_checks_claim", {"wanted": wanted}))[1:]
+
+    async def check_done(
+        self, endpoint_id: str, instance: str, since_ms: int, kind: str, why: str, *, failures: int, successes: int
+    ) -> str:
+        """The result of a claimed check, `why` "" when it passed. Returns `noted`, `changed` or `gone`."""
+        arguments = {
+            "endpoint": endpoint_id, "instance": instance, "since": since_ms, "kind": kind, "ok": int(not why),
+            "why": why, "failures": failures, "successes": successes,
+        }  # fmt: skip
+        return (await self.fcall("mesh1_check_done", arguments))[0].decode()
+
+
+def read_versions(packed: bytes) -> dict[str, Share]:
+    """Of `EndpointRow.versions`."""
+    return _versions(packed) if packed else {}
 
 
 def unknown_endpoint(name: str) -> NotFound:

@@ -25,13 +25,18 @@ SUFFIXES: Final = {
     "sessions": ":sessions",  # zset, gateway session by last beat, ms
     "index": ":ops:",  # + namespace; zset, operation id by acceptance, ms
     "dead": ":dead:",  # + namespace; zset, delivery id by time of death, ms
-    "endpoint": ":ep:",  # + endpoint id; hash gone paused max rate tat run pull retry: what dispatching must know
-    "waiting": ":wait:",  # + endpoint id; zset, blocked operation id by when it could begin, ms
-    "waiting_endpoints": ":waits",  # set, endpoint ids whose `waiting` may not be empty
+    "endpoint": ":ep:",  # + endpoint id; hash gone paused max rate tat run pull retry versions, for dispatching
+    "waiting": ":wait:",  # + endpoint id [+ `|` + pin]; zset, blocked operation id by when it could begin, ms
+    "pins": ":pins:",  # + endpoint id; set, pins of which operations wait in a line of their own (lua/pins.lua)
+    "running": ":ran:",  # + endpoint id; hash, instance with a version -> its attempts that answered 201 and run
+    "waiting_endpoints": ":waits",  # set, endpoint ids [+ `|` + pin] whose `waiting` may not be empty
     "gone": ":gone",  # zset, deleted endpoint id by the time from which it may be forgotten, ms
     "names": ":names",  # hash, endpoint name -> endpoint id
     "catalog": ":reg",  # hash, endpoint id -> JSON document
-    "instances": ":inst:",  # + endpoint id; hash, instance id -> JSON document with its lease
+    "instances": ":inst:",  # + endpoint id; hash, instance id -> JSON document with its lease (lua/instances.lua)
+    "checks": ":chk",  # zset, endpoint id|instance id|kind of check by the time from which it may run again, ms
+    "pulse": ":pulse",  # when any gateway beat last, ms
+    "outages": ":out",  # msgpack array of [from, to] ms, newest last: when no gateway beat
     "callers": ":call:",  # + endpoint id; hash, [service, operation, namespace] as JSON -> when last seen calling, ms
     "contract": ":ctr:",  # + endpoint id; list, newest first, of what changed in its contract (lua/registry.lua)
     "registry_version": ":regv",  # counter, moves with every registry change that routing must see
@@ -62,6 +67,7 @@ class Keys:
         self.catalog = self._key("catalog")
         self.registry_version = self._key("registry_version")
         self.waiting_endpoints = self._key("waiting_endpoints")
+        self.outages = self._key("outages")
         self.meta = self._key("meta")
         self._operation = self._key("operation")
         self._journal = self._key("journal")
@@ -99,8 +105,14 @@ class Keys:
     def endpoint(self, endpoint_id: str) -> bytes:
         return self._key("endpoint") + endpoint_id.encode()
 
-    def waiting(self, endpoint_id: str) -> bytes:
-        return self._key("waiting") + endpoint_id.encode()
+    def waiting(self, line: str) -> bytes:
+        return self._key("waiting") + line.encode()
+
+    def pins(self, endpoint_id: str) -> bytes:
+        return self._key("pins") + endpoint_id.encode()
+
+    def running(self, endpoint_id: str) -> bytes:
+        return self._key("running") + endpoint_id.encode()
 
     def instances(self, endpoint_id: str) -> bytes:
         return self._key("instances") + endpoint_id.encode()

@@ -56,6 +56,8 @@ HEAD: Final = (
     "parent_key",  # what the parent's journal calls it
     "children",  # 0 none, 1 it started some, 2 it ended and the unfinished ones are yet to be canceled
     "delay_ms",  # from acceptance to when it may begin; 0 for one that begins at once
+    "pin",  # "" any instance, else `v` and the version that must run it, or `c` and the instance that a canary tests
+    "counted",  # the instance with a version at which the present attempt is out (it answered 201), or ""
 )
 """Times in milliseconds of the store's clock. Order is stored; append only, and raise keys.SCHEMA on any change."""
 
@@ -105,6 +107,8 @@ class Head(msgspec.Struct, array_like=True):
     parent_key: str = ""
     children: int = 0
     delay_ms: int = 0
+    pin: str = ""
+    counted: str = ""
 
 
 class Request(msgspec.Struct, array_like=True, omit_defaults=True):

@@ -28,6 +28,11 @@ LIMITS: Final = {
     "gone": 16,  # deleted endpoints looked at per beat
     "gone_again_ms": 60_000,  # when one that still has work is looked at again
     "instances": 512,  # instances per endpoint
+    "versions": 64,  # versions of an endpoint with a weight, a share or a drain of their own
+    "comings": 8,  # times of an instance's last arrivals that are kept
+    "outage_ms": 1_500,  # no gateway beat for so long: nobody could renew a lease
+    "outages": 8,  # kept
+    "checks_idle_ms": 3_600_000,  # a check that nobody asked for is forgotten
     "callers": 2_048,  # of one endpoint: namespaces by operation
     "contract_changes": 50,  # kept of one endpoint
     "rate_ahead_ms": 250,  # how far `rate_per_s` may run ahead of an even pace: one look of a courier
@@ -43,8 +48,9 @@ LIMITS: Final = {
 }
 
 FILES: Final = (
-    "prelude", "pulling", "durable", "start", "started", "complete", "retry", "release", "cancel", "heartbeat", "claim",
-    "unblock", "pull", "answers", "delivery", "sessions", "journal", "suspend", "registry",
+    "pins", "prelude", "outages", "pulling", "durable", "start", "started", "complete", "retry", "release", "cancel",
+    "heartbeat", "claim", "unblock", "pull", "answers", "delivery", "sessions", "journal", "suspend", "registry",
+    "instances", "checks",
 )  # fmt: skip
 
 ADMISSION: Final = frozenset({"mesh1_start", "mesh1_endpoint_put", "mesh1_append"})

@@ -110,9 +110,12 @@ class Store(Durable):
 
     async def started(
         self, operation_id: str, run: int, attempt: int, session: str, token: str, beat_ms: int, instance: str = "",
-        links: Sequence[str] = (),
+        links: Sequence[str] = (), *, counted: bool = False,
     ) -> Moved:  # fmt: skip
-        """`instance` answered 201 with its `token` and `links`; `beat_ms` > 0 makes the attempt leased."""
+        """`instance` answered 201 with its `token` and `links`; `beat_ms` > 0 makes the attempt leased.
+
+        `counted`: shown among what runs at the instance.
+        """
         arguments = {
             "id": operation_id,
             "run": run,
@@ -122,6 +125,8 @@ class Store(Durable):
             "cancel_lease_ms": CANCEL_LEASE_MS,
             "instance": instance,
         }
+        if counted:
+            arguments["counted"] = 1
         try:
             reply = await self.fcall("mesh1_started", arguments, token.encode(), encode(links) if links else b"")
         except Refused:
@@ -198,15 +203,15 @@ class Store(Durable):
         )
 
     async def unblock(
-        self, endpoint_id: str, session: str, count: int, reason: str = "", *, probe: bool = False
+        self, endpoint_id: str, session: str, count: int, reason: str = "", *, probe: bool = False, pin: str = ""
     ) -> tuple[list[Work], str]:
         """Lease the head of an endpoint's waiting line; with `reason`, only correct what it shows. Raises NoSession.
 
-        `probe`: lease one, that which has failed least, the newest of several.
+        `probe`: lease one, that which has failed least, the newest of several. `pin`: the line of what waits for it.
         """
         arguments = {
             "endpoint": endpoint_id, "session": session, "count": count, "bytes": CLAIM_BYTES, "reason": reason,
-            "probe": int(probe),
+            "probe": int(probe), "pin": pin,
         }  # fmt: skip
         try:
             _, works, stopped = await self.fcall("mesh1_unblock", arguments)

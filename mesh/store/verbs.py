@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from enum import StrEnum
+from types import MappingProxyType
 from typing import Final, NamedTuple
 
 import msgspec
@@ -20,6 +21,7 @@ class Start(msgspec.Struct):
     `callback`: 0 none, 1 owed unless the first request is answered with the outcome (P80), 2 always owed.
     `delay_ms` or `starts_at`: it becomes due then and is leased to nobody before, also where that is at once; all
     timeouts count from then.
+    `pin`: as in layout.HEAD.
     """
 
     id: str
@@ -38,6 +40,7 @@ class Start(msgspec.Struct):
     blocked: str = ""
     delay_ms: int | msgspec.UnsetType = msgspec.UNSET
     starts_at: int | msgspec.UnsetType = msgspec.UNSET
+    pin: str = ""
 
 
 class ChildStart(Start):
@@ -283,6 +286,32 @@ class EndpointRow(NamedTuple):
     created_at_ms: int
     updated_at_ms: int
     document: bytes
+    versions: bytes = b""
+    """What is said of its versions, packed (`Share` by version)."""
+
+
+class Share(NamedTuple):
+    """How one version shares in the work: `weight` and `percent` -1 for what its instances weigh.
+
+    `draining_since_ms` 0: it does not drain.
+    """
+
+    weight: int = -1
+    percent: float = -1
+    draining_since_ms: int = 0
+
+
+class Check(NamedTuple):
+    """What is known of one check of an instance; times ms of the store's clock.
+
+    `row`: results in a row that say the opposite of `failing`. `why`: of the last failure, "" while it passes.
+    """
+
+    failing: bool
+    row: int
+    since_ms: int
+    at_ms: int
+    why: str
 
 
 class InstanceRow(NamedTuple):
@@ -292,4 +321,9 @@ class InstanceRow(NamedTuple):
     document: bytes
     expires_at_ms: int
     since_ms: int
-    draining: bool
+    draining: int
+    """1: it left by itself; 2: it was told to; 0: it serves."""
+    arrivals_ms: Sequence[int] = ()
+    """When it came last: new, back, or as a new process; oldest first."""
+    checks: Mapping[str, Check] = MappingProxyType({})
+    """By kind: `probe`, `canary:` and the service."""

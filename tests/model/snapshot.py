@@ -269,7 +269,8 @@ def _of_indexes(kept: Kept, snapshot: Snapshot) -> Iterator[str]:
     if head.owner and head.owner not in snapshot.sessions:
         yield f"held by {head.owner}, which is no listed session: nobody will look"
     lines = [endpoint for endpoint, line in snapshot.waiting.items() if kept.id in line]
-    if lines != ([head.endpoint] if head.blocked else []):
+    line = f"{head.endpoint}|{head.pin}" if head.blocked == "no_version" else head.endpoint
+    if lines != ([line] if head.blocked else []):
         yield f"blocked {head.blocked!r} and in the lines of {lines}"
     if snapshot.index.get(head.namespace, {}).get(kept.id) != head.created_at:
         yield "not in its namespace's index at the time of its acceptance"

@@ -153,14 +153,7 @@ local function save(op, ...)
   end
   local at = earliest(op)
   redis.call('ZADD', timer_key(root, op.owner), at == INF and 'inf' or at, op.id)
-  if op.blocked ~= '' then
-    if op.was_blocked == '' then
-      redis.call('ZADD', root .. KEY.waiting .. op.endpoint, op.created_at + op.delay_ms, op.id)
-      redis.call('SADD', root .. KEY.waiting_endpoints, op.endpoint)
-    end
-  elseif op.was_blocked ~= '' then
-    redis.call('ZREM', root .. KEY.waiting .. op.endpoint, op.id)
-  end
+  if op.blocked ~= '' or op.was_blocked ~= '' then move_line(op) end
   if op.ended_child then wake_parent(op, select(2, ...)) end
 end
 
@@ -240,6 +233,7 @@ local function dispatch(op, ep, session, now)
 end
 
 local function free_slot(op)
+  if op.counted ~= '' then uncount(op) end
   if op.slot == 1 then
     op.slot = 0
     op.freed = true

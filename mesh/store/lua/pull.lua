@@ -56,7 +56,7 @@ local function mesh1_pull(keys, argv)
       local reason = hindrance(ep, now, true)
       if reason ~= '' then
         if op.blocked ~= reason then
-          op.blocked, op.was_blocked = reason, reason
+          op.blocked = reason
           emit(op, E.blocked, now, reason)
           save(op)
           tell(op)

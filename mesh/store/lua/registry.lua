@@ -1,4 +1,4 @@
--- endpoint_put / endpoint_delete / endpoint_pause / callers_seen / instance_put / instance_delete: who can be called.
+-- endpoint_put / endpoint_delete / endpoint_pause / version_set / callers_seen: what can be called.
 -- Facts that dispatching and guards need lie in the hash `endpoint`; the document itself is opaque here.
 
 local function registry_moved(root)
@@ -42,8 +42,8 @@ local function mesh1_endpoint_put(keys, argv)
     facts = { version = 0 }
     redis.call('HSET', root .. KEY.endpoint .. id, 'run', 0, 'tat', 0, 'created_at', now)
   end
-  -- A pause belongs to the registration that was deleted, not to the new one.
-  if not alive then redis.call('HSET', root .. KEY.endpoint .. id, 'paused', '0') end
+  -- A pause and what was said of versions belong to the registration that was deleted, not to the new one.
+  if not alive then redis.call('HSET', root .. KEY.endpoint .. id, 'paused', '0', 'versions', '') end
   local version = facts.version + 1
   redis.call('HSET', root .. KEY.names, a.name, id)
   redis.call('HSET', root .. KEY.catalog, id, document)
@@ -89,6 +89,31 @@ local function mesh1_endpoint_pause(keys, argv)
   return { a.paused == 1 and 'paused' or 'resumed', now_ms(), id }
 end
 
+-- version_set: how one version of an endpoint shares in the work. Arguments: msgpack {name, ns, version [, weight, percent,
+--   draining]}: what is left out stays, -1 (draining 0) is the default. Kept in `versions` of the endpoint: msgpack
+--   {version = {weight, percent, draining since or 0}}. Reply: {'set' | 'same', now}. Refuses: NO_ENDPOINT, TOO_MANY_VERSIONS.
+local function mesh1_version_set(keys, argv)
+  local root = keys[1]
+  local a = given(argv[1], 'name', 'ns', 'version')
+  local id, facts = named(root, a.name)
+  if not id or facts.gone or facts.owner ~= a.ns then return refuse('NO_ENDPOINT', a.name) end
+  local now = now_ms()
+  local packed = redis.call('HGET', root .. KEY.endpoint .. id, 'versions') or ''
+  local versions = packed ~= '' and cmsgpack.unpack(packed) or {}
+  local old = versions[a.version] or { -1, -1, 0 }
+  local fresh = { a.weight or old[1], a.percent or old[2], old[3] }
+  if a.draining == 0 then fresh[3] = 0 elseif a.draining == 1 and old[3] == 0 then fresh[3] = now end
+  if fresh[1] == old[1] and fresh[2] == old[2] and fresh[3] == old[3] then return { 'same', now } end
+  local plain = fresh[1] == -1 and fresh[2] == -1 and fresh[3] == 0
+  versions[a.version] = not plain and fresh or nil
+  local count = 0
+  for _ in pairs(versions) do count = count + 1 end
+  if count > LIMIT.versions then return refuse('TOO_MANY_VERSIONS', tostring(LIMIT.versions)) end
+  redis.call('HSET', root .. KEY.endpoint .. id, 'versions', count > 0 and cmsgpack.pack(versions) or '')
+  registry_moved(root)
+  return { 'set', now }
+end
+
 -- callers_seen: who called which operation of an endpoint lately. Arguments: msgpack {id, seen, kept_ms}; `seen`: the
 -- fields of the hash. Reply: {'noted', now}. What was seen longer than `kept_ms` ago goes when room is needed.
 local function mesh1_callers_seen(keys, argv)
@@ -109,49 +134,4 @@ local function mesh1_callers_seen(keys, argv)
   end
   redis.call('PEXPIRE', key, a.kept_ms)
   return { 'noted', now }
-end
-
--- instance_put: register and heartbeat in one. Arguments: msgpack {name, ns, instance, ttl_ms, fresh}, document (JSON).
---   `fresh` 1: a process that has just started, whatever is known under its name.
--- Stored: msgpack {document, expires_at, since, draining}. Reply: {'created' | 'renewed', now, expires_at}.
--- Refuses: NO_ENDPOINT, TOO_MANY_INSTANCES. Only a change that routing must see moves the registry version.
-local function mesh1_instance_put(keys, argv)
-  local root = keys[1]
-  local a = given(argv[1], 'name', 'ns', 'instance', 'ttl_ms', 'fresh')
-  local id, facts = named(root, a.name)
-  if not id or facts.gone or facts.owner ~= a.ns then return refuse('NO_ENDPOINT', a.name) end
-  local key, document = root .. KEY.instances .. id, assert(argv[2])
-  local now = now_ms()
-  local packed = redis.call('HGET', key, a.instance)
-  local old = packed and cmsgpack.unpack(packed)
-  if not old and redis.call('HLEN', key) >= LIMIT.instances then
-    local all = redis.call('HGETALL', key)
-    for position = 1, #all, 2 do
-      if cmsgpack.unpack(all[position + 1])[2] < now then redis.call('HDEL', key, all[position]) end
-    end
-    if redis.call('HLEN', key) >= LIMIT.instances then return refuse('TOO_MANY_INSTANCES', tostring(LIMIT.instances)) end
-  end
-  local same = a.fresh == 0 and old and old[1] == document and old[2] >= now and old[4] == 0
-  local since = same and old[3] or now
-  redis.call('HSET', key, a.instance, cmsgpack.pack({ document, now + a.ttl_ms, since, 0 }))
-  if not same then registry_moved(root) end
-  return { old and 'renewed' or 'created', now, now + a.ttl_ms }
-end
-
--- instance_delete: drain: no new work from now on; gone from the list when its lease ends.
--- Arguments: msgpack {name, ns, instance}. Reply: {'draining', now}. Refuses: NO_ENDPOINT, NO_INSTANCE.
-local function mesh1_instance_delete(keys, argv)
-  local root = keys[1]
-  local a = given(argv[1], 'name', 'ns', 'instance')
-  local id, facts = named(root, a.name)
-  if not id or facts.gone or facts.owner ~= a.ns then return refuse('NO_ENDPOINT', a.name) end
-  local key = root .. KEY.instances .. id
-  local packed = redis.call('HGET', key, a.instance)
-  if not packed then return refuse('NO_INSTANCE', a.instance) end
-  local old = cmsgpack.unpack(packed)
-  if old[4] == 0 then
-    redis.call('HSET', key, a.instance, cmsgpack.pack({ old[1], old[2], now_ms(), 1 }))
-    registry_moved(root)
-  end
-  return { 'draining', now_ms() }
 end

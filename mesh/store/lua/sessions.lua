@@ -33,13 +33,13 @@ end
 local function forget_endpoints(root, now)
   for _, id in ipairs(redis.call('ZRANGE', root .. KEY.gone, '-inf', now, 'BYSCORE', 'LIMIT', 0, LIMIT.gone)) do
     local f = redis.call('HMGET', root .. KEY.endpoint .. id, 'gone', 'name', 'run')
-    local waits = redis.call('EXISTS', root .. KEY.waiting .. id) == 1 or (tonumber(f[3] or '0') or 0) > 0
+    local waits = redis.call('EXISTS', root .. KEY.waiting .. id, root .. KEY.pins .. id) > 0 or (tonumber(f[3] or '0') or 0) > 0
     if f[1] == '1' and waits then
       redis.call('ZADD', root .. KEY.gone, now + LIMIT.gone_again_ms, id)
     else
       redis.call('ZREM', root .. KEY.gone, id)
       if f[1] == '1' then
-        redis.call('DEL', root .. KEY.endpoint .. id, root .. KEY.callers .. id, root .. KEY.contract .. id)
+        redis.call('DEL', root .. KEY.endpoint .. id, root .. KEY.callers .. id, root .. KEY.contract .. id, root .. KEY.running .. id)
         if redis.call('HGET', root .. KEY.names, f[2]) == id then redis.call('HDEL', root .. KEY.names, f[2]) end
       end
     end
@@ -56,6 +56,7 @@ local function mesh1_beat(keys, argv)
   local a = given(argv[1], 'session', 'join', 'dead_after_ms', 'replaces')
   local now = now_ms()
   local sessions = root .. KEY.sessions
+  note_pulse(root, now)
   if a.join == 0 and not listed(root, a.session) then return { 'lost', now, 0, 0, 0 } end
   -- Beats come three times as often as a session may be silent. When nobody beat for twice that, the store was stopped or
   -- away, and all look dead to whoever comes back first: everybody gets the whole time anew.

@@ -1,6 +1,6 @@
 -- start: accept an operation and take its first dispatch lease in one step.
 -- Keys: partition root. Arguments: msgpack {id, ns, endpoint, key, digest, session, close_ms, start_ms, run_ms,
---   lease_ms, attempts_max, retention_ms, callback, blocked}, request, input
+--   lease_ms, attempts_max, retention_ms, callback, blocked [, pin]}, request, input
 --   [, instance, lease ms: it polls at the caller's for this endpoint of kind pull and gets the attempt].
 --   One that begins later has {delay_ms} or {starts_at}: it becomes due then, and nobody leases it now.
 --   A child also has {parent, parent_run, parent_attempt, parent_key, parent_close (1: canceled when the parent ends first)}.
@@ -61,7 +61,7 @@ local function mesh1_start(keys, argv)
     attempts_max = a.attempts_max, retention_ms = a.retention_ms, cancel_asked = 0, slot = 0, blocked = '',
     endpoint = a.endpoint, namespace = a.ns, key = key, digest = a.digest, instance = '', resumes = 0, was_blocked = '',
     journal = 0, suspended = 0, refused = 0, parent = '', parent_key = '', children = 0,
-    delay_ms = delay_ms or 0,
+    delay_ms = delay_ms or 0, pin = a.pin or '', counted = '',
   }
   -- A missing argument fails here, before the key is claimed below (see `given`).
   local _ = #request + #input + a.callback + a.run_ms + a.lease_ms + a.attempts_max + a.retention_ms

@@ -1,5 +1,6 @@
 -- started: the handler answered 201; keep its token, hand the start lease back, arm the running timers.
--- Keys: partition root. Arguments: msgpack {id, run, attempt, session, beat_ms, cancel_lease_ms, instance}, agent token,
+-- Keys: partition root. Arguments: msgpack {id, run, attempt, session, beat_ms, cancel_lease_ms, instance
+--   [, counted: 1, the instance has a version]}, agent token,
 --   packed links or ''.
 -- Reply: {'started' | 'same', now, state, cancel work or false}. A cancel that was asked before the token was known
 --   (and the courtesy cancel of an operation that ended meanwhile) is leased to `session` in the same step (I17).
@@ -30,6 +31,7 @@ local function mesh1_started(keys, argv)
     if op.run_ms > 0 then op.finish_by = now + op.run_ms end
     if a.beat_ms > 0 then op.beat_ms = a.beat_ms end
     if op.beat_ms > 0 then op.beat_by = now + op.beat_ms end
+    if a.counted == 1 then count_at(op, a.instance) end
     emit(op, E.started, now, nil, nil, a.instance)
   end
   local sent = (late or op.cancel_asked == 1) and owe_cancel(op, a.session, now, a.cancel_lease_ms)

@@ -1,6 +1,7 @@
 -- unblock: lease the first operations of an endpoint's waiting line to a session that can reach the endpoint.
--- Keys: partition root. Arguments: msgpack {endpoint, session, count, bytes, reason, probe}.
+-- Keys: partition root. Arguments: msgpack {endpoint, session, count, bytes, reason, probe, pin}.
 --   `probe` 1: lease the one that tells most about the endpoint, whatever `count` says (P116).
+--   `pin` not '': the line of what waits for that version (pins.lua).
 --   `reason` not '': the caller cannot send either; the first `count` entries only get their shown reason corrected.
 -- Reply: {now, works, reason why it stopped or ''}. Refuses: NO_SESSION. Flag allow-oom.
 
@@ -25,13 +26,13 @@ end
 
 local function mesh1_unblock(keys, argv)
   local root = keys[1]
-  local a = given(argv[1], 'endpoint', 'session', 'count', 'bytes', 'reason', 'probe')
+  local a = given(argv[1], 'endpoint', 'session', 'count', 'bytes', 'reason', 'probe', 'pin')
   if not redis.call('ZSCORE', root .. KEY.sessions, a.session) then return refuse('NO_SESSION', a.session) end
   local now = now_ms()
   local works, bytes = {}, 0
   local ep = endpoint_of(root, a.endpoint)
   if not ep then return { now, works, 'endpoint_deleted' } end
-  local line = root .. KEY.waiting .. a.endpoint
+  local line = root .. KEY.waiting .. a.endpoint .. (a.pin ~= '' and '|' .. a.pin or '')
   for _, id in ipairs(a.probe == 1 and least_tried(root, line) or redis.call('ZRANGE', line, 0, a.count - 1)) do
     local op = load_listed(root, line, id)
     if op and op.blocked == '' then
@@ -53,7 +54,6 @@ local function mesh1_unblock(keys, argv)
         works[#works + 1] = item
       elseif op.blocked ~= reason then
         op.blocked = reason
-        op.was_blocked = reason
         emit(op, E.blocked, now, reason)
         save(op)
         tell(op)
