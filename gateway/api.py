@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Final
 
 from gateway.callbacks import operation_link
 from gateway.outcomes import encode_json, known_fields, nexus_answer, record_fields
+from gateway.payloads import DIGESTS, check_told
 from gateway.problems import problem
-from gateway.start_body import TIMEOUT_MS_MAX, read_order, read_start
+from gateway.start_body import MESH_START, TIMEOUT_MS_MAX, beside, read_order, read_start
 from mesh.clock import now_ms
 from mesh.edge import Answer, HotRoute, Request
 from mesh.errors import Conflict, Malformed, Unprocessable
@@ -17,9 +18,11 @@ if TYPE_CHECKING:
     from gateway.auth import Auth
     from gateway.operations import Known, Operations, Placed
     from mesh.store.layout import Head
+    from mesh.streams import Intake
 
 PATH: Final = b"/v1/operations"
 RESULT: Final = b"/result"
+INPUT: Final = b"/input"
 RETRY_AFTER_S: Final = 1
 RETRY_AFTER_S_MAX: Final = 3_600
 
@@ -38,23 +41,44 @@ class OperationsSurface:
         self._public_url = public_url
         self._wait_default_ms = wait_default_ms
         self._wait_max_ms = wait_max_ms
-        self._start = HotRoute(self.start, problem)
+        self._start = HotRoute(self.start, problem, self._take_input)
         self._result = HotRoute(self.result, problem)
+        self._input = HotRoute(self.input, problem)
 
     def find(self, method: str, raw_path: bytes) -> HotRoute | None:
-        """POST /v1/operations and GET /v1/operations/{id}/result; everything else is FastAPI's."""
+        """POST /v1/operations and GET /v1/operations/{id}/{result|input}; everything else is FastAPI's."""
         if method == "POST":
             return self._start if raw_path == PATH else None
-        if method == "GET" and raw_path.startswith(PATH) and raw_path.endswith(RESULT):
-            return self._result
+        if method == "GET" and raw_path.startswith(PATH):
+            if raw_path.endswith(RESULT):
+                return self._result
+            if raw_path.endswith(INPUT):
+                return self._input
         return None
+
+    def _take_input(self, request: Request) -> Intake | None:
+        """With the order in a header the body is the input, and may be large (P391)."""
+        if MESH_START not in request.first:
+            return None
+        self._auth.authenticate(request.headers)
+        return self._operations.payloads.take(request)
 
     async def start(self, request: Request) -> Answer:
         """200 with the finished record, or 202 with `Location` (P60)."""
         principal = self._auth.authenticate(request.headers)
         headers = caller_headers(request.headers)
         wait_ms, applied = self._wait_ms(request)
-        order = read_order(read_start(request.body), principal.namespace, headers)
+        if DIGESTS & request.first.keys() and request.intake is None:
+            check_told(request.first, request.body)
+        ordered = request.first.get(MESH_START)
+        if ordered is None:
+            order = read_order(read_start(request.body), principal.namespace, headers)
+        else:
+            content = None if not request.body and request.intake is None else request.body
+            content_type = request.first.get(b"content-type")
+            order = beside(read_start(ordered), principal.namespace, headers, content_type, content)
+            if request.intake is not None:
+                order = order._replace(large=await request.intake.finish())
         if order.later is not None and order.later.left_ms() >= wait_ms:
             wait_ms = 0
         try:
@@ -107,7 +131,10 @@ class OperationsSurface:
         if known.state.terminal and known.outcome is not None:
             link = operation_link(self._public_url, operation).encode()
             answer = nexus_answer(operation, known.state, known.outcome, link, known.links, first=False)
-            return answer._replace(headers=[*answer.headers, (b"cache-control", b"no-store")])
+            answer = answer._replace(headers=[*answer.headers, (b"cache-control", b"no-store")])
+            if known.outcome.data is None:
+                return answer
+            return await self._operations.payloads.answering(answer, request, operation, known.outcome.data)
         headers = [
             _JSON,
             (b"location", b"/v1/operations/" + operation.encode()),
@@ -115,6 +142,18 @@ class OperationsSurface:
             (b"cache-control", b"no-store"),
         ]
         return Answer(202, headers, encode_json(known_fields(known)))
+
+    async def input(self, request: Request) -> Answer:
+        """The input's own bytes and type; no type for null."""
+        principal = self._auth.authenticate(request.headers)
+        operation = request.raw_path[len(PATH) + 1 : -len(INPUT)].decode("latin-1")
+        known = await self._operations.get(operation, principal.namespace)
+        headers = [(b"mesh-operation-id", operation.encode()), (b"cache-control", b"no-store")]
+        if known.request.content_type is not None:
+            headers.append((b"content-type", known.request.content_type.encode("latin-1")))
+        if known.request.data is None:
+            return Answer(200, headers, await self._operations.input(operation))
+        return await self._operations.payloads.answering(Answer(200, headers), request, operation, known.request.data)
 
     def _wait_s(self, text: str) -> float:
         if not text:

@@ -23,6 +23,7 @@ from gateway.listing import Listing
 from gateway.metrics import Metrics
 from gateway.nexus import CALLBACK_PATH, NexusSurface
 from gateway.operations import Operations
+from gateway.payloads import Payloads
 from gateway.pull import declared as pull_routes
 from gateway.pull.answering import Answering
 from gateway.pull.attendance import Attendance
@@ -125,12 +126,17 @@ class Mesh:
         settings = self.settings
         await self.link.connect()
         await self.subscriber.connect()
+        verdict = self.gate.verdict
+        self.payloads = Payloads(
+            settings.blobs, settings.gateway.body_bytes_max, verdict.incarnation if verdict is not None else ""
+        )
         self.pool = Pool(max_per_host=POOL_PER_HOST, reply_bytes_max=settings.gateway.body_bytes_max)
         self.waiters = Waiters(self.store.keys, self.subscriber)
         self.catalog = Catalog(self.catalog_store)
         self.router = Router(self.catalog)
         tokens = await self._tokens()
         await self._secrets()
+        await self.payloads.start()
         public_url = settings.gateway.public_url
         self.courier = Courier(
             store=self.store,
@@ -142,6 +148,7 @@ class Mesh:
             waiters=self.waiters,
             session=self.session,
             metrics=self.metrics,
+            payloads=self.payloads,
             callback_plan=CallbackPlan(self.webhook_secrets, public_url),
             completion_url=public_url + CALLBACK_PATH.decode(),
             wake=self._wake,
@@ -168,6 +175,7 @@ class Mesh:
             router=self.router,
             session=self.session,
             recheck=self._recheck,
+            payloads=self.payloads,
         )
         self.operations = Operations(
             store=self.store,
@@ -180,6 +188,7 @@ class Mesh:
             tokens=tokens,
             session=self.session,
             metrics=self.metrics,
+            payloads=self.payloads,
             retention_ms=settings.gateway.retention_ms,
             rejoin=self.ticker.rejoin,
             recheck=self._recheck,
@@ -220,6 +229,7 @@ class Mesh:
             if store_answers:
                 await self._leave()
             await self.pool.close()
+            await self.payloads.close()
         await self.subscriber.close()
         await self.link.close()
         self.egress.close()
@@ -327,5 +337,6 @@ def create_app(mesh: Mesh) -> Front:
     app.state.mesh = mesh
     gateway = mesh.settings.gateway
     limit = "the limit of this gateway ([gateway] body_bytes_max)"
-    mesh.front = Front(app, Routes(mesh.find, gateway.body_bytes_max, gateway.header_bytes_max, limit))
+    inline = min(mesh.settings.blobs.inline_bytes_max, gateway.body_bytes_max - 1)
+    mesh.front = Front(app, Routes(mesh.find, gateway.body_bytes_max, gateway.header_bytes_max, limit, inline))
     return mesh.front

@@ -22,9 +22,11 @@ from mesh.edge import Headers
 from mesh.events import EventKind
 from mesh.machine import State
 from mesh.pool import Reply
-from mesh.store.layout import Request, decode_outcome
+from mesh.store.layout import DataRef, Outcome, Request, decode_outcome
 from mesh.store.verbs import Work
-from mesh.tokens import sign_webhook
+from mesh.streams import Source
+from mesh.tokens import WebhookSigning, sign_webhook
+from mesh.wire.digests import CONTENT_DIGEST, digest_field
 
 NEXUS: Final = "nexus"
 CLOUDEVENTS: Final = "cloudevents"
@@ -44,10 +46,11 @@ _format: Final = JSONFormat()
 
 
 class Sending(NamedTuple):
-    """One try of a callback."""
+    """One try of a callback. Where `data` is set the body is that payload of `operation_id`, and yet to be signed."""
 
     headers: Headers
     body: bytes
+    data: DataRef | None = None
 
 
 class CallbackPlan(NamedTuple):
@@ -74,21 +77,34 @@ def operation_link(public_url: str, operation_id: str) -> str:
 def callback_request(work: Work, plan: CallbackPlan) -> Sending:
     """The headers and body of one try; signature and timestamp are of now."""
     operation_id, head, request = work.id, work.head, work.request
+    data: DataRef | None = None
+    outcome = decode_outcome(work.extra)
     if request.callback_format == NEXUS:
-        headers, body = _nexus(work, plan)
+        headers, body = _nexus(work, outcome, plan)
+        data = outcome.data
     else:
-        headers, body = _cloud_event(work)
+        headers, body = _cloud_event(work, outcome, plan)
         headers += request.callback_headers
     headers += _trace(request)
     secret = plan.secrets.get(head.namespace)
-    if secret is not None:
+    if secret is not None and data is None:
         headers += sign_webhook(secret, f"{operation_id}.{head.run}", now_ms() // 1000, body)
-    return Sending(headers, body)
+    return Sending(headers, body, data)
 
 
-def _nexus(work: Work, plan: CallbackPlan) -> tuple[Headers, bytes]:
+async def sign_large(sending: Sending, work: Work, plan: CallbackPlan, payload: Source) -> Headers:
+    """The headers of a try with `payload` as its body, read once for its signature. Raises BlobMissing, BlobCorrupt."""
+    secret = plan.secrets.get(work.head.namespace)
+    if secret is None:
+        return sending.headers
+    signing = WebhookSigning(secret, f"{work.id}.{work.head.run}", now_ms() // 1000)
+    async for piece in payload.chunks():
+        signing.update(piece)
+    return [*sending.headers, *signing.headers()]
+
+
+def _nexus(work: Work, outcome: Outcome, plan: CallbackPlan) -> tuple[Headers, bytes]:
     operation_id, head, request = work.id, work.head, work.request
-    outcome = decode_outcome(work.extra)
     body, content_type = callback_parts(head, outcome)
     headers: Headers = [
         *request.callback_headers,
@@ -102,19 +118,26 @@ def _nexus(work: Work, plan: CallbackPlan) -> tuple[Headers, bytes]:
     headers += all_links(work.links, outcome)
     if content_type is not None:
         headers.append((b"content-type", content_type))
+    if outcome.data is not None:
+        headers.append((CONTENT_DIGEST, digest_field(outcome.data.sha256).encode()))
     return headers, body
 
 
-def _cloud_event(work: Work) -> tuple[Headers, bytes]:
+def _cloud_event(work: Work, outcome: Outcome, plan: CallbackPlan) -> tuple[Headers, bytes]:
     operation_id, head, request = work.id, work.head, work.request
-    outcome = decode_outcome(work.extra)
     # The same bytes on every try, for the id is the same: what the tries themselves move is left out, or as of the end.
     record = record_fields(operation_id, head, request, outcome, work.journal, started=work.links)
     del record["events"]
     record["updated_at"] = record["closed_at"]
     data: dict[str, Any] = msgspec.json.decode(encode_json(record))  # `record_fields` took only what can be read
+    elsewhere: dict[str, str] = {}
+    if outcome.data is not None:
+        # The event's data is the record, which refers to the result: a receiver may drop the one and fetch the other.
+        elsewhere["dataref"] = f"{plan.public_url}/v1/operations/{operation_id}"
+        data["result_dataref"]["url"] = f"{elsewhere['dataref']}/result"
     event = CloudEvent(
         attributes={
+            **elsewhere,
             "id": f"{operation_id}.{head.run}",
             "source": f"/namespaces/{head.namespace}/endpoints/{request.endpoint}",
             "type": _KINDS[State(head.state)].cloud_type,

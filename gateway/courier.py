@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from gateway.callbacks import CallbackPlan
     from gateway.egress import Egress
     from gateway.metrics import Metrics
+    from gateway.payloads import Payloads
     from gateway.waiters import Waiters
     from mesh.pool import Pool
     from mesh.store.store import Store
@@ -56,6 +57,7 @@ class Courier:
         waiters: Waiters,
         session: Session,
         metrics: Metrics,
+        payloads: Payloads,
         callback_plan: CallbackPlan,
         completion_url: str,
         wake: Callable[[str], None],
@@ -72,6 +74,7 @@ class Courier:
             waiters=waiters,
             session=session,
             metrics=metrics,
+            payloads=payloads,
             completion_url=completion_url,
             take=self.take,
             wake=wake,
@@ -84,6 +87,7 @@ class Courier:
             router=router,
             waiters=waiters,
             metrics=metrics,
+            payloads=payloads,
             callback_plan=callback_plan,
         )
         self.complete = self._starts.complete

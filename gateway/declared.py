@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 
 from fastapi import APIRouter, Request, Response
+from fastapi.responses import StreamingResponse
 
 from mesh.errors import Malformed
 
@@ -34,6 +35,8 @@ def header(name: str, description: str) -> dict[str, Any]:
 ANY_BYTES: Final = {"*/*": {"schema": {"type": "string", "format": "binary"}}}
 KEY: Final = header("Idempotency-Key", "1 to 255 visible ASCII characters; an equal repeat gets the same operation")
 PREFER: Final = header("Prefer", "`wait=N` seconds to wait for the outcome, or `respond-async`")
+MESH_START: Final = header("Mesh-Start", "the order as JSON without `input`; the body is the input then, of any size")
+DIGEST: Final = header("Content-Digest", "`sha-256=:...:` of the body, which is refused if it does not fit")
 TOKEN: Final = header("Nexus-Operation-Token", "the token of the start; wins over `?token=`")
 STARTED: Final = {"description": "Accepted and durable; it runs", "content": schema("Started")}
 FAILURE: Final = schema("Failure")
@@ -46,8 +49,12 @@ async def hot(request: Request) -> Response:
     if route is None:
         raise Malformed("there is no such route", code="unknown_route")
     answer = await mesh.front.serve(route, request.scope, request.receive)
-    response = Response(answer.body, answer.status)
-    response.raw_headers = [*answer.headers, (b"content-length", b"%d" % len(answer.body))]
+    response: Response
+    if answer.stream is None:
+        response, size = Response(answer.body, answer.status), len(answer.body)
+    else:
+        response, size = StreamingResponse(answer.stream.chunks(), answer.status), answer.stream.size
+    response.raw_headers = [*answer.headers, (b"content-length", b"%d" % size)]
     return response
 
 
@@ -55,10 +62,14 @@ async def hot(request: Request) -> Response:
     "/v1/operations",
     tags=["operations"],
     summary="Start an operation",
-    openapi_extra={"parameters": [KEY, PREFER], "requestBody": {"required": True, "content": schema("StartBody")}},
+    openapi_extra={
+        "parameters": [KEY, PREFER, MESH_START, DIGEST],
+        "requestBody": {"required": True, "content": schema("StartBody") | ANY_BYTES},
+    },
     responses={
         200: {"description": "Ended within the wait: the record with result or failure", "content": schema("Record")},
         202: {"description": "Accepted and durable: `Location` and the record", "content": schema("Record")},
+        507: {"description": "No room for a large input; nothing was kept"},
     },
 )
 async def start(request: Request) -> Response:
@@ -78,6 +89,17 @@ async def start(request: Request) -> Response:
 )
 async def result(request: Request, operation_id: str, wait: str = "") -> Response:
     """200 the result as the handler sent it, 424 the failure, 202 the record while it runs. `wait` in seconds."""
+    return await hot(request)
+
+
+@router.get(
+    "/v1/operations/{operation_id}/input",
+    tags=["operations"],
+    summary="The input",
+    responses={200: {"description": "The input's own bytes and type", "content": ANY_BYTES}},
+)
+async def input_(request: Request, operation_id: str) -> Response:
+    """As its caller sent it; large ones answer a `Range`."""
     return await hot(request)
 
 

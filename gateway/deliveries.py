@@ -9,10 +9,10 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Final
 
-from gateway.callbacks import CallbackPlan, callback_request, judge_callback
+from gateway.callbacks import CallbackPlan, callback_request, judge_callback, sign_large
 from gateway.outcomes import trace_headers
 from gateway.starts import DETAIL_CHARS_MAX, RETRY_AFTER_MS_MAX, UNSENDABLE
-from mesh.errors import PeerFault, Refusal
+from mesh.errors import BlobCorrupt, BlobMissing, PeerFault, Refusal
 from mesh.ids import jittered
 from mesh.machine import Kind
 from mesh.wire import quote_segment
@@ -20,6 +20,7 @@ from mesh.wire import quote_segment
 if TYPE_CHECKING:
     from gateway.egress import Egress
     from gateway.metrics import Metrics
+    from gateway.payloads import Payloads
     from gateway.waiters import Waiters
     from mesh.pool import Pool
     from mesh.store.store import Store
@@ -53,6 +54,7 @@ class Deliveries:
         router: Router,
         waiters: Waiters,
         metrics: Metrics,
+        payloads: Payloads,
         callback_plan: CallbackPlan,
     ) -> None:
         self._store = store
@@ -62,6 +64,7 @@ class Deliveries:
         self._router = router
         self._waiters = waiters
         self._metrics = metrics
+        self._payloads = payloads
         self._callback_plan = callback_plan
 
     async def cancel(self, work: Work) -> None:
@@ -114,9 +117,13 @@ class Deliveries:
         try:
             target = self._egress.cached(request.callback_url) or await self._egress.resolve(request.callback_url)
             sending = callback_request(work, self._callback_plan)
-            reply = await self._pool.post(
-                target, target.path, sending.headers, sending.body, timeout_s=CALLBACK_TIMEOUT_S
-            )
+            headers, body = sending.headers, sending.body
+            if sending.data is not None:
+                body = self._payloads.stored(work.id, sending.data)
+                headers = await sign_large(sending, work, self._callback_plan, body)
+            reply = await self._pool.post(target, target.path, headers, body, timeout_s=CALLBACK_TIMEOUT_S)
+        except (BlobMissing, BlobCorrupt) as fault:
+            detail = fault.detail
         except Refusal as fault:
             # The egress policy changed its mind since the start, or the name leads elsewhere now: that may pass.
             detail, final = fault.detail, fault.code == UNSENDABLE

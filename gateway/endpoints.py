@@ -16,10 +16,11 @@ from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import StreamingResponse
 from fastapi.routing import APIRoute
 
-from gateway.http import read_body
+from gateway.http import Caller, request_of
 from gateway.query import check_query
 from mesh.clock import monotonic_s
 from mesh.edge import Headers
+from mesh.edge.bodies import read_body
 from mesh.errors import Malformed, TooMany
 from mesh.wire import load_json
 from registry.records import LIMIT, LIMIT_MAX, Filters, endpoint_record, instance_record, page
@@ -71,7 +72,9 @@ class _Route(APIRoute):
             if request.method == "PUT":
                 bytes_max = INSTANCE_BYTES_MAX if "instance" in request.path_params else SPEC_BYTES_MAX
                 routes = mesh.front.hot._replace(body_bytes_max=bytes_max, limit="the limit of a registration")
-                payload = await read_body(request.scope["headers"], request.receive, routes)
+                raw = request_of(request.scope, Caller(request.receive))
+                await read_body(raw, request.receive, routes)
+                payload = raw.body
                 # There is one format, so a body says all; FastAPI asks for the type that curl -d does not send.
                 headers: Headers = scope["headers"]
                 scope["headers"] = [*(one for one in headers if one[0] != b"content-type"), _CONTENT_TYPE]

@@ -75,7 +75,7 @@ def child_entry(child: tuple[int, str, str], outcome: bytes) -> bytes:
     state, operation_id, key = State(child[0]), child[1], child[2]
     fields: dict[str, Any] = {"kind": "child", "key": key, "id": operation_id, "state": state.word}
     if outcome:
-        fields |= result_fields(state, decode_outcome(outcome))
+        fields |= result_fields(operation_id, state, decode_outcome(outcome))
     return encode_json(fields)
 
 

@@ -11,33 +11,14 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, TypeAlias
 
 from mesh.edge import Answer, Headers, HotRoute, Request, Routes, serve
-from mesh.edge.exchange import check_head, too_large
-from mesh.errors import Malformed, MeshError
+from mesh.edge.bodies import Receive, read_body
+from mesh.errors import MeshError
 
 Scope: TypeAlias = MutableMapping[str, Any]
-Receive: TypeAlias = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send: TypeAlias = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 
-async def read_body(headers: Headers, receive: Receive, routes: Routes) -> bytes:
-    """The whole body. Raises HeadersTooLarge, TooLarge while streaming, Malformed on an encoded body."""
-    check_head(headers, dict(reversed(headers)), routes, measure=True)
-    chunks: list[bytes] = []
-    total = 0
-    while True:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            raise Malformed("the caller hung up before the body was complete", code="disconnected")
-        chunk: bytes = message.get("body", b"")
-        total += len(chunk)
-        if total > routes.body_bytes_max:
-            raise too_large(routes)
-        if not message.get("more_body"):
-            return b"".join([*chunks, chunk]) if chunks else chunk
-        chunks.append(chunk)
-
-
-class _Caller:
+class Caller:
     """The other end of an ASGI request (exchange.Sink)."""
 
     def __init__(self, receive: Receive) -> None:
@@ -54,6 +35,12 @@ class _Caller:
         self.disconnected = True
 
 
+def request_of(scope: Scope, caller: Caller) -> Request:
+    """An ASGI request without its body."""
+    headers: Headers = [*scope["headers"]]
+    return Request(scope["method"], scope["raw_path"], scope["query_string"], headers, caller)
+
+
 class Front:
     """ASGI: hot routes first, everything else to `app` (specs/protocol.md). `hot` is what mesh/edge looks for."""
 
@@ -66,18 +53,25 @@ class Front:
             await self.app(scope, receive, send)
             return
         answer = await self.serve(route, scope, receive)
-        headers = [*answer.headers, (b"content-length", b"%d" % len(answer.body))]
+        size = len(answer.body) if answer.stream is None else answer.stream.size
+        headers = [*answer.headers, (b"content-length", b"%d" % size)]
         await send({"type": "http.response.start", "status": answer.status, "headers": headers})
+        if answer.stream is not None and scope["method"] != "HEAD":
+            async for piece in answer.stream.chunks():
+                await send({"type": "http.response.body", "body": piece, "more_body": True})
         await send({"type": "http.response.body", "body": answer.body})
 
     async def serve(self, route: HotRoute, scope: Scope, receive: Receive) -> Answer:
         """The answer of `route` to an ASGI request."""
-        caller = _Caller(receive)
-        headers: Headers = [*scope["headers"]]
-        request = Request(scope["method"], scope["raw_path"], scope["query_string"], headers, caller)
+        caller = Caller(receive)
+        request = request_of(scope, caller)
         try:
             if request.method not in ("GET", "HEAD"):
-                request.body = await read_body(headers, receive, self.hot)
+                await read_body(request, receive, self.hot, route)
+            answer = await serve(route, request)
         except MeshError as error:
             return route.render(error)
-        return await serve(route, request) or await caller.answered
+        finally:
+            if request.intake is not None:
+                request.intake.abandon()
+        return answer or await caller.answered

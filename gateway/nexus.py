@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 from gateway.callbacks import operation_link
 from gateway.operations import Order
 from gateway.outcomes import GATEWAY, encode_json, nexus_answer
+from gateway.payloads import DIGESTS, check_told
 from gateway.problems import STORE_REFUSED, STORE_REFUSED_DETAIL
 from gateway.start_body import later_of_headers
 from mesh.edge import Answer, HotRoute, Request
@@ -42,6 +43,8 @@ from mesh.wire.headers import header
 if TYPE_CHECKING:
     from gateway.auth import Auth
     from gateway.operations import Known, Operations, Placed
+    from mesh.blobs.spool import Spooled
+    from mesh.streams import Intake
 
 PREFIX: Final = b"/nexus/endpoints/"
 CALLBACK_PATH: Final = b"/nexus/callback"
@@ -115,8 +118,8 @@ class NexusSurface:
         self._public_url = public_url
         self._wait_default_ms = wait_default_ms
         self._wait_max_ms = wait_max_ms
-        self._call = HotRoute(self.call, render)
-        self._callback = HotRoute(self.callback, render)
+        self._call = HotRoute(self.call, render, self._take_input)
+        self._callback = HotRoute(self.callback, render, self._take_result)
 
     def find(self, method: str, raw_path: bytes) -> HotRoute | None:
         """Every method under the endpoints' prefix is answered here, wrong ones too: as Failure JSON."""
@@ -125,6 +128,20 @@ class NexusSurface:
         if raw_path == CALLBACK_PATH:
             return self._callback
         return None
+
+    def _take_input(self, request: Request) -> Intake | None:
+        """A start may have a large body (P390), from whoever may start at all."""
+        if request.method != "POST" or len(_segments.__wrapped__(request.raw_path)) != 4:  # noqa: PLR2004
+            return None
+        self._auth.authenticate(request.headers)
+        return self._operations.payloads.take(request)
+
+    def _take_result(self, request: Request) -> Intake | None:
+        """A result may be large, of whoever has the token of an attempt."""
+        if request.first.get(b"nexus-operation-state") != b"succeeded":
+            return None
+        self._operations.check_token(request.first.get(b"token", b"").decode("latin-1"))
+        return self._operations.payloads.take(request)
 
     async def call(self, request: Request) -> Answer:
         """`/{endpoint}/services/{service}/{operation}[/cancel|/result|/{token}/cancel]`."""
@@ -167,7 +184,12 @@ class NexusSurface:
         later = later_of_headers(first)
         if later is not None and later.left_ms() >= wait_ms:
             wait_ms = 0
-        if content_type is None and request.body:
+        large: Spooled | None = None
+        if request.intake is not None:
+            large = await request.intake.finish()
+        elif DIGESTS & first.keys():
+            check_told(first, request.body)
+        if content_type is None and (request.body or large is not None):
             content_type = b"application/octet-stream"
         placed = await self._operations.start(
             Order(
@@ -184,13 +206,17 @@ class NexusSurface:
                 close_ms=close_ms or 0,
                 links=headers.links,
                 later=later,
+                large=large,
             ),
             wait=wait_ms > 0,
         )
         if callback_url and placed.first is not None and b"request-timeout" in first and b"prefer" not in first:
             placed.first.brief = True
         known = await self._operations.first_outcome(placed, wait_ms / 1000, request.gone)
-        return self._answer(placed, known)
+        answer = self._answer(placed, known)
+        if known is not None and known.outcome is not None and known.outcome.data is not None:
+            return await self._operations.payloads.answering(answer, request, placed.id, known.outcome.data)
+        return answer
 
     def _answer(self, placed: Placed, known: Known | None) -> Answer:
         link = operation_link(self._public_url, placed.id).encode()
@@ -249,7 +275,10 @@ class NexusSurface:
         known = await self._operations.result(token, principal.namespace, wait_ms / 1000)
         if known.state.terminal and known.outcome is not None:
             link = operation_link(self._public_url, token).encode()
-            return nexus_answer(token, known.state, known.outcome, link, known.links, first=False)
+            answer = nexus_answer(token, known.state, known.outcome, link, known.links, first=False)
+            if known.outcome.data is None:
+                return answer
+            return await self._operations.payloads.answering(answer, request, token, known.outcome.data)
         if wait_ms:
             failure = handler_failure("REQUEST_TIMEOUT", "the operation still runs; ask again")
             return Answer(408, [GATEWAY, *headers_for_handler_error("REQUEST_TIMEOUT")], failure_json(failure))
@@ -271,7 +300,12 @@ class NexusSurface:
         token = header(request.headers, b"token")
         if token is None:
             raise Unauthenticated("the header Token is missing", code="token_missing")
+        large = None
+        if request.intake is not None:
+            large = await request.intake.finish()
+        elif DIGESTS & request.first.keys():
+            check_told(request.first, request.body)
         completion = parse_completion(request.headers, request.body)
         about = header(request.headers, b"mesh-operation-id") or b""
-        await self._operations.complete(token.decode("latin-1"), completion, about=about.decode("latin-1"))
+        await self._operations.complete(token.decode("latin-1"), completion, about=about.decode("latin-1"), large=large)
         return Answer(200, [])

@@ -146,8 +146,18 @@ SHAPES: Final[dict[str, Any]] = {
         result={"description": "the result, where it is JSON"},
         result_base64={"type": "string", "format": "byte"},
         result_type=_or_null(_TEXT),
+        input_dataref={"$ref": _REF.format(name="DataRef")},
+        result_dataref={"$ref": _REF.format(name="DataRef")},
         failure={"$ref": _REF.format(name="Failure")},
     ),
+    "DataRef": _object(
+        "url digest bytes content_type",
+        url={**_TEXT, "description": "where it is, on any gateway"},
+        digest={**_TEXT, "description": "`sha-256=:...:` as in RFC 9530"},
+        bytes=_COUNT,
+        content_type=_or_null(_TEXT),
+    )
+    | {"description": "a large input or result, kept outside the record"},
     "HeartbeatAnswer": _object("status", status=_statuses("cancel")),
     "Heartbeats": _object("tasks", tasks=_many("HeartbeatAnswer")),
     "StepAnswer": _object(

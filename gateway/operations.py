@@ -22,10 +22,11 @@ from gateway.orders import (
     stored_request,
 )
 from gateway.outcomes import trace_headers
+from gateway.payloads import file_bytes
 from gateway.reading import unknown_operation
 from mesh.clock import now_ms
-from mesh.errors import Conflict, Gone, NotFound, Unauthenticated, Unavailable
-from mesh.ids import is_operation_id
+from mesh.errors import Conflict, Gone, NotFound, Refusal, TooLarge, Unauthenticated, Unavailable
+from mesh.ids import is_operation_id, operation_id
 from mesh.machine import Event, Kind
 from mesh.store.layout import Outcome, Request
 from mesh.store.pulls import PullStore
@@ -40,8 +41,10 @@ if TYPE_CHECKING:
     from gateway.courier import Courier, Session
     from gateway.egress import Egress
     from gateway.metrics import Metrics
+    from gateway.payloads import Payloads
     from gateway.pull.desk import Desk
     from gateway.waiters import Waiters
+    from mesh.blobs.spool import Spooled
     from mesh.tokens import Claim, CompletionTokens
     from mesh.wire import Completion as WireCompletion
     from registry.catalog import Catalog, Endpoint
@@ -70,6 +73,7 @@ class Operations(Journals):
         tokens: CompletionTokens,
         session: Session,
         metrics: Metrics,
+        payloads: Payloads,
         retention_ms: int,
         rejoin: Callable[[str], Awaitable[None]],
         recheck: Callable[[], Awaitable[None]],
@@ -82,6 +86,7 @@ class Operations(Journals):
         self._desk = desk
         self._egress = egress
         self._session = session
+        self.payloads = payloads
         self._retention_ms = retention_ms
         self._rejoin = rejoin
         self._recheck = recheck
@@ -95,10 +100,39 @@ class Operations(Journals):
         listed = self._catalog.check_operation(endpoint, order.service, order.operation)
         if listed is not None and listed.input is not None:
             check_json_type(order)
-            await self._catalog.check_input(listed.input, order.body or b"null", order.input_at)
+            body = order.body if order.large is None else await self._checkable(order.large)
+            await self._catalog.check_input(listed.input, body or b"null", order.input_at)
         if order.callback_url:
             self._egress.vet(order.callback_url)
         order, claim = await self._as_child(order, order.parent) if order.parent is not None else (order, None)
+        if order.large is None and len(order.body) <= self.payloads.inline_bytes_max:
+            return await self._place(order, endpoint, claim, wait=wait)
+        order = await self._put_away(order)
+        try:
+            placed = await self._place(order, endpoint, claim, wait=wait)
+        except Refusal:
+            await self.payloads.drop(order.id)  # there is no record of this id, and there never will be
+            raise
+        if placed.replayed:
+            await self.payloads.drop(order.id)
+        return placed
+
+    async def _checkable(self, large: Spooled) -> bytes:
+        """A large input in memory, for its schema. Raises TooLarge."""
+        if large.size > self.payloads.body_bytes_max:
+            most = f"{self.payloads.body_bytes_max} bytes ([gateway] body_bytes_max)"
+            detail = f"the operation has a JSON Schema, and inputs over {most} cannot be checked"
+            raise TooLarge(detail, code="input_unchecked")
+        return await file_bytes(large.path)
+
+    async def _put_away(self, order: Order) -> Order:
+        """Keep a large input before there is a record of it: what refers to it must find it. Raises StorageFull."""
+        one = operation_id()
+        kept = self.payloads
+        data = await (kept.keep_bytes(one, order.body) if order.large is None else kept.keep(one, order.large))
+        return order._replace(id=one, data=data, body=b"", large=None)
+
+    async def _place(self, order: Order, endpoint: Endpoint, claim: Claim | None, *, wait: bool) -> Placed:
         if order.later is not None:
             return await self._start_later(order, endpoint, claim, wait=wait)
         if endpoint.pulls:
@@ -244,8 +278,16 @@ class Operations(Journals):
         self._wake(moved.line)
         return moved.verdict
 
-    async def complete(self, token: str, completion: WireCompletion, *, about: str = "") -> None:
+    def check_token(self, token: str) -> None:
+        """Raises Unauthenticated for what is no completion token of this mesh."""
+        self._tokens.check(token, now_ms() / 1000)
+
+    async def complete(
+        self, token: str, completion: WireCompletion, *, about: str = "", large: Spooled | None = None
+    ) -> None:
         """Record what an agent reports under its completion token (P50); `about`: the operation it names, or "".
+
+        `large`: the result, where it came in a file.
 
         Raises Unauthenticated (forged, expired, of an earlier run or another operation), Gone (deleted), Conflict
         (another outcome stands, or the lease is lost).
@@ -256,7 +298,8 @@ class Operations(Journals):
         links = [format_link(link) for link in completion.links]
         if completion.failure is None:
             event = Event.SUCCEED
-            outcome = Outcome("result", "", completion.content_type, completion.body, links=links)
+            data = await self.payloads.keep(claim.operation_id, large) if large is not None else None
+            outcome = Outcome("result", "", completion.content_type, completion.body, links=links, data=data)
         else:
             event = Event.CANCEL if completion.state == "canceled" else Event.FAIL
             outcome = Outcome("failure", body=failure_json(completion.failure), links=links)

@@ -7,17 +7,18 @@ from __future__ import annotations
 
 from binascii import b2a_base64
 from functools import lru_cache
-from hashlib import blake2b
+from hashlib import blake2b, sha256
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 import msgspec
 
 from gateway.callbacks import NEXUS
+from gateway.payloads import DIGESTS, transfer_ms
 from mesh.clock import now_ms
 from mesh.errors import Malformed
 from mesh.ids import operation_id
 from mesh.machine import Delivery, State
-from mesh.store.layout import Head, Line, Outcome, Request
+from mesh.store.layout import DataRef, Head, Line, Outcome, Request
 from mesh.store.verbs import Accepted, ChildStart, Start
 from mesh.wire import is_json_type
 
@@ -25,11 +26,14 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from gateway.waiters import FirstRequest
+    from mesh.blobs.spool import Spooled
     from mesh.tokens import Claim
     from registry.catalog import Endpoint
 
 LEASE_GRACE_MS: Final = 5_000
 """A start request's lease outlives its timeout by this much, so that the sender books its own timeout first."""
+DIGESTED_BYTES: Final = 64 << 10
+"""An input above this stands in digests as its SHA-256: the least that can be kept outside a record."""
 
 
 class Parent(NamedTuple):
@@ -78,6 +82,11 @@ class Order(NamedTuple):
     links: list[str] = []  # noqa: RUF012 - read only
     parent: Parent | None = None
     later: Later | None = None
+    large: Spooled | None = None
+    """The input where it came in a file; `body` is empty then."""
+    data: DataRef | None = None
+    """The input where it is kept for the operation `id`."""
+    id: str = ""
 
 
 class Placed(NamedTuple):
@@ -128,12 +137,20 @@ def _address(endpoint: str, service: str, operation: str) -> bytes:
     return b"".join([b"%d:%b" % (len(part), part) for part in map(str.encode, (endpoint, service, operation))])
 
 
+def _content(order: Order) -> tuple[int, bytes]:
+    """Size of the input and what stands for it in the digest of P15: the same wherever it is kept."""
+    if order.data is not None:
+        return order.data.size, bytes.fromhex(order.data.sha256)
+    size = len(order.body)
+    return size, order.body if size <= DIGESTED_BYTES else sha256(order.body).digest()
+
+
 def check_json_type(order: Order) -> None:
     """For an operation with a schema: what is labelled as something else is not what the schema is about.
 
     Raises Malformed `type_invalid`.
     """
-    if order.body and not is_json_type((order.content_type or "").encode("latin-1")):
+    if (order.body or order.large is not None) and not is_json_type((order.content_type or "").encode("latin-1")):
         shown = (order.content_type or "")[:100]
         raise Malformed(f"the operation has a JSON Schema and takes JSON, not {shown!r}", code="type_invalid")
 
@@ -145,7 +162,8 @@ def stored_request(order: Order, endpoint: Endpoint) -> Request:
         order.service,
         order.operation,
         order.content_type,
-        order.headers,
+        # With a large input the gateway says its digest by itself.
+        order.headers if order.data is None else [one for one in order.headers if one[0] not in DIGESTS],
         order.callback_url,
         order.callback_format,
         order.callback_headers,
@@ -153,6 +171,7 @@ def stored_request(order: Order, endpoint: Endpoint) -> Request:
         order.labels,
         order.key,
         order.links,
+        order.data,
     )
 
 
@@ -165,22 +184,23 @@ def start_arguments(
     called = _address(endpoint.name, order.service, order.operation)
     namespace, key, callback = order.namespace.encode(), order.key.encode(), order.callback_url.encode()
     content_type = b"" if order.content_type is None else b"=" + order.content_type.encode("latin-1")
+    size, content = _content(order)
     start = Start(
-        id=operation_id(),
+        id=order.id or operation_id(),
         ns=order.namespace,
         endpoint=endpoint.id,
         key=_digest(b"%d:%b" % (len(namespace), namespace), called, b"%d:%b" % (len(key), key)) if key else "",
         digest=_digest(
             called,
-            b"%d:" % len(order.body),
-            order.body,
+            b"%d:" % size,
+            content,
             b"%d:%b%d:%b" % (len(content_type), content_type, len(callback), callback),
         ),
         session=session,
         close_ms=order.close_ms or policy.schedule_to_close_ms or 0,
         start_ms=order.start_ms or policy.schedule_to_start_ms or 0,
         run_ms=order.run_ms or policy.start_to_close_ms or 0,
-        lease_ms=(order.request_ms or policy.request_timeout_ms) + LEASE_GRACE_MS,
+        lease_ms=(order.request_ms or policy.request_timeout_ms) + LEASE_GRACE_MS + transfer_ms(order.data),
         attempts_max=policy.retry.max_attempts,
         retention_ms=retention_ms,
         callback=_owed(order),

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
+from gateway.payloads import dataref
 from mesh.clock import to_rfc3339
 from mesh.edge import Answer, Headers
 from mesh.machine import State
@@ -101,12 +102,15 @@ def callback_parts(head: Head, outcome: Outcome) -> tuple[bytes, bytes | None]:
     return failure_json(failure_of(state, outcome)), b"application/json"
 
 
-def result_fields(state: State, outcome: Outcome | None) -> dict[str, Any]:
-    """`result` (JSON), or `result_base64` with `result_type`, or `failure`; nothing while it runs (P65)."""
+def result_fields(operation_id: str, state: State, outcome: Outcome | None) -> dict[str, Any]:
+    """`result` (JSON), `result_base64`, `result_dataref` or `failure`; nothing while it runs (P65, P392)."""
     if outcome is None:
         return {}
     if state is not State.SUCCEEDED:
         return {"failure": failure_of(state, outcome)}
+    if outcome.data is not None:
+        url = f"/v1/operations/{operation_id}/result"
+        return {"result_dataref": dataref(url, outcome.data, outcome.content_type)}
     if outcome.content_type is None and not outcome.body:
         return {"result": None}
     if outcome.content_type is not None and is_json_type(outcome.content_type.encode("latin-1")):
@@ -168,7 +172,9 @@ def record_fields(
         record["links"] = links
     if trace := trace_headers(request):
         record["trace"] = {name.decode(): value.decode("latin-1") for name, value in trace}
-    record.update(result_fields(state, outcome))
+    if request.data is not None:
+        record["input_dataref"] = dataref(f"/v1/operations/{operation_id}/input", request.data, request.content_type)
+    record.update(result_fields(operation_id, state, outcome))
     return record
 
 

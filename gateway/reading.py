@@ -146,6 +146,10 @@ class Reading:
             raise unknown_operation(operation)
         return known
 
+    async def input(self, operation: str) -> bytes:
+        """The input that a record has in itself."""
+        return await self._store.input(operation) or b""
+
     async def result(self, operation: str, namespace: str, wait_s: float) -> Known:
         """The record once it is terminal, or after `wait_s` as it is. Raises NotFound."""
         known = await self.get(operation, namespace)

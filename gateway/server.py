@@ -133,7 +133,8 @@ def dev(settings: Settings, directory: Path, *, ready: Callable[[], None] = lamb
     try:
         address = store.start()
         try:
-            run(with_port(settings, listener), address, listener, memory=store, exclusive=True, ready=ready)
+            settings = with_port(settings, listener).keeping_blobs(directory / "blobs")
+            run(settings, address, listener, memory=store, exclusive=True, ready=ready)
         finally:
             store.stop()
     finally:

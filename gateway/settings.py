@@ -8,6 +8,7 @@ Reads nothing: the file and the environment are settings_file.py. No message sho
     [[namespaces]] name, keys, webhook_secret, admin
     [egress]      allow, allow_loopback
     [tokens]      current, keys (a table: key id = secret)
+    [blobs]       url, inline_bytes_max, bytes_max, free_bytes_min, grace_ms, sweep_ms
 
 `MESH_STORE_URL` stands for store.url, `MESH_TOKEN_SECRET` for one current completion key (settings_file.py).
 """
@@ -25,7 +26,7 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from gateway.egress import Rule
-from mesh.errors import MeshError
+from mesh.errors import ConfigError, MeshError
 from mesh.store.address import Address
 from mesh.store.gate import Durability
 from mesh.store.identity import StateFile
@@ -202,6 +203,37 @@ class TokenSettings(_Table):
         return {kid: blake2b(secret.encode(), digest_size=32).digest() for kid, secret in self.secrets.items()}
 
 
+def _blobs_url(url: str) -> None:
+    parts = urlsplit(url)
+    if url and not (parts.scheme == "file" and parts.path.startswith("/") and not parts.netloc):
+        raise ConfigError("large payloads are kept at file:///DIRECTORY")
+
+
+class BlobSettings(_Table):
+    """Where large payloads are kept; without `url` the data directory of `mesh dev`, under `mesh serve` nowhere."""
+
+    url: Annotated[str, _checked(_blobs_url)] = Field(
+        default="", description="file:///DIRECTORY that all gateways of the mesh share"
+    )
+    inline_bytes_max: int = Field(
+        default=256 * 1024,
+        ge=64 * 1024,
+        le=64 * MIB,
+        description="bytes from 65536 to 64 MiB; larger bodies are kept outside the store",
+    )
+    bytes_max: int = Field(default=16 * 1024 * MIB, ge=MIB, le=1 << 40, description="bytes of one body, up to 1 TiB")
+    free_bytes_min: int = Field(
+        default=256 * MIB, ge=0, le=1 << 50, description="bytes of the disk that large payloads leave free"
+    )
+    grace_ms: int = Field(
+        default=3_600_000,
+        ge=60_000,
+        le=30 * DAY_MS,
+        description="milliseconds before what no operation refers to is deleted, from 60000",
+    )
+    sweep_ms: int = Field(default=60_000, ge=100, le=DAY_MS, description="milliseconds between two looks for such")
+
+
 class Settings(_Table):
     """Everything a gateway is told. `gateway.settings_file.load` makes one."""
 
@@ -210,6 +242,7 @@ class Settings(_Table):
     namespaces: list[NamespaceSettings] = Field(default=[], max_length=1_000, description="[[namespaces]] tables")
     egress: EgressSettings = EgressSettings()
     tokens: TokenSettings = TokenSettings()
+    blobs: BlobSettings = BlobSettings()
 
     @property
     def keyless(self) -> bool:
@@ -219,6 +252,12 @@ class Settings(_Table):
     def memory(self) -> StateFile | None:
         """Where this gateway remembers which store it served."""
         return StateFile(self.store.state_file) if self.store.state_file is not None else None
+
+    def keeping_blobs(self, directory: Path) -> Self:
+        """With a place for large payloads, unless one was named."""
+        if self.blobs.url:
+            return self
+        return self.model_copy(update={"blobs": self.blobs.model_copy(update={"url": directory.resolve().as_uri()})})
 
     def bound(self, host: str, port: int) -> Self:
         """With the address that was really bound, and a public URL made of it unless one was given."""
@@ -243,6 +282,8 @@ def misfits(settings: Settings, *, serve: bool) -> Iterator[str]:
         yield "gateway.wait_default_ms: more than gateway.wait_max_ms; lower it or raise that"
     if tokens.secrets and tokens.current not in tokens.secrets:
         yield f"tokens.current: no key of that id; name one of {', '.join(sorted(tokens.secrets))}"
+    if settings.blobs.inline_bytes_max >= gateway.body_bytes_max > 64 * 1024:
+        yield "blobs.inline_bytes_max: not less than gateway.body_bytes_max; lower it or raise that"
     if serve and not settings.store.url:
         yield f"store.url: missing; name the store (or set {STORE_URL}), or use `mesh dev` for an embedded one"
     if serve and not tokens.secrets:

@@ -12,6 +12,7 @@ import msgspec
 
 from gateway.callbacks import FORMATS, NEXUS
 from gateway.orders import Later, Order, Parent
+from gateway.payloads import DIGESTS
 from mesh.clock import now_ms
 from mesh.errors import Malformed, Unprocessable
 from mesh.wire import (
@@ -35,6 +36,10 @@ LABEL_CHARS_MAX: Final = 128
 PARENT_KEY_BYTES_MAX: Final = 1_024
 DELAY: Final = b"mesh-delay"
 START_AT: Final = b"mesh-start-at"
+MESH_START: Final = b"mesh-start"
+"""The header that has the order as JSON when the body of the request is the input itself (P391)."""
+_OF_ORDER: Final = DIGESTS | {b"accept"}
+"""Headers that are about the order and its answer, and not about the input."""
 LATER: Final = ("priority",)
 """Fields of later issues: refused until they work, never accepted silently (P63)."""
 
@@ -194,7 +199,7 @@ def read_order(body: StartBody, namespace: str, headers: CallerHeaders) -> Order
         None if content is None else "application/json",
         content or b"",
         headers.key,
-        [one for one in headers.forwarded if one[0] != b"accept"],
+        [one for one in headers.forwarded if one[0] not in _OF_ORDER],
         "/input",
         callback.url if callback else "",
         callback.format if callback else NEXUS,
@@ -208,6 +213,22 @@ def read_order(body: StartBody, namespace: str, headers: CallerHeaders) -> Order
         parent=_parent(body.parent) if body.parent else None,
         later=_later(body.delay_ms, body.start_at),
     )
+
+
+def beside(
+    body: StartBody, namespace: str, headers: CallerHeaders, content_type: bytes | None, content: bytes | None
+) -> Order:
+    """The order of MESH_START, with the body of the request as its input; `content` None: it has none.
+
+    Raises Unprocessable.
+    """
+    if not isinstance(body.input, msgspec.UnsetType):
+        raise _breach("/input", f"with {MESH_START.decode().title()} the input is the body of the request")
+    order = read_order(body, namespace, headers)._replace(input_at="")
+    if content is None and content_type is None:
+        return order
+    content_type = content_type or b"application/octet-stream"
+    return order._replace(content_type=content_type.decode("latin-1"), body=content or b"")
 
 
 def _parent(parent: ParentBody) -> Parent:

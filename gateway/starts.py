@@ -10,17 +10,19 @@ import logging
 from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
-from gateway.answers import Refused, Started, Succeeded, TryAgain, Unsuccessful, read_start_reply
+from gateway.answers import Refused, StartAnswer, Started, Succeeded, TryAgain, Unsuccessful, read_start_reply
 from gateway.orders import LEASE_GRACE_MS
+from gateway.payloads import transfer_ms
 from gateway.waiters import Ending
 from mesh.clock import now_ms
-from mesh.errors import MeshError, NotSent, PeerFault, Refusal
+from mesh.errors import Malformed, MeshError, NotSent, PeerFault, Refusal, TooLarge, TooMany, Unavailable
 from mesh.ids import jittered
 from mesh.machine import Event, State
 from mesh.store.layout import Outcome
 from mesh.store.store import pack
 from mesh.store.verbs import Completion
 from mesh.wire import failure_json, format_duration, handler_failure, quote_segment
+from mesh.wire.digests import CONTENT_DIGEST, digest_field
 from registry.routing import Outcome as Routed
 
 if TYPE_CHECKING:
@@ -29,10 +31,12 @@ if TYPE_CHECKING:
     from gateway.courier import Session
     from gateway.egress import Egress
     from gateway.metrics import Metrics
+    from gateway.payloads import Payloads
     from gateway.waiters import Waiters
     from mesh.pool import Pool, Target
     from mesh.store.store import Store
     from mesh.store.verbs import Completed, Work
+    from mesh.streams import Intake
     from mesh.tokens import CompletionTokens
     from registry.catalog import Endpoint
     from registry.routing import Admitted, Router
@@ -41,6 +45,9 @@ RETRY_AFTER_MS_MAX: Final = 3_600_000
 TOKEN_LIFE_S: Final = 90 * 86_400
 """A completion token outlives every operation and its retention."""
 DETAIL_CHARS_MAX: Final = 200
+POSTPONED_MS: Final = 1_000
+POSTPONED_MS_MAX: Final = 30_000
+POSTPONED_SPREAD: Final = 0.2
 UNSENDABLE: Final = "request_invalid"
 """The pool's code for a request that HTTP cannot carry."""
 
@@ -52,6 +59,16 @@ _log = logging.getLogger(__name__)
 def start_path(target: Target, service: str, operation: str, query: bytes) -> bytes:
     """The request target of a start; the same few come again and again."""
     return target.under(f"/{quote_segment(service)}/{quote_segment(operation)}".encode(), query)
+
+
+def _patience_ms(work: Work, policy_ms: int) -> int:
+    """What a start request may take, the sending of a large input aside."""
+    head, request = work.head, work.request
+    # The lease was measured at acceptance: a policy that has become more patient since must not outlast it, for
+    # then the attempt would be given to somebody else while it is still out.
+    lease_ms = head.lease_ms - LEASE_GRACE_MS - transfer_ms(request.data)
+    timeout_ms = min(request.request_timeout_ms or policy_ms, lease_ms)
+    return min(timeout_ms, head.close_by - (head.start_at - head.lease_ms)) if head.close_by else timeout_ms
 
 
 class Starts:
@@ -68,6 +85,7 @@ class Starts:
         waiters: Waiters,
         session: Session,
         metrics: Metrics,
+        payloads: Payloads,
         completion_url: str,
         take: Callable[[Iterable[Work]], None],
         wake: Callable[[str], None],
@@ -80,6 +98,7 @@ class Starts:
         self._waiters = waiters
         self._session = session
         self._metrics = metrics
+        self._payloads = payloads
         self._query = b"callback=" + quote_segment(completion_url).encode()
         self._take = take
         self._wake = wake
@@ -95,39 +114,24 @@ class Starts:
                 self._wake(endpoint.id)
 
     async def _try_start(self, work: Work, endpoint: Endpoint, admitted: Admitted) -> Routed:
-        head = work.head
-        policy = endpoint.policy
-        sent_at_ms = head.start_at - head.lease_ms
-        # The lease was measured at acceptance: a policy that has become more patient since must not outlast it, for
-        # then the attempt would be given to somebody else while it is still out.
-        timeout_ms = min(work.request.request_timeout_ms or policy.request_timeout_ms, head.lease_ms - LEASE_GRACE_MS)
-        if head.close_by:
-            timeout_ms = min(timeout_ms, head.close_by - sent_at_ms)
+        policy, data = endpoint.policy, work.request.data
+        timeout_ms = _patience_ms(work, policy.request_timeout_ms)
         try:
+            body = work.extra if data is None else self._payloads.stored(work.id, data)
             target = self._egress.cached(admitted.url) or await self._egress.resolve(admitted.url)
             reply = await self._pool.post(
                 target,
                 start_path(target, work.request.service, work.request.operation, self._query),
                 self._start_headers(work, timeout_ms),
-                work.extra,
-                timeout_s=timeout_ms / 1000,
+                body,
+                timeout_s=(timeout_ms + transfer_ms(data)) / 1000,
+                large=self._payloads.replies,
             )
-        except (NotSent, Refusal) as fault:
-            self._metrics.attempt(endpoint.id, "not_sent")
-            if fault.code == UNSENDABLE:
-                # No instance could ever be sent this; waiting would also make them look unreachable to others.
-                await self._complete(work, Event.FAIL, Outcome("mesh", "request_invalid"))
-                return Routed.NEUTRAL
-            await self.release(work, "unreachable", fault)
-            return Routed.UNREACHABLE
-        except PeerFault as fault:
-            self._metrics.attempt(endpoint.id, fault.code)
-            if fault.code == "reply_too_large":
-                await self._complete(work, Event.FAIL, Outcome("mesh", "result_too_large"), admitted.id)
-                return Routed.OK
-            await self._retry(work, endpoint, TryAgain("UPSTREAM_TIMEOUT", fault.detail, None, 0), admitted.id)
-            return Routed.FAILED
-        answer = read_start_reply(reply)
+            answer = read_start_reply(reply)
+            if reply.intake is not None:
+                answer = await self._keep(work.id, answer, reply.intake)
+        except MeshError as fault:
+            return await self._unanswered(work, endpoint, fault, admitted.id)
         self._metrics.attempt(endpoint.id, answer.word)
         if isinstance(answer, Succeeded):
             await self._complete(work, Event.SUCCEED, answer.outcome, admitted.id)
@@ -142,6 +146,56 @@ class Starts:
             await self._retry(work, endpoint, answer, admitted.id)
             return Routed.OK if answer.own_word else Routed.FAILED
         return Routed.OK
+
+    async def _unanswered(self, work: Work, endpoint: Endpoint, fault: MeshError, instance: str) -> Routed:
+        """There is no answer that could be read, or kept."""
+        if isinstance(fault, Unavailable | TooMany):
+            return await self._postpone(work, fault, instance)
+        if fault.code in ("reply_too_large", TooLarge.code):
+            self._metrics.attempt(endpoint.id, "reply_too_large")
+            await self._complete(work, Event.FAIL, Outcome("mesh", "result_too_large"), instance)
+            return Routed.OK
+        if isinstance(fault, NotSent | Refusal):
+            self._metrics.attempt(endpoint.id, "not_sent")
+            if fault.code == UNSENDABLE:
+                # No instance could ever be sent this; waiting would also make them look unreachable to others.
+                await self._complete(work, Event.FAIL, Outcome("mesh", "request_invalid"))
+                return Routed.NEUTRAL
+            await self.release(work, "unreachable", fault)
+            return Routed.UNREACHABLE
+        if not isinstance(fault, PeerFault):
+            raise fault
+        self._metrics.attempt(endpoint.id, fault.code)
+        await self._retry(work, endpoint, TryAgain("UPSTREAM_TIMEOUT", fault.detail, None, 0), instance)
+        return Routed.FAILED
+
+    async def _keep(self, operation_id: str, answer: StartAnswer, intake: Intake) -> StartAnswer:
+        """A result in a file is the operation's before anything refers to it. Raises StorageFull, TooLarge."""
+        try:
+            if not isinstance(answer, Succeeded):
+                return answer
+            try:
+                spooled = await intake.finish()
+            except Malformed as fault:
+                return TryAgain("INTERNAL", fault.detail, None, 0)
+            answer.outcome.data = await self._payloads.keep(operation_id, spooled)
+            return answer
+        finally:
+            intake.abandon()
+
+    async def _postpone(self, work: Work, fault: Unavailable | TooMany, instance: str) -> Routed:
+        """Large payloads cannot be read or kept for now: the operation waits for that, and no attempt is spent."""
+        self._metrics.attempt(work.head.endpoint, fault.code)
+        _log.warning("operation %s: attempt %d: %s", work.id, work.head.attempt, fault.detail)
+        delay_ms = min(POSTPONED_MS * 2 ** min(work.head.resumes, 16), POSTPONED_MS_MAX)
+        detail = f"{fault.code.upper()}: {fault.detail}"[:DETAIL_CHARS_MAX]
+        moved = await self._store.retry(
+            work.id, work.head.run, work.head.attempt, delay_ms=jittered(delay_ms, POSTPONED_SPREAD), detail=detail,
+            outcome=b"", instance=instance, free=True,
+        )  # fmt: skip
+        self._waiters.tell(work.id)
+        self._wake(moved.line)
+        return Routed.NEUTRAL
 
     def _start_headers(self, work: Work, timeout_ms: int) -> list[tuple[bytes, bytes]]:
         head, request = work.head, work.request
@@ -164,6 +218,8 @@ class Starts:
             headers.append((b"mesh-cancel-requested", b"1"))
         if request.content_type is not None:
             headers.append((b"content-type", request.content_type.encode("latin-1")))
+        if request.data is not None:
+            headers.append((CONTENT_DIGEST, digest_field(request.data.sha256).encode()))
         headers += [(b"nexus-link", link.encode("latin-1")) for link in request.links]
         headers += request.headers
         return headers

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from gateway.courier import Courier, Session
+    from gateway.payloads import Payloads
     from gateway.pull.desk import Desk
     from mesh.store.store import Store
     from registry.catalog import Catalog
@@ -55,6 +56,7 @@ class Ticker:
         router: Router,
         session: Session,
         recheck: Callable[[], Awaitable[None]],
+        payloads: Payloads,
     ) -> None:
         """`recheck` raises StoreUnsafe when the store is no longer the one that was joined."""
         self._name = name
@@ -66,6 +68,7 @@ class Ticker:
         self._router = router
         self._session = session
         self._recheck = recheck
+        self._payloads = payloads
         self._claim_now = asyncio.Event()
         self._joining = asyncio.Lock()
         self._lines: set[str] = set()
@@ -172,6 +175,7 @@ class Ticker:
             asyncio.create_task(self._run("beat", self._beat_once), name="mesh-beat"),
             asyncio.create_task(self._run("claim", self._claim_once), name="mesh-claim"),
             asyncio.create_task(self._catalog.run(), name="mesh-catalog"),
+            asyncio.create_task(self._run("sweep", self._sweep_once), name="mesh-sweep"),
         ]
 
     async def stop(self) -> None:
@@ -185,6 +189,9 @@ class Ticker:
     async def _beat_once(self) -> None:
         await self.beat()
         await sleep(TAKEOVER_S if self._left else BEAT_S)
+
+    async def _sweep_once(self) -> None:
+        await self._payloads.sweep_once(self._store)
 
     async def _claim_once(self) -> None:
         name = self._session.name

@@ -16,6 +16,9 @@
       Unavailable             503   retry_after_s; try again, nothing was changed
         StoreUnavailable            not reachable, read-only, out of memory
         OutcomeUnknown              sent and not answered: may have been applied, repeat with the same key
+        StorageFull         507     no room for a large body; nothing of it was kept
+        BlobMissing                 a large payload is not where this process looks for it
+        BlobCorrupt                 what is there has another digest than what was put there
       StoreUnsafe             the start-up gate refused this store; says why and how to mend it
       ConfigError             settings or arguments that cannot work
       PeerFault               what an agent or a callback receiver did, seen from the connection pool
@@ -142,6 +145,19 @@ class StoreUnavailable(Unavailable):
 
 class OutcomeUnknown(Unavailable):
     code = "outcome_unknown"
+
+
+class StorageFull(Unavailable):
+    status = 507
+    code = "blob_storage_full"
+
+
+class BlobMissing(Unavailable):
+    code = "blob_missing"
+
+
+class BlobCorrupt(Unavailable):
+    code = "blob_corrupt"
 
 
 class StoreUnsafe(MeshError):

@@ -1,5 +1,7 @@
 """One request with its whole body, its answer, and the route functions between them. No socket, no ASGI.
 
+A body over `Routes.inline_bytes` goes to the Intake that its route opens, if it does; an answer may have a Source.
+
 A route function takes a `Request` and returns an `Answer`, or None when another task will answer (`Request.later`).
 """
 
@@ -12,6 +14,7 @@ from typing import Any, Final, NamedTuple, Protocol, TypeAlias
 from urllib.parse import parse_qsl
 
 from mesh.errors import HeadersTooLarge, Malformed, MeshError, TooLarge
+from mesh.streams import Intake, Source
 
 Headers: TypeAlias = list[tuple[bytes, bytes]]
 Lines: TypeAlias = Sequence[tuple[bytes, bytes]]
@@ -24,11 +27,12 @@ _later: Final[set[asyncio.Task[None]]] = set()
 
 
 class Answer(NamedTuple):
-    """Status, headers without content-length, body."""
+    """Status, headers without content-length, body; `stream` stands in place of the body."""
 
     status: int
     headers: Lines
     body: bytes = b""
+    stream: Source | None = None
 
 
 class Sink(Protocol):
@@ -44,9 +48,12 @@ class Sink(Protocol):
 
 
 class Request:
-    """One request. `headers` have lower-case names, in order, repeats kept; `first` has the first value of each."""
+    """One request. `headers` have lower-case names, in order, repeats kept; `first` has the first value of each.
 
-    __slots__ = ("body", "first", "headers", "method", "query", "raw_path", "render", "sink")
+    `intake` has the body, and `body` nothing, where its route opened one for it.
+    """
+
+    __slots__ = ("body", "first", "headers", "intake", "method", "query", "raw_path", "render", "sink")
 
     def __init__(self, method: str, raw_path: bytes, query: bytes, headers: Headers, sink: Sink) -> None:
         self.method = method
@@ -55,6 +62,7 @@ class Request:
         self.headers = headers
         self.first = dict(reversed(headers))
         self.body = b""
+        self.intake: Intake | None = None
         self.sink = sink
         self.render: Render = _unrendered
 
@@ -110,6 +118,7 @@ class Request:
 
 Route: TypeAlias = Callable[[Request], Awaitable[Answer | None]]
 Render: TypeAlias = Callable[[Exception], Answer]
+Opener: TypeAlias = Callable[[Request], Intake | None]
 
 
 def _unrendered(error: Exception) -> Answer:
@@ -117,10 +126,15 @@ def _unrendered(error: Exception) -> Answer:
 
 
 class HotRoute(NamedTuple):
-    """A route function and how its errors look on the wire."""
+    """A route function and how its errors look on the wire.
+
+    `take`: opens the Intake for a body over `Routes.inline_bytes`, from what the head says; None: it stays in memory,
+    up to `Routes.body_bytes_max`. Whoever may not send one is refused by it, before anything is kept.
+    """
 
     run: Route
     render: Render
+    take: Opener | None = None
 
 
 class Routes(NamedTuple):
@@ -130,6 +144,8 @@ class Routes(NamedTuple):
     body_bytes_max: int
     header_bytes_max: int
     limit: str = "the limit of this server"
+    inline_bytes: int = 0
+    """Above this a route may take a body elsewhere than into memory; 0: none does."""
 
 
 async def serve(route: HotRoute, request: Request) -> Answer | None:
@@ -144,13 +160,13 @@ async def serve(route: HotRoute, request: Request) -> Answer | None:
         return route.render(error)
 
 
-def check_head(headers: Headers, first: dict[bytes, bytes], routes: Routes, *, measure: bool) -> None:
+def check_head(headers: Headers, first: dict[bytes, bytes], routes: Routes, *, measure: bool, large: bool) -> None:
     """What a head may say. Raises HeadersTooLarge, TooLarge, Malformed on an encoded body.
 
-    `measure`: False where less came from the socket than the headers may have.
+    `measure`: False where less came from the socket than the headers may have. `large`: the body may be over the limit.
     """
     length = first.get(b"content-length")
-    if length is not None and int(length) > routes.body_bytes_max:
+    if length is not None and not large and int(length) > routes.body_bytes_max:
         raise too_large(routes)
     if first.get(b"content-encoding", b"identity") != b"identity":
         raise Malformed("send the body without Content-Encoding", code="encoding_not_supported")

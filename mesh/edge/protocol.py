@@ -11,15 +11,14 @@ import asyncio
 from typing import TYPE_CHECKING, Any, Final
 
 import httptools
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from mesh.edge.exchange import Answer, HotRoute, Request, Routes, check_head, serve, too_large
+from mesh.edge.exchange import Routes
+from mesh.edge.turn import Exchange
 from mesh.edge.upgrade import framing, parser_behind
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
-
-    from mesh.edge.exchange import Headers
 
 HEAD_BYTES_MAX: Final = 65_536
 """Request line and headers, before they are parsed; the routes' own limit answers politely below it."""
@@ -30,127 +29,12 @@ QUIET_BYTES_MAX: Final = 65_536
 """Trailers and chunk extensions: what comes within a request without a byte of body. The parser keeps a trailer whole,
 and copies it with every read, until its line ends."""
 REQUEST_S_MAX: Final = 30.0
-"""From the first byte of a request to its last."""
+"""From the first byte of a request to its last; of a large one, for each MiB."""
+PROGRESS_BYTES: Final = 1 << 20
 SWEEP_S: Final = 1.0
 
 _TOO_LARGE: Final = b"HTTP/1.1 431 Request Header Fields Too Large\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
-_CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 _METHODS: Final = {method.encode(): method for method in ("GET", "HEAD", "POST", "PUT", "DELETE", "PATCH", "OPTIONS")}
-
-
-class Exchange:
-    """One request to a hot route, from its head to its answer. Has the face of uvicorn's RequestResponseCycle."""
-
-    __slots__ = (
-        "_body", "_edge", "_fault", "_gone", "_route", "_routes", "_size", "disconnected", "expects", "keep_alive",
-        "more_body", "request", "response_complete", "turn",
-    )  # fmt: skip
-
-    def __init__(self, edge: Edge, routes: Routes, route: HotRoute, request: tuple[str, bytes, bytes, Headers]) -> None:
-        self._edge = edge
-        self._routes = routes
-        self._route = route
-        self._body: bytes | bytearray = b""
-        self._size = 0
-        self._fault: Exception | None = None
-        self._gone: asyncio.Future[None] | None = None
-        self.request = Request(*request, self)
-        self.keep_alive = True
-        self.expects = False
-        self.disconnected = False
-        self.more_body = True
-        self.response_complete = False
-        self.turn = False
-        """The requests before it on this connection are answered."""
-
-    # What the protocol tells
-
-    def check(self, *, measure: bool) -> None:
-        """Look at the head; what is wrong with it is answered in the request's turn."""
-        try:
-            check_head(self.request.headers, self.request.first, self._routes, measure=measure)
-        except Exception as error:  # noqa: BLE001 - answered as the route answers
-            self._fault = error
-
-    def take(self, chunk: bytes) -> None:
-        """Some of the body."""
-        self._size += len(chunk)
-        if self._fault is None:
-            if self._size <= self._routes.body_bytes_max:
-                if not self._body:
-                    self._body = chunk
-                    return
-                # One piece of memory: a peer that sends a byte at a time is not to make an object of each.
-                if type(self._body) is bytes:
-                    self._body = bytearray(self._body)
-                self._body += chunk
-                return
-            self._fault = too_large(self._routes)
-            self._body = b""
-            self.advance()
-
-    def advance(self) -> None:
-        """Begin when it is this request's turn and all of it is there, or enough to refuse it."""
-        if not self.turn:
-            return
-        if self.more_body and self._fault is None:
-            if self.expects:
-                self.expects = False
-                self._edge.transport.write(_CONTINUE)
-            return
-        self.turn = False
-        self._edge.spawn(self._run())
-
-    @property
-    def message_event(self) -> Exchange:
-        """Uvicorn sets it when the connection is lost."""
-        return self
-
-    def set(self) -> None:
-        """The connection is lost, if `disconnected` says so."""
-        if self.disconnected and self._gone is not None and not self._gone.done():
-            self._gone.set_result(None)
-
-    # What the route does
-
-    async def _run(self) -> None:
-        request, fault = self.request, self._fault
-        try:
-            if fault is None:
-                body = self._body
-                request.body = body if type(body) is bytes else bytes(body)
-                answer = await serve(self._route, request)
-            else:
-                answer = self._route.render(fault)
-        except BaseException:
-            self._edge.transport.abort()
-            raise
-        if answer is not None:
-            self.answer(answer)
-
-    def answer(self, answer: Answer) -> None:
-        """Write it in one piece and go on to the next request."""
-        status, headers, body = answer
-        edge = self._edge
-        self.response_complete = True
-        if not edge.transport.is_closing():
-            # A value is Latin-1 text without line ends: it was parsed from one, or checked where it was made.
-            lines = b"".join([b"%b: %b\r\n" % one for one in headers])
-            end = b"\r\n" if self.keep_alive else b"connection: close\r\n\r\n"
-            sent = b"" if self.request.method == "HEAD" else body
-            status_line = STATUS_LINE.get(status) or b"HTTP/1.1 %d \r\n" % status
-            head = b"%b%b%bcontent-length: %d\r\n%b" % (status_line, edge.default_lines(), lines, len(body), end)
-            edge.transport.write(head + sent)
-            if not self.keep_alive:
-                edge.transport.close()
-        edge.on_response_complete()
-
-    async def gone(self) -> None:
-        """Return once the caller has hung up."""
-        if not self.disconnected:
-            if self._gone is None:
-                self._gone = asyncio.get_running_loop().create_future()
-            await asyncio.shield(self._gone)
 
 
 class Edge(HttpToolsProtocol):
@@ -162,6 +46,7 @@ class Edge(HttpToolsProtocol):
     """Loop time of the last answer, when nothing is asked; else 0."""
     _head_bytes = 0
     _quiet_bytes = 0
+    _progress_bytes = 0
     _framing = b""
     """Of the body behind a head that asked for another protocol."""
     _routes: Routes | None = None
@@ -208,6 +93,7 @@ class Edge(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         self.reading_since_s = self.loop.time()
+        self._progress_bytes = 0
         self.url = b""
         self.headers = []
 
@@ -320,6 +206,25 @@ class Edge(HttpToolsProtocol):
         if Edge._lines[0] is not headers:
             Edge._lines = (headers, b"".join([b"%b: %b\r\n" % one for one in headers]))
         return Edge._lines[1]
+
+    # What an exchange with a large body asks for
+
+    def hold(self) -> None:
+        """Read no more until `go_on`: the disk is slower than the peer."""
+        self.flow.pause_reading()
+
+    def go_on(self) -> None:
+        """Read again."""
+        if not self.transport.is_closing():
+            self.flow.resume_reading()
+            if self.reading_since_s:
+                self.reading_since_s = self.loop.time()
+
+    def progress(self, size: int) -> None:
+        """A large body has come to `size` bytes: each MiB earns its sender REQUEST_S_MAX for the next."""
+        if size >= self._progress_bytes:
+            self._progress_bytes = size + PROGRESS_BYTES
+            self.reading_since_s = self.loop.time()
 
     def abort(self) -> None:
         """Drop the connection."""

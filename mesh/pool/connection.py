@@ -7,12 +7,15 @@ in it runs inside transport callbacks; the only thing a request waits for is one
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
-from typing import Protocol, cast
+from typing import TYPE_CHECKING, Protocol, cast
 
 import httptools
 
-from mesh.errors import PeerFault, ReplyInvalid, ReplyLost
+from mesh.errors import MeshError, ReplyInvalid, ReplyLost
+from mesh.pool.reply import Large, Reply, StaleConnection
+
+if TYPE_CHECKING:
+    from mesh.streams import Intake, Source
 
 HEAD, INTERIM, BODY, DONE = range(4)
 """Where the reply stands: waiting for its head, in a 1xx head, in the body, complete."""
@@ -22,27 +25,6 @@ _VERSION = b"HTTP/1."
 _SWITCHING, _OK = 101, 200
 _BODYLESS = (204, 304)
 _STATUS_MIN = 100
-
-
-@dataclass(slots=True)
-class Reply:
-    """A complete answer. `headers` in order, names lower-cased; trailers are dropped.
-
-    `until_close`: the peer gave no length and ended the body by closing, so that a cut looks like the end.
-    """
-
-    status: int
-    headers: list[tuple[bytes, bytes]]
-    body: bytes
-    until_close: bool = False
-
-    def header(self, name: bytes) -> bytes | None:
-        """The first value of `name` (lower case)."""
-        return next((value for known, value in self.headers if known == name), None)
-
-
-class StaleConnection(Exception):
-    """A reused connection closed before any byte of the reply: the peer most likely closed it while idle."""
 
 
 class Owner(Protocol):
@@ -65,8 +47,8 @@ class Connection(asyncio.Protocol):
 
     __slots__ = (
         "address", "body", "body_bytes_max", "chunked", "closed", "deadline_s", "fault", "future",
-        "head_only", "header_bytes_max", "headers", "heard", "idle_at_s", "length", "loop", "origin",
-        "owner", "parser", "phase", "quiet_bytes", "stale", "status", "surplus", "transport", "uses",
+        "head_only", "header_bytes_max", "headers", "heard", "idle_at_s", "intake", "large", "length", "loop", "origin",
+        "owner", "parser", "phase", "quiet_bytes", "stale", "status", "surplus", "transport", "uses", "writable",
     )  # fmt: skip
 
     def __init__(
@@ -86,7 +68,11 @@ class Connection(asyncio.Protocol):
         self.heard = self.surplus = self.head_only = self.chunked = False
         self.phase, self.status, self.body_bytes_max, self.quiet_bytes = HEAD, 0, 0, 0
         self.length: int | None = None
-        self.fault: PeerFault | None = None
+        self.fault: MeshError | None = None
+        self.large: Large | None = None
+        self.intake: Intake | None = None
+        self.writable: asyncio.Future[None] | None = None
+        """Set while the transport takes no more, and somebody may wait for it."""
         self.headers: list[tuple[bytes, bytes]] = []
         self.body: bytes | bytearray = b""
 
@@ -97,8 +83,9 @@ class Connection(asyncio.Protocol):
         return not addresses or self.address in addresses
 
     def exchange(
-        self, head: bytes, body: bytes, deadline_s: float, body_bytes_max: int, *, head_only: bool
-    ) -> asyncio.Future[Reply]:
+        self, head: bytes, body: bytes, deadline_s: float, body_bytes_max: int, *, head_only: bool,
+        large: Large | None = None,
+    ) -> asyncio.Future[Reply]:  # fmt: skip
         """Write one request in one piece; the future gives the Reply, a PeerFault or StaleConnection."""
         self.future = future = self.loop.create_future()
         self.deadline_s = deadline_s
@@ -109,9 +96,34 @@ class Connection(asyncio.Protocol):
         self.length = None
         self.headers = []
         self.body = b""
+        self.large = large
         self.uses += 1
         cast("asyncio.Transport", self.transport).write(head + body)
         return future
+
+    async def send(self, source: Source, future: asyncio.Future[Reply]) -> None:
+        """The body of the exchange of `future`, piece by piece, until it is over; it fails when the source does."""
+        try:
+            async for piece in source.chunks():
+                if self.future is not future:
+                    return
+                cast("asyncio.Transport", self.transport).write(piece)
+                if self.writable is not None:
+                    await self.writable
+        except MeshError as fault:
+            if self.future is future:
+                self.fail(fault)
+            return
+        if self.future is future and self.phase == HEAD:
+            self.surplus = False
+
+    def pause_writing(self) -> None:
+        self.writable = self.loop.create_future()
+
+    def resume_writing(self) -> None:
+        writable, self.writable = self.writable, None
+        if writable is not None and not writable.done():
+            writable.set_result(None)
 
     def fail(self, fault: BaseException) -> None:
         """End the exchange with `fault` and drop the connection: what is still to come belongs to nobody."""
@@ -124,6 +136,7 @@ class Connection(asyncio.Protocol):
         """Close without waiting for anything; the owner hears of it through `lost`."""
         self.future = None
         self.closed = True
+        self._let_go()
         if self.transport is not None:
             self.transport.abort()
 
@@ -164,7 +177,10 @@ class Connection(asyncio.Protocol):
         if future is not None and not future.cancelled():
             if self.phase == BODY and self.length is None and not self.chunked and exc is None:
                 self.future = None
-                future.set_result(Reply(self.status, self.headers, bytes(self.body), until_close=True))
+                intake, self.intake = self.intake, None
+                future.set_result(
+                    Reply(self.status, self.headers, bytes(self.body), until_close=True, intake=intake)
+                )
             elif not self.heard and self.uses > 1:
                 self.future = None
                 self.stale = True
@@ -172,6 +188,7 @@ class Connection(asyncio.Protocol):
             else:
                 when = "before the reply was complete" if self.heard else "before any reply"
                 self.fail(ReplyLost(f"{self.origin} closed the connection {when}."))
+        self._let_go()
         self.owner.lost(self)
         self.transport = None
         del self.parser  # the parser holds bound methods: without this every connection is a reference cycle
@@ -208,16 +225,20 @@ class Connection(asyncio.Protocol):
             self.surplus = self.surplus or self.chunked or bool(self.length)
         else:
             self.phase = BODY
-            if self.length is not None and self.length > self.body_bytes_max:
-                self.fault = self._too_large(self.body_bytes_max)
+            if self.length is not None and self.length > self.body_bytes_max and not self._go_large():
+                self.fault = self.fault or self._too_large(self.body_bytes_max)
 
     def on_body(self, body: bytes) -> None:
         if self.phase == DONE:
             self.surplus = True
             return
         self.quiet_bytes = 0
-        if len(self.body) + len(body) > self.body_bytes_max:
+        if self.intake is not None:
+            self._feed(body)
+        elif len(self.body) + len(body) > self.body_bytes_max and not self._go_large(len(body)):
             self.fault = self.fault or self._too_large(self.body_bytes_max)
+        elif self.intake is not None:
+            self._feed(body)
         elif not self.body:
             self.body = body
         else:
@@ -233,6 +254,44 @@ class Connection(asyncio.Protocol):
             self.phase = DONE
 
     # -- inside
+
+    def _go_large(self, more: int = 0) -> bool:
+        """From here on the body goes elsewhere, or may have more room in memory. False: it is too large."""
+        large, self.large = self.large, None
+        if large is None or self.fault is not None:
+            return False
+        try:
+            intake = large.take(self.status, self.headers)
+        except MeshError as fault:
+            self.fault = fault
+            return False
+        if intake is None:
+            self.body_bytes_max = large.bytes_max
+            return max(self.length or 0, len(self.body) + more) <= large.bytes_max
+        self.intake = intake
+        intake.watch(self._go_on, self._intake_failed)
+        if self.body:
+            self._feed(bytes(self.body))
+            self.body = b""
+        return True
+
+    def _feed(self, chunk: bytes) -> None:
+        if self.intake is not None and not self.intake.feed(chunk) and self.transport is not None:
+            self.transport.pause_reading()
+
+    def _go_on(self) -> None:
+        if self.transport is not None and not self.closed:
+            self.transport.resume_reading()
+
+    def _intake_failed(self, fault: MeshError) -> None:
+        if self.future is not None and self.phase == BODY:
+            self.fail(fault)
+
+    def _let_go(self) -> None:
+        intake, self.intake = self.intake, None
+        if intake is not None:
+            intake.abandon()
+        self.resume_writing()
 
     def _framing(self, name: bytes, value: bytes) -> None:
         if name == b"content-length":
@@ -257,7 +316,8 @@ class Connection(asyncio.Protocol):
 
     def _finish(self, future: asyncio.Future[Reply]) -> None:
         self.future = None
-        future.set_result(Reply(self.status, self.headers, bytes(self.body)))
+        intake, self.intake = self.intake, None
+        future.set_result(Reply(self.status, self.headers, bytes(self.body), intake=intake))
         # An answer that overtook the end of its request leaves the rest of that request in the write buffer.
         if not self.surplus and not cast("asyncio.Transport", self.transport).get_write_buffer_size():
             self.owner.freed(self)

@@ -11,16 +11,18 @@ import contextlib
 from typing import TYPE_CHECKING, Any, TypedDict
 
 from mesh.errors import NotSent, ReplyLost, ReplyTimeout
-from mesh.pool.connection import Connection, Reply, StaleConnection
+from mesh.pool.connection import Connection
 from mesh.pool.dial import Dialer
 from mesh.pool.head import Headers, check_method, request_head
 from mesh.pool.lane import Lane
+from mesh.pool.reply import Large, Reply, StaleConnection
 
 if TYPE_CHECKING:
     import ssl
     from collections.abc import Coroutine
 
     from mesh.pool.target import Target
+    from mesh.streams import Source
 
 CONNECTIONS_PER_HOST_MAX = 64
 WAITING_PER_HOST_MAX = 1024
@@ -42,6 +44,17 @@ class PoolStats(TypedDict):
     open: int
     idle: int
     waiting: int
+
+
+async def _sent(connection: Connection, source: Source, future: asyncio.Future[Reply]) -> Reply:
+    """The reply, while the body is sent; the source is closed when this returns."""
+    connection.surplus = True  # behind a reply that overtakes it the rest of the request would be still to come
+    sending = asyncio.ensure_future(connection.send(source, future))
+    try:
+        return await future
+    finally:
+        sending.cancel()
+        await asyncio.wait([sending])
 
 
 class Pool:
@@ -86,30 +99,36 @@ class Pool:
         target: Target,
         path: bytes,
         headers: Headers,
-        body: bytes,
+        body: bytes | Source,
         *,
         timeout_s: float,
         reply_bytes_max: int | None = None,
+        large: Large | None = None,
     ) -> Coroutine[Any, Any, Reply]:
         """`request` with POST."""
-        return self.request(b"POST", target, path, headers, body, timeout_s=timeout_s, reply_bytes_max=reply_bytes_max)
+        return self.request(
+            b"POST", target, path, headers, body, timeout_s=timeout_s, reply_bytes_max=reply_bytes_max, large=large
+        )
 
-    async def request(
+    async def request(  # noqa: C901 - one request, in the order of what may happen to it
         self,
         method: bytes,
         target: Target,
         path: bytes,
         headers: Headers = (),
-        body: bytes = b"",
+        body: bytes | Source = b"",
         *,
         timeout_s: float,
         reply_bytes_max: int | None = None,
+        large: Large | None = None,
     ) -> Reply:
         """Send one request, give the final reply whatever its status (1xx skipped, redirects not followed).
 
         `path` is the whole request target (`target.path`, or `target.under(...)`). `timeout_s` covers
         waiting, connecting and the last byte of the reply. A reused connection that closes before any byte
-        of the reply is replaced by a fresh one, once. Cancelling the caller drops the connection.
+        of the reply is replaced by a fresh one, once. Cancelling the caller drops the connection. A `body` that is a
+        Source is sent piece by piece, from its beginning on a fresh connection; what it raises is raised here, and the
+        peer gets no whole request then. `large` takes a large reply elsewhere than into memory.
 
         Raises NotSent, ReplyLost, ReplyTimeout, ReplyInvalid as mesh/errors.py defines them (code
         `reply_too_large` for a cap, `pool_closed` after `close`), and Malformed (code `request_invalid`) for what
@@ -119,7 +138,8 @@ class Pool:
             raise NotSent(_POOL_CLOSED, code=POOL_CLOSED)
         if method != b"POST":
             check_method(method)
-        head = request_head(method, target, path, headers, len(body))
+        source, body = (None, body) if isinstance(body, bytes) else (body, b"")
+        head = request_head(method, target, path, headers, len(body) if source is None else source.size)
         loop = asyncio.get_running_loop()
         now_s = loop.time()
         deadline_s = now_s + timeout_s
@@ -128,12 +148,16 @@ class Pool:
             lane = self._lanes[target.origin] = Lane(target.origin, loop, self._idle_s, self._slot_gone)
         connection = lane.take_idle(target, now_s) or await self._connection(lane, target, deadline_s)
         limit_bytes = self._reply_bytes_max if reply_bytes_max is None else reply_bytes_max
+        if large is not None:
+            limit_bytes = large.inline_bytes
         while True:
             if deadline_s < self._timer_at_s:
                 self._arm(loop, deadline_s)
-            future = connection.exchange(head, body, deadline_s, limit_bytes, head_only=method == b"HEAD")
+            future = connection.exchange(
+                head, body, deadline_s, limit_bytes, head_only=method == b"HEAD", large=large
+            )
             try:
-                return await future
+                return await (future if source is None else _sent(connection, source, future))
             except StaleConnection:
                 connection = await self._reconnect(lane, target, deadline_s)
             except asyncio.CancelledError:

@@ -111,6 +111,17 @@ class Head(msgspec.Struct, array_like=True):
     counted: str = ""
 
 
+class DataRef(msgspec.Struct, array_like=True, frozen=True):
+    """Bytes that are kept outside the record, under their operation's id and their SHA-256 (hex), in a blob store.
+
+    `place` is the kind of that store, so that a gateway with another one can say what is wrong.
+    """
+
+    place: str
+    sha256: str
+    size: int
+
+
 class Request(msgspec.Struct, array_like=True, omit_defaults=True):
     """Decoded `q`: what the caller asked for, written once. Header names are lower case."""
 
@@ -126,6 +137,8 @@ class Request(msgspec.Struct, array_like=True, omit_defaults=True):
     labels: dict[str, str] = {}
     idempotency_key: str = ""
     links: list[str] = []
+    data: DataRef | None = None
+    """The input, where it is too large for the record."""
 
 
 class Outcome(msgspec.Struct, array_like=True, omit_defaults=True):
@@ -145,6 +158,8 @@ class Outcome(msgspec.Struct, array_like=True, omit_defaults=True):
     headers: list[tuple[bytes, bytes]] = []
     links: list[str] = []
     original: bytes = b""
+    data: DataRef | None = None
+    """The result, where it is too large for the record; `body` is empty then."""
 
 
 class Entry(msgspec.Struct, array_like=True):

@@ -72,6 +72,11 @@ class Store(Durable):
         await self.link.call(b"HSETNX", self.keys.meta, name, candidate)
         return (await self.link.call(b"HGET", self.keys.meta, name)).decode()
 
+    async def exist(self, operation_ids: Sequence[str]) -> list[bool]:
+        """Which of these operations have a record, in one pipeline."""
+        calls = [self.link.call(b"EXISTS", self.keys.operation(one)) for one in operation_ids]
+        return [await call == 1 for call in calls]
+
     # Callers ------------------------------------------------------------------------------------------------------
 
     async def start(
@@ -156,12 +161,15 @@ class Store(Durable):
 
     async def retry(
         self, operation_id: str, run: int, attempt: int, *, delay_ms: int, detail: str, outcome: bytes,
-        instance: str = "",
+        instance: str = "", free: bool = False,
     ) -> Moved:  # fmt: skip
-        """The attempt failed; back off `delay_ms`, or end with `outcome` when no attempt is left."""
+        """The attempt failed; back off `delay_ms`, or end with `outcome` when no attempt is left.
+
+        `free`: it was the mesh's own trouble, and counts against no limit of attempts.
+        """
         arguments = {
             "id": operation_id, "run": run, "attempt": attempt, "delay_ms": delay_ms, "detail": detail,
-            "instance": instance,
+            "instance": instance, "free": int(free),
         }  # fmt: skip
         try:
             reply = await self.fcall("mesh1_retry", arguments, outcome)

@@ -31,7 +31,7 @@ async def _drip(call: Call, writer: asyncio.StreamWriter) -> None:
 
 
 async def _endless(call: Call, writer: asyncio.StreamWriter) -> None:
-    writer.write(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n")
+    writer.write(b"HTTP/1.1 424 Failed\r\ntransfer-encoding: chunked\r\n\r\n")
     with suppress(OSError):
         while not writer.is_closing():
             writer.write(b"10000\r\n" + b"x" * 0x10000 + b"\r\n")
@@ -104,9 +104,9 @@ class TestBadAgents:
 
     @pytest.mark.parametrize("how", ["declared", "endless", "header"])
     async def test_too_large(self, caller: Caller, agent: Actor, how: str) -> None:
-        """P98: a result over the limit fails the operation, for it would be as large the next time."""
+        """P98: an answer over the limit fails the operation, for it would be as large the next time."""
         if how == "declared":
-            agent.replies(Reply(200, b"x" * (2 * 1024 * 1024 + 1)))
+            agent.replies(Reply(424, b"x" * (2 * 1024 * 1024 + 1)))
         elif how == "endless":
             agent.script = _endless
         else:

@@ -111,10 +111,11 @@ class TestHeaders:
 
 class TestSizes:
     async def test_body_over_the_limit(self, caller: Caller, agent: Actor) -> None:
-        """P2: BAD_REQUEST on this surface; the limit itself is fine."""
+        """P2: BAD_REQUEST on this surface where no payload belongs (P390); the limit itself is fine."""
         name = await caller.register(agent.url)
         limit = 2 * 1024 * 1024
-        check_failure(await caller.nexus(name, b"x" * (limit + 1)), 400, "BAD_REQUEST", "too_large")
+        over = await caller.post(f"/nexus/endpoints/{name}/services/s/o/cancel", b"x" * (limit + 1))
+        check_failure(over, 400, "BAD_REQUEST", "too_large")
         assert agent.calls == []
         assert (await caller.nexus(name, b"x" * limit)).status == 200
         assert len(agent.calls[0].body) == limit
@@ -123,7 +124,8 @@ class TestSizes:
         """P2: answered while it still comes."""
         name = await caller.register(agent.url)
         async with await Connection.open(caller.gateway.port) as connection:
-            connection.send("POST", f"/nexus/endpoints/{name}/services/s/o", {"transfer-encoding": "chunked"})
+            target = f"/nexus/endpoints/{name}/services/s/o/cancel"
+            connection.send("POST", target, {"transfer-encoding": "chunked"})
             chunk = b"10000\r\n" + b"x" * 0x10000 + b"\r\n"
             for _ in range(33):
                 connection.writer.write(chunk)

@@ -54,13 +54,14 @@ CASES: Final = (
         group="limits",
         rule="P2",
         rules={"agent": "P135", "client": "P149"},
-        expected="400 BAD_REQUEST above 2 MiB, not retryable; also where it comes in chunks",
+        expected="400 BAD_REQUEST above 2 MiB, not retryable; also where it comes in chunks. A gateway may take larger"
+        " inputs, which it keeps outside its memory; anything else ends there",
         reason="a body without a bound is how one caller takes a server's memory",
         advice="Count bytes while they arrive; refuse with 400, which Nexus callers do not repeat.",
         gateway=Trial(
             steps=(
-                start(body=TOO_LARGE, type=BYTES, expect=REFUSED),
-                start(body=TOO_LARGE, type=BYTES, framing="chunked", expect=REFUSED),
+                Ask(path="{op}/cancel", body=TOO_LARGE, type=BYTES, expect=REFUSED),
+                Ask(path="{op}/cancel", body=TOO_LARGE, type=BYTES, framing="chunked", expect=REFUSED),
                 Got(count=0),
                 start(body=TOO_LARGE[1:], type=BYTES, expect=Expect(status=200, body=TOO_LARGE[1:])),
             )

@@ -1,5 +1,6 @@
 -- retry: the attempt failed in a way worth repeating; back off, or end when no attempt is left.
--- Keys: partition root. Arguments: msgpack {id, run, attempt, delay_ms, detail, instance}, outcome for the last attempt;
+-- Keys: partition root. Arguments: msgpack {id, run, attempt, delay_ms, detail, instance, free}, outcome for the last attempt;
+--   `free` 1: what failed was the mesh's own, and the attempt counts against no limit;
 --   from an agent by its task token {id, run, attempt, least_ms, chance, detail}: the policy that the endpoint has now
 --   says how long, `chance` in [-1, 1] moves it by its jitter, `least_ms` is what the agent asked for.
 -- Reply: {'backing_off', now, due_at, endpoint with a waiting line or ''} or {'exhausted', now, seq, endpoint...}
@@ -37,6 +38,7 @@ local function mesh1_retry(keys, argv)
     if word ~= 'ok' then return { word, now, op.state } end
   end
   emit(op, E.attempt_failed, now, a.detail, nil, a.instance or op.instance)
+  if a.free == 1 then op.resumes = op.resumes + 1 end
   if op.cancel_asked == 1 and op.journal == 0 then
     apply(op, 'cancel')
     settle(op, now, E.canceled)

@@ -1,0 +1,204 @@
+"""Large inputs and results of one gateway: into its blob store, out of it, and how they show on the wire (P390).
+
+Owns what counts as large and where that goes; without a store nothing is large, and bodies end at `body_bytes_max`.
+Knows no states: who stores a reference, and when, is operations.py and starts.py.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import re
+import sys
+from collections.abc import AsyncIterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import unquote, urlsplit
+
+from mesh.blobs.local import LocalBlobs
+from mesh.blobs.spool import Spool, Spooled, Spooler
+from mesh.blobs.store import BlobStore, Stored
+from mesh.blobs.sweep import sweep
+from mesh.clock import sleep
+from mesh.errors import BlobMissing, Malformed, TooLarge, Unavailable
+from mesh.pool import Large
+from mesh.store.layout import DataRef
+from mesh.wire.digests import CONTENT_DIGEST, REPR_DIGEST, digest_field, mismatch, told_digest
+
+if TYPE_CHECKING:
+    from gateway.settings import BlobSettings
+    from mesh.edge import Answer, Headers, Request
+    from mesh.store.store import Store
+
+LIMIT: Final = "the limit of this gateway ([blobs] bytes_max)"
+SLOWEST_BYTES_PER_MS: Final = 4 << 10
+"""A large input has its time for being sent on top of a request's timeout: 1 s for each 4 MiB."""
+OK: Final = 200
+DIGESTS: Final = frozenset((CONTENT_DIGEST, REPR_DIGEST))
+"""Headers that say what a body has to be."""
+_range: Final = re.compile(r"bytes=([0-9]{0,15})-([0-9]{0,15})").fullmatch
+
+
+def transfer_ms(data: DataRef | None) -> int:
+    """What a start request may take longer because of its body."""
+    return 0 if data is None else data.size // SLOWEST_BYTES_PER_MS
+
+
+def dataref(url: str, data: DataRef, content_type: str | None) -> dict[str, Any]:
+    """How a large payload shows in a record (P392)."""
+    return {"url": url, "digest": digest_field(data.sha256), "bytes": data.size, "content_type": content_type}
+
+
+class Payloads:
+    """The blob store of one gateway, if it has one. `inline_bytes_max`: what is longer is large."""
+
+    def __init__(self, settings: BlobSettings, body_bytes_max: int, namespace: str) -> None:
+        """`namespace`: the identity of the store of operations, so that two meshes may share one place."""
+        self._settings = settings
+        self.body_bytes_max = body_bytes_max
+        self.store: BlobStore | None = None
+        self.spooler: Spooler | None = None
+        self.inline_bytes_max = sys.maxsize
+        self.replies: Large | None = None
+        """For replies to starts."""
+        if settings.url:
+            local = LocalBlobs(Path(unquote(urlsplit(settings.url).path)) / namespace)
+            self.store = local
+            self.spooler = Spooler(
+                local.parts, bytes_max=settings.bytes_max, limit=LIMIT, free_bytes_min=settings.free_bytes_min
+            )
+            self.inline_bytes_max = min(settings.inline_bytes_max, body_bytes_max - 1)
+            self.replies = Large(self.inline_bytes_max, body_bytes_max, self._take_reply)
+
+    async def start(self) -> None:
+        """Raises ConfigError when the place cannot be used."""
+        if self.store is not None:
+            await self.store.check()
+
+    async def close(self) -> None:
+        if self.store is not None:
+            await self.store.close()
+        if self.spooler is not None:
+            self.spooler.close()
+
+    # In -----------------------------------------------------------------------------------------------------------
+
+    def take(self, request: Request) -> Spool | None:
+        """An intake for the body of a request whose sender may send it. Raises TooLarge, TooMany, StorageFull."""
+        return self._open(request.first)
+
+    def _take_reply(self, status: int, headers: Headers) -> Spool | None:
+        return self._open(dict(reversed(headers))) if status == OK else None
+
+    def _open(self, first: Mapping[bytes, bytes]) -> Spool | None:
+        if self.spooler is None:
+            return None
+        length = first.get(b"content-length")
+        return self.spooler.open(told=told_digest(first), length=None if length is None else int(length))
+
+    async def keep(self, owner: str, spooled: Spooled) -> DataRef:
+        """The body is the operation's from now on, durably. Raises StorageFull, Unavailable."""
+        if self.store is None:
+            raise Unavailable("this gateway keeps no large payloads", code="blob_storage_off")
+        await self.store.put(owner, spooled)
+        return DataRef(self.store.place, spooled.sha256, spooled.size)
+
+    async def keep_bytes(self, owner: str, body: bytes) -> DataRef:
+        """As `keep`, of a body that came in memory."""
+        if self.spooler is None:
+            raise Unavailable("this gateway keeps no large payloads", code="blob_storage_off")
+        spool = self.spooler.open(length=len(body))
+        try:
+            spool.feed(body)
+            return await self.keep(owner, await spool.finish())
+        finally:
+            spool.abandon()
+
+    async def drop(self, owner: str) -> None:
+        """Nobody will ever refer to what was kept for this id."""
+        if self.store is not None:
+            await self.store.drop(owner)
+
+    # Out ----------------------------------------------------------------------------------------------------------
+
+    def stored(self, owner: str, data: DataRef, start: int = 0, count: int | None = None) -> Stored:
+        """A payload, or a span of it, to be sent. Raises BlobMissing when it is kept in another kind of place."""
+        if self.store is None or self.store.place != data.place:
+            here = "keeps none" if self.store is None else f"keeps its own at {self.store.place}"
+            detail = f"operation {owner} has a payload at {data.place}, and this gateway {here}: give all gateways"
+            raise BlobMissing(f"{detail} of the mesh the same [blobs] url", retry_after_s=5)
+        return Stored(self.store, owner, data.sha256, data.size, start=start, count=count)
+
+    async def read(self, owner: str, data: DataRef, bytes_max: int) -> bytes:
+        """All of a payload. Raises TooLarge, BlobMissing, BlobCorrupt."""
+        if data.size > bytes_max:
+            raise TooLarge(f"the payload has {data.size} bytes, and {bytes_max} at most can be read here")
+        return b"".join([piece async for piece in self.stored(owner, data).chunks()])
+
+    async def answering(self, answer: Answer, request: Request, owner: str, data: DataRef) -> Answer:
+        """`answer` with the payload as its body, or the span that `Range` asks for. Raises BlobMissing, Malformed."""
+        headers: Headers = [*answer.headers, (b"accept-ranges", b"bytes")]
+        headers.append((b"repr-digest", digest_field(data.sha256).encode()))
+        span = _span(request.first.get(b"range"), data.size) if request.method == "GET" else None
+        stored = self.stored(owner, data, *(span or ()))
+        if span is not None:
+            last = span[0] + span[1] - 1
+            headers.append((b"content-range", b"bytes %d-%d/%d" % (span[0], last, data.size)))
+            answer = answer._replace(status=206)
+        # What is not there is said now, while there is still a status to say it with.
+        return answer._replace(headers=headers, stream=_Begun(stored.size, await stored.begin()))
+
+    # Sweeping -----------------------------------------------------------------------------------------------------
+
+    async def sweep(self, store: Store) -> int:
+        """Delete what no operation refers to; how many operations' payloads went."""
+        if self.store is None:
+            return 0
+        return await sweep(self.store, store.exist, self._settings.grace_ms)
+
+    async def sweep_once(self, store: Store) -> None:
+        """One turn of the clockwork."""
+        await sleep(self._settings.sweep_ms / 1000)
+        await self.sweep(store)
+
+
+class _Begun:
+    """A mesh.streams.Source that can be read once."""
+
+    def __init__(self, size: int, pieces: AsyncIterator[bytes]) -> None:
+        self.size = size
+        self._pieces = pieces
+
+    def chunks(self) -> AsyncIterator[bytes]:
+        return self._pieces
+
+
+def check_told(first: Mapping[bytes, bytes], body: bytes) -> None:
+    """A body in memory is what its sender said it is. Raises Malformed `digest_mismatch`, `digest_invalid`."""
+    told = told_digest(first)
+    if told is not None:
+        found = hashlib.sha256(body).hexdigest()
+        if found != told:
+            raise mismatch(told, found)
+
+
+async def file_bytes(path: Path) -> bytes:
+    """All of a file."""
+    return await asyncio.get_running_loop().run_in_executor(None, path.read_bytes)
+
+
+def _span(value: bytes | None, size: int) -> Sequence[int] | None:
+    """First byte and number of bytes that a `Range` of one span asks for; None: all of it. Raises Malformed."""
+    asked = _range(value.decode("latin-1").replace(" ", "")) if value is not None else None
+    if asked is None or asked[0] == "bytes=-":
+        return None  # RFC 9110 section 14.2: what is not understood is ignored
+    first, last = asked[1], asked[2]
+    if not first:
+        count = min(int(last), size)
+        start = size - count
+    else:
+        start = int(first)
+        count = (min(int(last), size - 1) if last else size - 1) - start + 1
+    if count <= 0 or start >= size:
+        raise Malformed(f"there are {size} bytes, and none of them in that range", code="range_invalid")
+    return start, count
