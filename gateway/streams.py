@@ -11,6 +11,7 @@ from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import StreamingResponse
 
 from gateway.outcomes import encode_json
+from gateway.query import check_query
 from gateway.waiters import wait_for
 from mesh.clock import to_rfc3339
 from mesh.errors import Malformed, MeshError
@@ -101,6 +102,7 @@ async def operation_events(
     """What happened to it and what its handler did; with `Accept: text/event-stream` from `Last-Event-ID` on."""
     mesh: Mesh = request.app.state.mesh
     namespace = mesh.auth.authenticate(request.scope["headers"]).namespace
+    check_query(request)
 
     async def read(after: int, count: int) -> Part:
         history = await mesh.operations.history(operation_id, namespace, after, count)
@@ -118,6 +120,7 @@ async def operation_stream(
     """Chunks as they were emitted, each with its number; with `Accept: text/event-stream` from `Last-Event-ID` on."""
     mesh: Mesh = request.app.state.mesh
     namespace = mesh.auth.authenticate(request.scope["headers"]).namespace
+    check_query(request)
 
     async def read(after: int, count: int) -> Part:
         known, lines, total = await mesh.operations.stream(operation_id, namespace, after, count)

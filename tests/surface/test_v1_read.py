@@ -176,6 +176,15 @@ class TestEvents:
         operation = (await caller.v1(await caller.register(agent.url))).json["id"]
         check_problem(await caller.get(f"/v1/operations/{operation}/events?cursor={cursor}"), 400, "cursor_invalid")
 
+    @pytest.mark.parametrize("accept", ["application/json", "text/event-stream"])
+    @pytest.mark.parametrize("of", ["events", "stream"])
+    async def test_unknown_parameters(self, caller: Caller, agent: Actor, of: str, accept: str) -> None:
+        """P69: `after=5` for `cursor=5` would begin at the beginning, time and again."""
+        operation = (await caller.v1(await caller.register(agent.url))).json["id"]
+        answer = await caller.get(f"/v1/operations/{operation}/{of}?after=5", headers=[("accept", accept)])
+        check_problem(answer, 422, "parameter_invalid")
+        assert [one["parameter"] for one in answer.json["errors"]] == ["after"]
+
     async def test_a_stream_follows_and_ends(self, caller: Caller, agent: Actor) -> None:
         """P68: ids are the sequence; the end has none, and the stream closes."""
         agent.replies(started())
