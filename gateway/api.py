@@ -12,7 +12,7 @@ from gateway.start_body import MESH_START, TIMEOUT_MS_MAX, beside, read_order, r
 from mesh.clock import now_ms
 from mesh.edge import Answer, HotRoute, Request
 from mesh.errors import Conflict, Malformed, Unprocessable
-from mesh.wire import caller_headers, parse_prefer
+from mesh.wire import caller_headers, check_json, costly, parse_prefer
 
 if TYPE_CHECKING:
     from gateway.auth import Auth
@@ -71,6 +71,11 @@ class OperationsSurface:
         if DIGESTS & request.first.keys() and request.intake is None:
             check_told(request.first, request.body)
         ordered = request.first.get(MESH_START)
+        told = request.body if ordered is None else ordered
+        if costly(told):
+            await self._operations.check_json(told)
+        else:
+            check_json(told)
         if ordered is None:
             order = read_order(read_start(request.body), principal.namespace, headers)
         else:

@@ -24,7 +24,7 @@ from mesh.edge.bodies import read_body
 from mesh.errors import Malformed, TooMany
 from mesh.wire import load_json
 from registry.records import LIMIT, LIMIT_MAX, Filters, endpoint_record, instance_record, page
-from registry.spec import INSTANCE_BYTES_MAX, SPEC_BYTES_MAX, EndpointSpec, InstanceSpec
+from registry.spec import INSTANCE_BYTES_MAX, SPEC_BYTES_MAX, SPEC_NS_MAX, EndpointSpec, InstanceSpec
 from registry.watch import Watch
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ class _Route(APIRoute):
                 headers: Headers = scope["headers"]
                 scope["headers"] = [*(one for one in headers if one[0] != b"content-type"), _CONTENT_TYPE]
             checked = _Checked(scope, request.receive)
-            checked.payload, checked.value = payload, load_json(payload) if payload else None
+            checked.payload, checked.value = payload, load_json(payload, ns_max=SPEC_NS_MAX) if payload else None
             checked.state.namespace = namespace
             return await handle(checked)
 

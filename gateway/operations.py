@@ -36,7 +36,7 @@ from mesh.wire import failure_json, format_link
 from registry.routing import Outcome as Routed
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Sequence
 
     from gateway.courier import Courier, Session
     from gateway.egress import Egress
@@ -91,6 +91,18 @@ class Operations(Journals):
         self._rejoin = rejoin
         self._recheck = recheck
 
+    async def check_json(self, body: bytes) -> None:
+        """Raise unless `body`, which is costly to read, is strict JSON; the event loop goes on meanwhile.
+
+        Raises Malformed `json_invalid`, Unprocessable `check_too_long`, TooMany `checks_busy`.
+        """
+        await self._catalog.examiner.read(body)
+
+    async def check_tasks_json(self, body: bytes, tokens: Sequence[str]) -> None:
+        """The same for what agents say of `tasks`; whoever holds no task cannot make the gateway read on."""
+        if any(self._claims(tokens)):
+            await self.check_json(body)
+
     async def start(self, order: Order, *, wait: bool) -> Placed:
         """Accept an operation durably and send its first attempt; `wait`: the caller's request stays open for it.
 
@@ -101,7 +113,7 @@ class Operations(Journals):
         if listed is not None and listed.input is not None:
             check_json_type(order)
             body = order.body if order.large is None else await self._checkable(order.large)
-            await self._catalog.check_input(listed.input, body or b"null", order.input_at)
+            await self._catalog.examiner.check(listed.input, body or b"null", order.input_at)
         if order.callback_url:
             self._egress.vet(order.callback_url)
         order, claim = await self._as_child(order, order.parent) if order.parent is not None else (order, None)

@@ -5,7 +5,6 @@ The stored form is mesh.store.layout.Outcome; this file is the only one that tur
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final
 
@@ -16,7 +15,7 @@ from mesh.clock import to_rfc3339
 from mesh.edge import Answer, Headers
 from mesh.machine import State
 from mesh.store.layout import Head, Line, Outcome, Request
-from mesh.wire import failure_json, handler_failure, nested_deeper, operation_failure, parse_links
+from mesh.wire import failure_json, handler_failure, operation_failure, parse_links, readable_json
 from mesh.wire.headers import is_json_type
 
 if TYPE_CHECKING:
@@ -113,11 +112,10 @@ def result_fields(operation_id: str, state: State, outcome: Outcome | None) -> d
         return {"result_dataref": dataref(url, outcome.data, outcome.content_type)}
     if outcome.content_type is None and not outcome.body:
         return {"result": None}
-    if outcome.content_type is not None and is_json_type(outcome.content_type.encode("latin-1")):
-        # Of more levels than a reader's stack it would spoil whatever it is shown in: a parent's journal.
-        with contextlib.suppress(msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            if not nested_deeper(outcome.body, msgspec.json.decode(outcome.body)):
-                return {"result": msgspec.Raw(outcome.body)}
+    labelled = outcome.content_type is not None and is_json_type(outcome.content_type.encode("latin-1"))
+    # Of more levels than a reader's stack it would spoil whatever it is shown in: a parent's journal.
+    if labelled and readable_json(outcome.body):
+        return {"result": msgspec.Raw(outcome.body)}
     return {"result_base64": outcome.body, "result_type": outcome.content_type}
 
 

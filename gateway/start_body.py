@@ -18,7 +18,6 @@ from mesh.errors import Malformed, Unprocessable
 from mesh.wire import (
     check_callback_headers,
     check_endpoint,
-    check_json,
     check_operation,
     check_service,
     parse_duration_ms,
@@ -100,8 +99,7 @@ def _pointer(message: str) -> dict[str, str]:
 
 
 def read_start(body: bytes) -> StartBody:
-    """Raises Malformed (not JSON, not_supported_yet) and Unprocessable with pointers."""
-    check_json(body)
+    """Of strict JSON. Raises Malformed (not JSON, not_supported_yet) and Unprocessable with pointers."""
     try:
         return _decode(body)
     except msgspec.ValidationError as error:

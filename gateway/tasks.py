@@ -6,8 +6,8 @@ comes in a header and whose refusal is the request's.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar
 
 import msgspec
 
@@ -33,7 +33,7 @@ from gateway.tasks_body import (
 from mesh.clock import to_rfc3339
 from mesh.edge import Answer, HotRoute, Request
 from mesh.errors import Malformed, Unprocessable
-from mesh.wire import check_json
+from mesh.wire import CHEAP_BYTES, check_json, costly
 
 if TYPE_CHECKING:
     from gateway.journals import Steps
@@ -51,6 +51,7 @@ ALONE: Final = ("",)
 _JSON: Final = [(b"content-type", b"application/json"), (b"cache-control", b"no-store")]
 
 Task = TypeVar("Task", HeartbeatTask, JournalTask, EmitTask, SuspendTask)
+Verb: TypeAlias = Callable[[Request], Awaitable[Answer]]
 
 
 def header_token(request: Request) -> str:
@@ -63,7 +64,8 @@ def header_token(request: Request) -> str:
 
 
 def _decoded(decoder: msgspec.json.Decoder[Any], body: bytes) -> Any:
-    check_json(body)
+    if len(body) <= CHEAP_BYTES:
+        check_json(body)
     try:
         return decoder.decode(body)
     except msgspec.ValidationError as error:
@@ -71,7 +73,7 @@ def _decoded(decoder: msgspec.json.Decoder[Any], body: bytes) -> Any:
         pointer = path.rstrip("`").replace("[...]", "").replace(".", "/")
         detail = f"the body is not what this verb takes: {text}"
         raise Unprocessable(detail, code="body_invalid", errors=[{"pointer": pointer, "detail": text}]) from None
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise Malformed(f"not JSON: {error}", code="json_invalid") from None
 
 
@@ -150,15 +152,30 @@ class TasksSurface:
         self._operations = operations
         self._wait_max_ms = wait_max_ms
         self._routes = {
-            PREFIX + name: HotRoute(verb, problem)
-            for name, verb in (
-                (b"heartbeat", self.heartbeat),
-                (b"journal", self.journal),
-                (b"emit", self.emit),
-                (b"suspend", self.suspend),
-                (b"read", self.read),
+            PREFIX + name: HotRoute(self._sound(shapes, verb), problem)
+            for name, shapes, verb in (
+                (b"heartbeat", _HEARTBEAT, self.heartbeat),
+                (b"journal", _JOURNAL, self.journal),
+                (b"emit", _EMIT, self.emit),
+                (b"suspend", _SUSPEND, self.suspend),
+                (b"read", _READ, self.read),
             )
         }
+
+    def _sound(self, shapes: Shapes, verb: Verb) -> Verb:
+        """`verb` behind a look at the JSON of long bodies; that of short ones is looked at as they are decoded."""
+
+        async def looked_at(request: Request) -> Answer:
+            body = request.body
+            if len(body) > CHEAP_BYTES:
+                tasks, _ = shapes.tasks(request)
+                if costly(body):
+                    await self._operations.check_tasks_json(body, [task.token for task in tasks])
+                else:
+                    check_json(body)
+            return await verb(request)
+
+        return looked_at
 
     def find(self, method: str, raw_path: bytes) -> HotRoute | None:
         """POST /v1/tasks/{verb}."""

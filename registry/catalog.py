@@ -21,7 +21,7 @@ from mesh.ids import short_id
 from mesh.store.catalog import CatalogStore, stale_endpoint, unknown_endpoint
 from mesh.wire import check_endpoint
 from registry.callers import Callers
-from registry.contracts import Contract, Examiner
+from registry.contracts import Examiner
 from registry.endpoint import NAME_SHOWN_MAX, Endpoint, Operation, compile_endpoint
 from registry.gate import Verdict, check_contract, check_schemas
 from registry.instances import (
@@ -64,7 +64,7 @@ class Catalog:
         self.time = time or StoreTime()
         self.instances = Instances(store, self.time)
         self.callers = Callers(store)
-        self._examiner = Examiner()
+        self.examiner = Examiner()
         self.version = -1
         """Of the registry, as last read."""
         self._hinted = -1
@@ -111,13 +111,6 @@ class Catalog:
         Raises NotFound `unknown_service`, `unknown_operation_name`.
         """
         return endpoint.operation(service, operation)
-
-    async def check_input(self, contract: Contract, body: bytes, at: str) -> None:
-        """Raise unless the JSON text `body` keeps `contract`; pointers are put behind `at`.
-
-        Raises Unprocessable (`schema_breach`, `check_too_long`), Malformed `json_invalid`, TooMany.
-        """
-        await self._examiner.check(contract, body, at)
 
     # Following the store ------------------------------------------------------------------------------------------
 
@@ -249,7 +242,7 @@ class Catalog:
         if old == new:
             return None
         callers = await self.callers.of(present.id)
-        return await check_contract(present.name, old, new, callers, self._examiner, force=force)
+        return await check_contract(present.name, old, new, callers, self.examiner, force=force)
 
     async def _put(self, name: str, namespace: str, spec: EndpointSpec, verdict: Verdict | None, if_match: str) -> Put:
         word, endpoint_id, _ = await self._store.endpoint_put(
@@ -331,7 +324,7 @@ class Catalog:
 
     async def close(self) -> None:
         """End what checks large inputs."""
-        await self._examiner.close()
+        await self.examiner.close()
 
     async def loads(self, endpoints: Sequence[Endpoint]) -> list[tuple[int, int]]:
         """(running, waiting) operations of each, as the store counts them now."""

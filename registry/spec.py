@@ -20,6 +20,8 @@ from registry.contracts import BREACHES_MAX, pointer
 from registry.policy import Part, Policy
 
 SPEC_BYTES_MAX: Final = 1024 * 1024
+SPEC_NS_MAX: Final = 100_000_000
+"""What reading a registration may cost, by reading_ns: more than 1 MiB of schemas does."""
 INSTANCE_BYTES_MAX: Final = 8 * 1024
 DESCRIPTION_CHARS_MAX: Final = 4_096
 SERVICES_MAX: Final = 100

@@ -8,7 +8,7 @@ from __future__ import annotations
 import binascii
 import re
 from base64 import b64decode
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import msgspec
 
@@ -24,6 +24,7 @@ from mesh.store.store import pack
 from mesh.store.verbs import Completed, Completion
 from mesh.wire import (
     HANDLER_ERRORS,
+    READ_NS_MAX,
     as_operation_failure,
     failure_json,
     format_link,
@@ -71,7 +72,7 @@ _FIELDS: Final = {
 """State -> the fields of such an answer, beside token and state."""
 _OPTIONAL: Final[tuple[tuple[str, object], ...]] = (
     ("result", msgspec.UNSET), ("result_base64", None), ("content_type", None), ("links", []), ("message", ""),
-    ("failure", None), ("type", ""), ("retryable", None), ("retry_after_ms", 0), ("reason", ""),
+    ("failure", msgspec.UNSET), ("type", ""), ("retryable", None), ("retry_after_ms", 0), ("reason", ""),
 )  # fmt: skip
 """The fields that an answer may leave out, with what they are then."""
 _TAKEN: Final = {"lost": "lost", "ended": "ended", "unknown": "unknown", "broken": "broken"}
@@ -177,7 +178,7 @@ class Answering:
 def read(body: AnswerBody, claim: Claim) -> tuple[Answer, Outcome | None]:
     """One answer for the store, and its outcome if it ends the operation. Raises Malformed, Unprocessable."""
     if body.state == "succeeded":
-        if body.message or body.reason or body.failure is not None:
+        if body.message or body.reason or body.failure is not msgspec.UNSET:
             _only(body)
         return _ended(claim, Event.SUCCEED, _result(body))
     _only(body)
@@ -187,7 +188,9 @@ def read(body: AnswerBody, claim: Claim) -> tuple[Answer, Outcome | None]:
         return _handler_error(body, claim)
     if body.state not in ("failed", "canceled"):
         raise Malformed("state is succeeded, failed, canceled or released", code="state_invalid")
-    failure = as_operation_failure(body.state, _failure(body, f"the operation {body.state}"))
+    failure = as_operation_failure(
+        body.state, _failure(body) or {"message": body.message or f"the operation {body.state}"}
+    )
     event = Event.CANCEL if body.state == "canceled" else Event.FAIL
     return _ended(claim, event, Outcome("failure", body=failure_json(failure)))
 
@@ -224,23 +227,26 @@ def _result(body: AnswerBody) -> Outcome:
     return Outcome("result", "", body.content_type or "application/octet-stream", content, links=links)
 
 
-def _failure(body: AnswerBody, otherwise: str) -> dict[str, object]:
-    if body.failure is None:
-        return {"message": body.message or otherwise}
-    if not is_failure(body.failure):
+def _failure(body: AnswerBody) -> dict[str, Any] | None:
+    """The Failure of an answer that has one. Raises Malformed."""
+    if isinstance(body.failure, msgspec.UnsetType) or (raw := bytes(body.failure)) == b"null":
+        return None
+    value = load_json(raw, FAILURE_DEPTH_MAX, ns_max=READ_NS_MAX)
+    if not is_failure(value):
         raise Malformed("failure is not a Nexus Failure", code="failure_invalid")
-    return load_json(failure_json(body.failure), FAILURE_DEPTH_MAX)
+    return value
 
 
 def _handler_error(body: AnswerBody, claim: Claim) -> tuple[Answer, Outcome | None]:
     """The attempt failed: repeated where that is worth while, else it ends the operation as a refusal."""
     error_type = body.type or "INTERNAL"
-    failure = _failure(body, error_type)
+    own = _failure(body)
+    failure = own or {"message": body.message or error_type}
     said = parse_handler_failure(HANDLER_ERRORS.get(error_type, (500, True))[0], _JSON_HEADERS, failure_json(failure))
     retryable = retryable_by_default(error_type) if body.retryable is None else body.retryable
     whole = said.failure
-    if said.type != error_type or said.retryable != retryable or not body.failure:
-        whole = handler_failure(error_type, body.message or said.message, retryable=body.retryable, cause=body.failure)
+    if said.type != error_type or said.retryable != retryable or not own:
+        whole = handler_failure(error_type, body.message or said.message, retryable=body.retryable, cause=own)
     detail = f"{error_type}: {body.message or said.message}"[:DETAIL_CHARS_MAX]
     if retryable:
         last = Outcome("mesh", "attempts_exhausted", body=failure_json(whole))

@@ -16,7 +16,6 @@ from gateway.pull.frames import (
     AnswerBody,
     CancelBody,
     frame_json,
-    is_safe_json,
     read_answer,
     read_answers,
     read_poll,
@@ -25,7 +24,7 @@ from gateway.pull.frames import (
 from gateway.tasks import header_token
 from mesh.edge import Answer, HotRoute, Request
 from mesh.errors import Conflict, MeshError, NotFound, Unavailable
-from mesh.wire import split_path
+from mesh.wire import readable_json, split_path
 from registry.spec import check_instance
 
 if TYPE_CHECKING:
@@ -162,7 +161,7 @@ def _single(name: bytes, request: Request, token: str) -> AnswerBody:
             return AnswerBody(token=token)
         if content_type in ("", FORM):
             # What curl says of every body unless it is told; nobody means it.
-            content_type = "application/json" if is_safe_json(request.body) else "application/octet-stream"
+            content_type = "application/json" if readable_json(request.body) else "application/octet-stream"
         links = request.all(b"nexus-link")
         return AnswerBody(token=token, result=msgspec.Raw(request.body), content_type=content_type, links=links)
     body = read_answer(request.body, token)

@@ -65,10 +65,21 @@ from mesh.wire.names import (
     split_path,
 )
 from mesh.wire.replies import OPERATION_TOKEN_BYTES_MAX, Completion, parse_completion, parse_started
-from mesh.wire.strict_json import JSON_DEPTH_MAX, check_json, load_json, nested_deeper
+from mesh.wire.strict_json import (
+    CHEAP_BYTES,
+    JSON_DEPTH_MAX,
+    READ_NS_MAX,
+    check_json,
+    costly,
+    load_json,
+    many_digits,
+    readable_json,
+    reading_ns,
+)
 
 __all__ = [
     "CALLBACK_BYTES_MAX",
+    "CHEAP_BYTES",
     "DURATION_MS_MAX",
     "ENDPOINT_NAME_MAX",
     "ENDPOINT_NAME_MIN",
@@ -82,6 +93,7 @@ __all__ = [
     "NAME_BYTES_MAX",
     "OPERATION_FAILED_STATUS",
     "OPERATION_TOKEN_BYTES_MAX",
+    "READ_NS_MAX",
     "UNKNOWN",
     "CallerHeaders",
     "Completion",
@@ -99,6 +111,7 @@ __all__ = [
     "check_json",
     "check_operation",
     "check_service",
+    "costly",
     "failure_json",
     "format_duration",
     "format_link",
@@ -111,7 +124,7 @@ __all__ = [
     "is_failure",
     "is_json_type",
     "load_json",
-    "nested_deeper",
+    "many_digits",
     "operation_failure",
     "parse_completion",
     "parse_duration_ms",
@@ -124,6 +137,8 @@ __all__ = [
     "parse_started",
     "peer_failure",
     "quote_segment",
+    "readable_json",
+    "reading_ns",
     "retryable_by_default",
     "sound_links",
     "split_path",

@@ -12,7 +12,7 @@ from typing import Any, Final, Literal, NamedTuple, TypeAlias, TypeGuard, cast
 
 from mesh.errors import Malformed
 from mesh.wire.headers import RawHeaders, header, is_json_type
-from mesh.wire.strict_json import load_json
+from mesh.wire.strict_json import READ_NS_MAX, load_json
 
 HANDLER_ERRORS: Final[dict[str, tuple[int, bool]]] = {
     "BAD_REQUEST": (400, False),
@@ -193,7 +193,7 @@ def _peer_failure(headers: RawHeaders, body: bytes) -> tuple[Failure | None, str
     if not is_json_type(header(headers, b"content-type")):
         return {"message": text}, ""
     try:
-        value = load_json(body, FAILURE_DEPTH_MAX)
+        value = load_json(body, FAILURE_DEPTH_MAX, ns_max=READ_NS_MAX)
     except Malformed:
         return {"message": text}, ""
     # `{"detail": ...}` of a web framework passes as a Failure without message; its own words would be lost.

@@ -14,7 +14,7 @@ from mesh.wire.durations import parse_http_date, parse_rfc3339
 from mesh.wire.failures import FAILURE_DEPTH_MAX, Failure, as_operation_failure, is_failure, unsuccessful
 from mesh.wire.headers import RawHeaders, header, is_json_type
 from mesh.wire.links import Link, parse_links
-from mesh.wire.strict_json import load_json
+from mesh.wire.strict_json import READ_NS_MAX, load_json
 
 OPERATION_TOKEN_BYTES_MAX: Final = 4096
 """Temporal's limit."""
@@ -34,7 +34,7 @@ def parse_started(headers: RawHeaders, body: bytes) -> str:
     if not is_json_type(header(headers, b"content-type")):
         raise ReplyInvalid("the 201 is not labelled application/json", code="started_invalid")
     try:
-        value = load_json(body)
+        value = load_json(body, ns_max=READ_NS_MAX)
     except Malformed as error:
         raise ReplyInvalid(f"the 201: {error.detail}", code="started_invalid") from None
     if not isinstance(value, dict):
@@ -76,7 +76,7 @@ class Completion(NamedTuple):
 def _failure(state: Literal["failed", "canceled"], content_type: bytes | None, body: bytes) -> Failure:
     if not is_json_type(content_type):
         raise Malformed("a failed or canceled completion is application/json", code="completion_invalid")
-    value = load_json(body, FAILURE_DEPTH_MAX)
+    value = load_json(body, FAILURE_DEPTH_MAX, ns_max=READ_NS_MAX)
     if not is_failure(value):
         raise Malformed(
             "a failed or canceled completion has a Nexus Failure as body", code="completion_invalid"

@@ -11,7 +11,7 @@ from functools import cached_property
 from typing import Any, Final
 
 from mesh.errors import Unprocessable
-from mesh.wire import load_json
+from mesh.wire import load_json, many_digits, reading_ns
 from registry.contracts.bounds import NOTHING, Cost, Unusable, bound
 from registry.contracts.dialect import DRAFT_2020, OLDER, Schema, dialect_of, modern, pointer
 from registry.contracts.explain import SPEND_S, Breach, Explainer, cut
@@ -19,11 +19,11 @@ from registry.contracts.validator import Validator, validator, why_no_schema
 
 INLINE_NS_MAX: Final = 10_000_000
 """An input that may cost more is checked in the examiner's process (examiner.py)."""
-NESTED_NS: Final = 850
-"""What an object or list can cost to read, measured with the deepest; and a byte."""
-READ_NS: Final = 25
-_odd: Final = re.compile(rb"[0-9](?:[0-9]{29}|[eE]-?[0-9]{3})").search
-"""Numbers of many digits, written out or by their exponent."""
+READ_NS: Final = 1_000
+"""More than reading costs for any byte: an input that is cheap even so needs no closer look."""
+DIGITS: Final = 30
+_exponent: Final = re.compile(rb"[0-9][eE]-?[0-9]{3}").search
+"""Numbers of many digits are costly, written out or by their exponent."""
 
 _log = logging.getLogger(__name__)
 
@@ -68,15 +68,14 @@ class Contract:
     def heavy(self, body: bytes) -> bool:
         """Whether the JSON text `body` may take longer to read and check than the event loop can spare."""
         cost = self._compiled[0]
-        if cost.numbers and _odd(body):
+        if cost.numbers and (_exponent(body) or many_digits(body, DIGITS)):
             return True
-        if len(body) * (cost.value_ns + cost.object_ns + cost.byte_ns + NESTED_NS) <= INLINE_NS_MAX:
+        if len(body) * (cost.value_ns + cost.object_ns + cost.byte_ns + READ_NS) <= INLINE_NS_MAX:
             return False
         objects = body.count(b"{")
-        nested = objects + body.count(b"[")
-        values = 1 + nested + body.count(b",") + body.count(b":")
+        values = 1 + objects + body.count(b"[") + body.count(b",") + body.count(b":")
         check_ns = values * cost.value_ns + objects * cost.object_ns + len(body) * cost.byte_ns
-        return check_ns + nested * NESTED_NS + len(body) * READ_NS > INLINE_NS_MAX
+        return check_ns + reading_ns(body) > INLINE_NS_MAX
 
     def breaches(self, value: Any, prefix: str = "", spend_s: float = SPEND_S) -> list[Breach]:
         """What in `value` breaks the schema, as `{pointer, detail}`; empty when nothing does.

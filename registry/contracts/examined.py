@@ -16,10 +16,10 @@ from typing import BinaryIO, Final
 import msgspec
 
 from mesh.errors import Malformed
-from mesh.wire import load_json
+from mesh.wire import check_json, load_json
 from registry.contracts.check import Contract
 from registry.contracts.compare import TooComplex, compare
-from registry.contracts.examiner import LENGTH_BYTES, Check, Compare, Differences, Verdict
+from registry.contracts.examiner import LENGTH_BYTES, Check, Compare, Differences, Read, Verdict
 
 MEMORY_BYTES_MAX: Final = 1 << 30
 SCHEMAS_KEPT: Final = 64
@@ -36,6 +36,20 @@ def _check(job: Check) -> Verdict:
         return Verdict(_contract(job.schema).breaches(load_json(job.body), job.prefix, EXPLAIN_S))
     except Malformed as error:
         return Verdict([], error.detail)
+
+
+def _read(job: Read) -> Verdict:
+    try:
+        check_json(job.body)
+    except Malformed as error:
+        return Verdict([], error.detail)
+    return Verdict([])
+
+
+def _done(job: Check | Read | Compare) -> Verdict | Differences:
+    if isinstance(job, Check):
+        return _check(job)
+    return _read(job) if isinstance(job, Read) else _compare(job)
 
 
 def _compare(job: Compare) -> Differences:
@@ -57,9 +71,9 @@ def main() -> None:
     with contextlib.suppress(ValueError, OSError):
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES_MAX, MEMORY_BYTES_MAX))
     while frame := _frame(sys.stdin.buffer):
-        job = msgspec.msgpack.decode(frame, type=Check | Compare)
+        job = msgspec.msgpack.decode(frame, type=Check | Read | Compare)
         signal.setitimer(signal.ITIMER_REAL, job.time_ms / 1000)
-        reply = msgspec.msgpack.encode(_check(job) if isinstance(job, Check) else _compare(job))
+        reply = msgspec.msgpack.encode(_done(job))
         signal.setitimer(signal.ITIMER_REAL, 0)
         sys.stdout.buffer.write(len(reply).to_bytes(LENGTH_BYTES, "big") + reply)
         sys.stdout.buffer.flush()

@@ -1,9 +1,9 @@
 """What may take long with schemas and inputs of other teams, in a process of its own with a time limit.
 
-What checking an input may cost at most is known from its size and its schema (bounds.py). Nearly all inputs are checked
-at once, within a fraction of a millisecond; one that might hold up the event loop goes to the examiner's process. So
-does every comparison of two schemas. The process is started when it is first needed, and ends itself with a job that
-takes too long. Knows no endpoint and no HTTP.
+What checking an input may cost at most is known from its size and its schema (bounds.py), what reading it may cost from
+its bytes (mesh/wire/strict_json.py). Nearly all inputs are checked at once, within a fraction of a millisecond; one
+that might hold up the event loop goes to the examiner's process. So does every comparison of two schemas. The process
+is started when it is first needed, and ends itself with a job that takes too long. Knows no endpoint and no HTTP.
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ from registry.contracts.dialect import Schema
 
 TIME_MS: Final = 2_000
 """Longest check of one input, and longest comparison of two schemas."""
+READ_TIME_MS: Final = 5_000
+"""Longest reading of one JSON text: far above what the largest body takes."""
 WAITING_MAX: Final = 16
 ANSWER_S: Final = 10.0
 """Until a process that says nothing is given up; it ends by itself long before."""
@@ -40,6 +42,13 @@ class Check(msgspec.Struct, array_like=True, tag=True):
     schema: bytes
     body: bytes
     prefix: str
+    time_ms: int
+
+
+class Read(msgspec.Struct, array_like=True, tag=True):
+    """A JSON text on its own. The reply is a Verdict."""
+
+    body: bytes
     time_ms: int
 
 
@@ -99,6 +108,21 @@ class Examiner:
             raise Malformed(verdict.malformed, code="json_invalid")
         refuse(verdict.breaches)
 
+    async def read(self, body: bytes) -> None:
+        """Raise Malformed `json_invalid` unless `body` is a strict JSON text, Unprocessable `check_too_long`, TooMany.
+
+        A costly one: the others are checked where they are, by check_json.
+        """
+        try:
+            verdict = await self._ask(Read(body, READ_TIME_MS), Verdict)
+        except _Overdue:
+            raise Unprocessable(
+                f"reading the {len(body)} bytes of JSON takes longer than {READ_TIME_MS} ms: send fewer values",
+                code="check_too_long",
+            ) from None
+        if verdict.malformed:
+            raise Malformed(verdict.malformed, code="json_invalid")
+
     async def compare(self, sender: Schema, taker: Schema) -> list[Difference]:
         """Differences as compare.py finds them. Raises TooComplex, TooMany."""
         job = Compare(msgspec.json.encode(sender), msgspec.json.encode(taker), self._time_ms)
@@ -118,7 +142,7 @@ class Examiner:
                 process.kill()
             await process.wait()
 
-    async def _ask(self, job: Check | Compare, kind: type[Any]) -> Any:
+    async def _ask(self, job: Check | Read | Compare, kind: type[Any]) -> Any:
         """Raises _Overdue, TooMany, Unavailable."""
         if self._waiting >= WAITING_MAX:
             raise TooMany("too many large inputs or schemas are being looked at; try again", code="checks_busy")
