@@ -84,18 +84,29 @@ _RESERVED: Final = frozenset({"seq", "at", "type", "operation_id", "attempt", "k
 
 
 def preview(entry: bytes) -> tuple[str, dict[str, Any]]:
-    """The kind of an entry, and its fields; of a long one `{name}_preview`, part of its text, and `{name}_bytes`."""
+    """The kind of an entry, and its fields; of a long one `{name}_preview`, part of its text, and `{name}_bytes`.
+
+    A name that is taken, by the event itself or by another field, is followed by `_`.
+    """
+    fields = _fields(entry)
     shown: dict[str, Any] = {}
     kind = ""
-    for name, value in _fields(entry).items():
+    taken = _RESERVED | fields.keys()
+    for name, value in fields.items():
         text = bytes(value)
         if name == "kind":
             kind = text[1:-1].decode()
-        if name in _RESERVED:
             continue
+        own = _free(name, taken) if name in _RESERVED else name
         if len(text) <= PREVIEW_BYTES:
-            shown[name] = value
+            shown[own] = value
         else:
-            shown[f"{name}_preview"] = text[:PREVIEW_BYTES].decode("utf-8", "ignore")
-            shown[f"{name}_bytes"] = len(text)
+            shown[_free(f"{name}_preview", taken)] = text[:PREVIEW_BYTES].decode("utf-8", "ignore")
+            shown[_free(f"{name}_bytes", taken)] = len(text)
     return kind, shown
+
+
+def _free(name: str, taken: frozenset[str]) -> str:
+    while name in taken:
+        name += "_"
+    return name

@@ -34,6 +34,9 @@ class Caller:
             pass
         self.disconnected = True
 
+    def left(self) -> bool:
+        return self.disconnected
+
 
 def request_of(scope: Scope, caller: Caller) -> Request:
     """An ASGI request without its body."""

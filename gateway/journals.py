@@ -6,6 +6,9 @@ kept byte for byte. Knows no HTTP.
 
 from __future__ import annotations
 
+import asyncio
+from collections import Counter
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import msgspec
@@ -14,13 +17,13 @@ from gateway.history import child_entry
 from gateway.reading import Reading
 from gateway.waiters import wait_for
 from mesh.clock import monotonic_s, now_ms
-from mesh.errors import Conflict, Gone, Unauthenticated
+from mesh.errors import Conflict, Gone, TooMany, Unauthenticated
 from mesh.store.durable import JOURNAL, STREAM
 from mesh.store.layout import Line
 from mesh.store.verbs import LOOK, Append, Page, Step, Suspend, Task, Wanted
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
+    from collections.abc import Awaitable, Callable, Generator, Sequence
 
     from gateway.metrics import Metrics
     from gateway.waiters import Waiters
@@ -31,6 +34,8 @@ SOON_MS: Final = 300
 """A wake-up nearer than this is before the ticker's next look."""
 ANSWER_BYTES: Final = 2 << 20
 """Above that a page of a journal ends, after the entry that crossed it."""
+READERS_MAX: Final = 16
+"""Reads that wait for news of one operation at once: an agent needs one, and some that its line has forgotten."""
 INVALID: Final = Step("invalid")
 
 
@@ -78,6 +83,8 @@ class Journals(Reading):
         self._tokens = tokens
         self._metrics = metrics
         self._wake = wake
+        self._readers: Counter[str] = Counter()
+        """How many reads wait for news of an operation."""
 
     def _claims(self, tokens: Sequence[str]) -> list[Claim | None]:
         now_s = now_ms() / 1000
@@ -155,10 +162,13 @@ class Journals(Reading):
             self._metrics.step(verb, answer.status)
         return Steps(at_ms, steps)
 
-    async def read_journals(self, tasks: Sequence[tuple[str, int, int]], wait_s: float) -> Journal:
+    async def read_journals(
+        self, tasks: Sequence[tuple[str, int, int]], wait_s: float, gone: Callable[[], Awaitable[None]]
+    ) -> Journal:
         """Entries of journals, (task token, entries known, limit), for the attempts that hold the work.
 
-        At once if there is anything to say of one of them, else within `wait_s`.
+        At once if there is anything to say of one of them, else within `wait_s`, or when whoever asks has `gone`.
+        Raises TooMany: as many as may wait for news of one attempt do so already.
         """
         claims = self._claims([token for token, _, _ in tasks])
         lists = [
@@ -170,15 +180,37 @@ class Journals(Reading):
         # Nobody waits for nothing: that would be a wait without any proof.
         if wait_s > 0 and lists and len(lists) == len(tasks) and not any(map(_news, pages)):
             deadline_s = monotonic_s() + wait_s
-            with self._waiters.watching(*[wanted.id for wanted in lists]) as moved:
-                while True:
-                    at_ms, pages = await self._store.pages(JOURNAL, lists)
-                    left_s = deadline_s - monotonic_s()
-                    if left_s <= 0 or self._waiters.ended or any(map(_news, pages)):
-                        break
-                    await wait_for(moved, left_s)
+            ids = {wanted.id for wanted in lists}
+            with self._reading(ids), self._waiters.watching(*ids) as moved:
+                hung_up = asyncio.ensure_future(gone())
+                hung_up.add_done_callback(lambda _: moved.set())
+                try:
+                    while True:
+                        at_ms, pages = await self._store.pages(JOURNAL, lists)
+                        left_s = deadline_s - monotonic_s()
+                        if left_s <= 0 or hung_up.done() or self._waiters.ended or any(map(_news, pages)):
+                            break
+                        await wait_for(moved, left_s)
+                finally:
+                    hung_up.cancel()
         found = iter(pages)
         return Journal(at_ms, [await self._shown(next(found)) if claim else FORGED for claim in claims])
+
+    @contextmanager
+    def _reading(self, ids: set[str]) -> Generator[None]:
+        """One more waits for news of these. Raises TooMany."""
+        for one in ids:
+            if self._readers[one] >= READERS_MAX:
+                detail = f"{READERS_MAX} requests wait for news of {one} already; end one, or read without wait_ms"
+                raise TooMany(detail, code="too_many_waits")
+        self._readers.update(ids)
+        try:
+            yield
+        finally:
+            self._readers.subtract(ids)
+            for one in ids:
+                if not self._readers[one]:
+                    del self._readers[one]
 
     async def _shown(self, page: Page) -> Entries:
         """As many entries as one answer carries: a child's outcome may be more than its parent's journal keeps."""

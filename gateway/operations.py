@@ -30,7 +30,7 @@ from mesh.ids import is_operation_id, operation_id
 from mesh.machine import Event, Kind
 from mesh.store.layout import Outcome, Request
 from mesh.store.pulls import PullStore
-from mesh.store.store import NoEndpoint, NoSession, ParentLost, Store
+from mesh.store.store import NoEndpoint, NoSession, OtherParent, ParentLost, Store
 from mesh.store.verbs import LOOK, Accepted, Completion, KeyReused, Replayed, Start, Work
 from mesh.wire import failure_json, format_link
 from registry.routing import Outcome as Routed
@@ -271,6 +271,12 @@ class Operations(Journals):
         except ParentLost as lost:
             detail = "the attempt that starts this child was given up, or its operation has ended"
             raise Conflict(detail, code="lease_lost", operation_id=str(lost)) from None
+        except OtherParent as other:
+            detail = (
+                f"the idempotency key is of operation {other}, which this call of the parent did not start, so that its"
+                " end would not be told to it; use a key of its own"
+            )
+            raise Conflict(detail, code="other_parent", operation_id=str(other)) from None
         except NoEndpoint:
             # Known a moment ago: deleted since, or the store lost everything.
             await self._recheck()

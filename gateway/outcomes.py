@@ -29,6 +29,7 @@ _REASONS: Final = {
     "attempts_exhausted": "no attempt was left after failures worth repeating",
     "endpoint_deleted": "its endpoint was deleted and has not come back",
     "canceled_before_start": "the caller canceled the operation before it ran",
+    "canceled_waiting": "the caller canceled the operation, and its handler waited for nothing that could come",
     "result_too_large": "the handler's answer was larger than this gateway takes",
     "request_invalid": "the request cannot be carried by HTTP: a header name or value is not legal",
     "token_too_long": "the handler's operation token is longer than 4096 bytes",

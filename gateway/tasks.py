@@ -229,7 +229,8 @@ class TasksSurface:
         body = _READ.body(request)
         tasks, wheres = ([body], ALONE) if isinstance(body, ReadTask) else _READ.listed(body)
         wait_s = min(max(body.wait_ms, 0), self._wait_max_ms) / 1000
-        journal = await self._operations.read_journals([(task.token, task.after, task.limit) for task in tasks], wait_s)
+        wanted = [(task.token, task.after, task.limit) for task in tasks]
+        journal = await self._operations.read_journals(wanted, wait_s, request.gone)
         shown = [_page(page, entries) for page, entries in journal.pages]
         if wheres == ALONE:
             raise_for_step(journal.pages[0].page.status)

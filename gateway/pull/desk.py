@@ -107,7 +107,7 @@ class Desk:
             poll.cancels += untold
         if self._ended:
             poll.over()
-        elif window.dirty and count:
+        elif count and window.may_have(poll.services):
             self._look(window)
         return poll
 
@@ -160,13 +160,13 @@ class Desk:
         """The endpoint's line in the store may have work."""
         window = self._windows.get(endpoint_id)
         if window is not None:
-            window.dirty = True
+            window.news()
             self._look(window)
 
     def look_again(self) -> None:
         """Messages may have been missed."""
         for window in self._windows.values():
-            window.dirty = True
+            window.news()
             self._look(window)
 
     def _look(self, window: Window) -> None:
@@ -177,15 +177,15 @@ class Desk:
     async def _look_through(self, window: Window) -> None:
         """Take from the line until it is empty or no seat is left; one such task per endpoint."""
         try:
-            while window.dirty and not self._ended:
-                polls = list(window.offered())
+            while not self._ended:
+                polls = [poll for poll in window.offered() if window.may_have(poll.services)]
                 if not polls:
                     return  # the next poll looks
-                window.dirty = False
                 for services in {poll.services for poll in polls}:
                     group = [poll for poll in polls if poll.services == services]
+                    window.looking_for(services)
                     if await self._take(window, group, sorted(services)):
-                        window.dirty = True
+                        window.left(services)
         finally:
             window.looking = False
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import msgspec
 
+from gateway.pull.salvage import take_apart
 from mesh.clock import to_rfc3339
 from mesh.errors import Malformed, Unprocessable
 from mesh.wire import readable_json
@@ -29,6 +30,7 @@ LEASE_MS_MIN: Final = 1_000
 LEASE_MS_MAX: Final = 3_600_000
 SERVICES_MAX: Final = 100
 VERSION_CHARS_MAX: Final = 128
+DETAIL_CHARS_MAX: Final = 200
 
 _JSON: Final = "application/json"
 FailureJson = Annotated[
@@ -118,10 +120,11 @@ class CancelBody(msgspec.Struct):
     state: str
 
 
-class StatusBody(msgspec.Struct):
-    """What became of one answer."""
+class StatusBody(msgspec.Struct, omit_defaults=True):
+    """What became of one answer; `detail` where it could not be read."""
 
     status: str
+    detail: str = ""
 
 
 class StatusesBody(msgspec.Struct):
@@ -146,8 +149,15 @@ _answer: Final = msgspec.json.Decoder(AnswerBody).decode
 
 
 def read_poll(body: bytes) -> PollBody:
-    """Raises Malformed, Unprocessable with pointers."""
-    poll = _read(_polls, body, "a poll")
+    """Raises Malformed, Unprocessable with pointers. Answers that cannot be read are left without a token."""
+    try:
+        poll = _read(_polls, body, "a poll")
+    except (Malformed, Unprocessable):
+        parts = take_apart(body, b"answers")
+        if parts is None:
+            raise
+        poll = _read(_polls, parts.rest, "a poll")
+        poll.answers = _each(parts.elements)
     if not 0 <= poll.max <= TASKS_MAX:
         raise _breach("/max", f"max is between 0 and {TASKS_MAX}")
     if not 0 <= poll.wait_ms <= WAIT_MS_MAX:
@@ -164,11 +174,30 @@ def read_poll(body: bytes) -> PollBody:
 
 
 def read_answers(body: bytes) -> list[AnswerBody]:
-    """Raises Malformed, Unprocessable with pointers."""
-    tasks = _read(_answers, body, "a list of answers (for a single one send its token as Mesh-Task-Token)").tasks
+    """As `read_poll`, where one at least can be read."""
+    try:
+        tasks = _read(_answers, body, "a list of answers (for a single one send its token as Mesh-Task-Token)").tasks
+    except (Malformed, Unprocessable):
+        parts = take_apart(body, b"tasks")
+        tasks = [] if parts is None else _each(parts.elements)
+        if parts is None or not any(task.token for task in tasks):
+            raise
+        _read(_answers, parts.rest, "a list of answers")
     if len(tasks) > TASKS_MAX:
         raise _breach("/tasks", f"one request has at most {TASKS_MAX} answers")
     return tasks
+
+
+def _each(elements: list[bytes]) -> list[AnswerBody]:
+    if len(elements) > TASKS_MAX:
+        raise _breach("/answers", f"one frame has at most {TASKS_MAX} answers")
+    answers: list[AnswerBody] = []
+    for element in elements:
+        try:
+            answers.append(_read(_answer, element, "an answer"))
+        except (Malformed, Unprocessable) as error:
+            answers.append(AnswerBody(token="", reason=error.detail[:DETAIL_CHARS_MAX]))
+    return answers
 
 
 def read_answer(body: bytes, token: str) -> AnswerBody:
@@ -248,11 +277,11 @@ def _headers(work: Work) -> dict[str, str]:
     return headers
 
 
-def frame_json(tasks: list[bytes], statuses: list[str], cancels: list[CancelBody], *, draining: bool) -> bytes:
-    """The answer to a poll. What is empty is left out, but for `tasks`."""
+def frame_json(tasks: list[bytes], statuses: bytes, cancels: list[CancelBody], *, draining: bool) -> bytes:
+    """The answer to a poll; `statuses` is `statuses_json`. What is empty is left out, but for `tasks`."""
     parts = [b'{"tasks":[', b",".join(tasks), b"]"]
     if statuses:
-        parts += [b',"answers":', statuses_json(statuses)]
+        parts += [b',"answers":', statuses]
     if cancels:
         parts += [b',"cancels":', _encode(cancels)]
     if draining:
@@ -261,8 +290,14 @@ def frame_json(tasks: list[bytes], statuses: list[str], cancels: list[CancelBody
     return b"".join(parts)
 
 
-def statuses_json(statuses: list[str]) -> bytes:
-    return b"[" + b",".join([_STATUS[status] for status in statuses]) + b"]"
+def statuses_json(statuses: list[str], answers: list[AnswerBody]) -> bytes:
+    """What became of `answers`, with the reason of those that could not be read."""
+    shown = [_STATUS[status] for status in statuses]
+    if "invalid" in statuses:
+        for place, answer in enumerate(answers):
+            if not answer.token and answer.reason:
+                shown[place] = _encode(StatusBody("invalid", answer.reason))
+    return b"[" + b",".join(shown) + b"]"
 
 
 _STATUS: Final = {

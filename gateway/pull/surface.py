@@ -82,7 +82,7 @@ class PullSurface:
         endpoint = await self._endpoint(names[0], principal.namespace)
         if not await self._attendance.came(endpoint, body.instance, body.version, fresh=body.fresh):
             statuses = await self._answering.answer(body.answers)
-            return _frame([], statuses, [], draining=True)
+            return _frame([], statuses, body.answers, [], draining=True)
         try:
             return await self._wait(request, body, endpoint)
         finally:
@@ -125,7 +125,7 @@ class PullSurface:
             if watcher is not None:
                 watcher.cancel()
             self._desk.close(poll, gone=gone)
-        return _frame([task for *_, task in poll.tasks], statuses, poll.cancels, draining=False)
+        return _frame([task for *_, task in poll.tasks], statuses, body.answers, poll.cancels, draining=False)
 
     # Verbs --------------------------------------------------------------------------------------------------------
 
@@ -139,7 +139,7 @@ class PullSurface:
                 if body.state == "succeeded":
                     body.state = STATES[name]
             statuses = await self._answering.answer(bodies)
-            return Answer(200, [_JSON, _NO_STORE], b'{"tasks":%b}' % statuses_json(statuses))
+            return Answer(200, [_JSON, _NO_STORE], b'{"tasks":%b}' % statuses_json(statuses, bodies))
         (status,) = await self._answering.answer([_single(name, request, token)], strict=True)
         raise_for_answer(status)
         return Answer(200, [_JSON, _NO_STORE], encode_json({"status": status}))
@@ -150,8 +150,11 @@ async def _watch(request: Request, poll: Poll) -> None:
     poll.finish()
 
 
-def _frame(tasks: list[bytes], statuses: list[str], cancels: list[CancelBody], *, draining: bool) -> Answer:
-    return Answer(200, [_JSON, _NO_STORE], frame_json(tasks, statuses, cancels, draining=draining))
+def _frame(
+    tasks: list[bytes], statuses: list[str], answers: list[AnswerBody], cancels: list[CancelBody], *, draining: bool
+) -> Answer:
+    shown = statuses_json(statuses, answers) if statuses else b""
+    return Answer(200, [_JSON, _NO_STORE], frame_json(tasks, shown, cancels, draining=draining))
 
 
 def _single(name: bytes, request: Request, token: str) -> AnswerBody:

@@ -15,6 +15,8 @@ from gateway.pull.frames import FRAME_BYTES_MAX, CancelBody
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+WISHES_MAX: Final = 256
+"""Different lists of services that are told apart."""
 LATE_S: Final = 0.25
 """How long a frame with tasks waits for the other starts it was promised; what comes later is given back."""
 
@@ -146,12 +148,30 @@ class Window:
         self.all: set[Poll] = set()
         self._open: dict[str, deque[Poll]] = {}
         """Instances in the order of their turns, each with its polls that have a free seat."""
-        self.dirty = True
-        """The endpoint's line in the store may have work."""
+        self._seen: set[frozenset[str]] = set()
+        """For these wishes the endpoint's line in the store had nothing more when it was looked at last."""
         self.looking = False
         self.backlog = False
         """The last look left something in the line."""
         self.idle_since_s = 0.0
+
+    def news(self) -> None:
+        """The endpoint's line in the store may have work, for anybody."""
+        self._seen.clear()
+
+    def may_have(self, services: frozenset[str]) -> bool:
+        """Whether the line may have work for a poll with these wishes."""
+        return services not in self._seen
+
+    def looking_for(self, services: frozenset[str]) -> None:
+        """It is being looked at for them; news from now on count."""
+        if len(self._seen) >= WISHES_MAX:
+            self._seen.clear()
+        self._seen.add(services)
+
+    def left(self, services: frozenset[str]) -> None:
+        """The look did not come to the end of the line."""
+        self._seen.discard(services)
 
     def add(self, poll: Poll) -> None:
         self.all.add(poll)

@@ -96,5 +96,5 @@ class Booking:
             elif word in ("lost", "ended"):
                 logger.info("an answer came too late: %s", word)
             elif word != "ok":
-                logger.warning("an answer was refused: %s", word[:40])
+                logger.warning("an answer was refused: %s %s", word[:40], status.detail[:200])
         self._outbox.back(again)

@@ -53,6 +53,7 @@ class Status(msgspec.Struct):
     """What became of an answer."""
 
     status: str
+    detail: str = ""
 
 
 class Frame(msgspec.Struct):

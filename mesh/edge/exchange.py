@@ -46,6 +46,10 @@ class Sink(Protocol):
     async def gone(self) -> None:
         """Return once the caller has hung up."""
 
+    def left(self) -> bool:
+        """Whether the caller has hung up, also where only its line can tell yet."""
+        ...
+
 
 class Request:
     """One request. `headers` have lower-case names, in order, repeats kept; `first` has the first value of each.
@@ -93,8 +97,8 @@ class Request:
 
     @property
     def hung_up(self) -> bool:
-        """Whether it is known by now that nobody waits for the answer."""
-        return self.sink.disconnected
+        """Whether it is known by now that nobody waits for the answer: one look at the line itself."""
+        return self.sink.left()
 
     def later(self, answering: Coroutine[Any, Any, Answer]) -> None:
         """Another task answers this request; its route function returns None."""

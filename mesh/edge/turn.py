@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
 from mesh.edge.exchange import Answer, HotRoute, Request, Routes, check_head, serve, too_large
+from mesh.edge.line import is_over
 from mesh.errors import MeshError
 
 if TYPE_CHECKING:
@@ -222,3 +223,7 @@ class Exchange:
             if self._gone is None:
                 self._gone = asyncio.get_running_loop().create_future()
             await asyncio.shield(self._gone)
+
+    def left(self) -> bool:
+        """Whether the caller has hung up."""
+        return self.disconnected or is_over(self._edge.transport)

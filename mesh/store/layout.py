@@ -2,7 +2,8 @@
 
 Hash fields: `h` head (msgpack array in the order of HEAD, rewritten by transitions), `q` request (msgpack, written
 once, opaque to Lua), `i` input bytes, `r` outcome (msgpack array), `t` the agent's own token, `l` links of its 201
-(msgpack array of texts), `e` events (msgpack arrays one after the other), `b` the last heartbeat's details (`Line`).
+(msgpack array of texts), `e` events (msgpack arrays one after the other), `b` the last heartbeat's details (`Line`),
+`p` of a child whose outcome its parent's journal only names.
 A field is absent when it is empty. Journal and stream are lists of their own, whose elements are `Line`s.
 """
 

@@ -44,6 +44,8 @@ LIMITS: Final = {
     "page_entries": 1_000,  # elements of a journal or stream in one reply
     "page_bytes": 1 << 20,  # about so many bytes of them
     "children_closed": 64,  # children canceled per claim for a parent that ended
+    "children_seen": 1_000,  # children of which one may live, looked at when their parent suspends after a cancel
+    "unread_ms": 60_000,  # how much longer a child is kept at a time while its parent has its result still to read
     "beat_ms": 30_000,  # lease of a heartbeat that names no length when none was named before
 }
 

@@ -54,7 +54,16 @@ class ParentLost(Exception):
     """The attempt that starts a child was given up, or its operation ended."""
 
 
-_REFUSALS = {"NO_ENDPOINT": NoEndpoint, "NO_SESSION": NoSession, "PARENT_LOST": ParentLost}
+class OtherParent(Exception):
+    """The key names an operation that this call of the parent did not start; its id."""
+
+
+_REFUSALS = {
+    "NO_ENDPOINT": NoEndpoint,
+    "NO_SESSION": NoSession,
+    "PARENT_LOST": ParentLost,
+    "OTHER_PARENT": OtherParent,
+}
 
 
 class Store(Durable):
@@ -84,7 +93,7 @@ class Store(Durable):
     ) -> Accepted | Replayed | KeyReused:
         """Accept an operation and lease its first attempt; `seat` is PullStore.seat.
 
-        Raises NoEndpoint, NoSession, ParentLost.
+        Raises NoEndpoint, NoSession, ParentLost, OtherParent.
         """
         try:
             reply = await self.fcall("mesh1_start", start, encode(request), body, *seat)

@@ -9,8 +9,9 @@ import pytest
 
 from mesh.machine import Delivery, Event, Kind, State
 from mesh.store.durable import JOURNAL
-from mesh.store.layout import decode_outcome
-from mesh.store.store import ParentLost
+from mesh.store.layout import Outcome, decode_outcome
+from mesh.store.library import LIMITS, source
+from mesh.store.store import OtherParent, ParentLost, pack
 from mesh.store.verbs import LOOK, Accepted, Append, ChildStart, Completion, Replayed, Step, Suspend
 from tests.fundamentals.test_store_journal import A, B, append, running
 from tests.model.fixtures import CANCELED, ENDPOINT, FAILURE, G1, G2, RESULT, Room, eventually
@@ -85,7 +86,7 @@ class TestSuspended:
         assert await suspend(room, one, 0) == Step("grown", 1)
         await room.cancel(one)
         assert await suspend(room, one, 1) == Step("grown", 1, cancel=True)
-        assert (await suspend(room, one, 1, cancel=1)).status == "ok"
+        assert (await suspend(room, one, 1, cancel=1, wake_in_ms=60_000)).status == "ok"
 
     async def test_a_late_201_does_not_start_it_again(self, room: Room) -> None:
         """The agent suspended before its 201 was booked, and was woken into a line meanwhile."""
@@ -182,6 +183,27 @@ class TestCanceled:
         assert (works[0].head.attempt, works[0].head.cancel_asked, works[0].head.cancel) == (2, 1, Delivery.DROPPED)
 
 
+    async def test_what_nothing_would_wake_ends(self, room: Room) -> None:
+        """P234: it knows that its end is wanted, and waits for neither a time nor a child that lives."""
+        one = await running(room, callback=1)
+        kept, over = [await child(room, one, key, close=0) for key in ("kept#1", "over#1")]
+        await room.succeed(over)
+        await room.cancel(one)
+        assert (await suspend(room, one, 1, cancel=1)).status == "ok", "a child may still wake it"
+        await room.succeed(kept)
+        (work,) = [work for work in await room.claimed() if work.id == one]
+        assert (work.kind, work.journal) == (Kind.START, 2)
+        await room.started(one, attempt=2, beat_ms=60_000)
+        assert (await suspend(room, one, 2, attempt=2, cancel=1, wake_in_ms=60_000)).status == "ok", "so may a time"
+        two = await running(room, callback=1)
+        await room.cancel(two)
+        assert await suspend(room, two, cancel=1) == Step("ended", 0, cancel=True, line=LOOK)
+        kept_two = await room.kept(two)
+        assert (kept_two.state, kept_two.words[-1]) == (State.CANCELED, "canceled")
+        assert [work.kind for work in (await room.claim()).works if work.id == two] == [Kind.CALLBACK]
+        assert (await suspend(room, two, cancel=1)).status == "ended"
+
+
 class TestChildren:
     async def test_its_end_wakes_its_parent(self, room: Room) -> None:
         """In the same step, with the outcome; the reply says to look at once."""
@@ -239,6 +261,46 @@ class TestChildren:
         (line,) = (await room.store.lines(one, JOURNAL, 0, 10)).lines
         assert (line.child, line.body) == ((State.SUCCEEDED, two, "call#1"), b"")
         assert await room.store.outcome(two) == large
+
+    async def test_a_large_outcome_is_kept_until_its_parent_has_ended(
+        self, room: Room, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """P235: past its own retention too, for the parent has nothing but its name. A small one goes as ever."""
+        monkeypatch.setitem(LIMITS, "unread_ms", 1)
+        await room.link.call("FUNCTION", "LOAD", "REPLACE", source())
+        one = await running(room)
+        small, large = [await child(room, one, f"c#{n}", retention_ms=1) for n in range(2)]
+        await suspend(room, one)
+        await room.succeed(small)
+        await room.succeed(large, outcome=pack(Outcome("result", "", "application/json", b"1" * (2 << 20))))
+
+        async def gone(which: str) -> bool:
+            await room.claim()
+            return await room.store.read(which) is None
+
+        await eventually(lambda: gone(small))
+        for _ in range(5):
+            assert not await gone(large)
+        await room.succeed(one, attempt=2)
+        await eventually(lambda: gone(large))
+
+    async def test_a_key_of_an_operation_that_this_call_did_not_start(self, room: Room) -> None:
+        """P235: its end would be told to another, and this call would wait for ever."""
+        one, other = await running(room), await running(room)
+        plain = await room.accepted("mine")
+        shared = await child(room, other, "theirs#1")
+        for key, parent, name, known in (
+            ("mine", one, "a#1", plain),
+            (f"{other}/theirs#1", one, "theirs#1", shared),
+            (f"{other}/theirs#1", other, "theirs#2", shared),
+        ):
+            order = ChildStart(
+                **msgspec.structs.asdict(room.order(key)),
+                parent=parent, parent_run=1, parent_attempt=1, parent_key=name, parent_close=1,
+            )  # fmt: skip
+            with pytest.raises(OtherParent, match=known):
+                await room.start(order)
+        assert (await room.kept(one)).head.children == 0
 
     async def test_the_same_call_is_the_same_child(self, room: Room) -> None:
         """Attempt 2 makes the calls of attempt 1 again."""

@@ -9,6 +9,7 @@ from mesh.store.verbs import Append, ChildStart, Suspend
 from tests.model.ground import Ground, Op
 
 NOT_STARTED: Final = ("mesh", "canceled_before_start")
+WAITED: Final = ("mesh", "canceled_waiting")
 
 
 class Durable(Ground):
@@ -60,12 +61,20 @@ class Durable(Ground):
         if op.state is State.SCHEDULED:
             op.state = State.STARTED
             op.note("started")
+        wakes = task.wake_at_ms or task.wake_in_ms
+        if op.cancel_asked and not wakes and not any(self._lives(one, op.id) for one in self.ops.values()):
+            self.settle(op, State.CANCELED, WAITED)
+            return "ended", len(op.journal)
         op.durable, op.suspended, op.slot = True, self.now, False
         op.start, op.start_by, op.finish_by, op.beat_by = Delivery.DUE, 0, 0, 0
         op.start_at = task.wake_at_ms or (self.now + task.wake_in_ms if task.wake_in_ms else 0)
         op.note("suspended")
         op.let_go()
         return "ok", len(op.journal)
+
+    @staticmethod
+    def _lives(one: Op, parent: str) -> bool:
+        return one.parent == parent and not one.state.terminal
 
     def ask_to_end(self, op: Op) -> bool:
         """Whether it ended at once; what keeps a journal is left to its handler, as long as there can be one."""

@@ -60,7 +60,7 @@ class Reference(Fetching):
         else:
             self.dispatch(op, op.order.session)
 
-    def _again(self, known: Op, order: Start, seat: tuple[str, int] | None) -> Accepted | Replayed | KeyReused:
+    def _again(self, known: Op, order: Start, seat: tuple[str, int] | None) -> Accepted | Replayed | KeyReused | str:
         if known.id == order.id:
             if order.delay_ms is not UNSET:
                 return self._accepted(known, 0, fetched=False)
@@ -69,6 +69,8 @@ class Reference(Fetching):
             return self._accepted(known, int(mine and known.attempt == 1), fetched=fetched)
         if known.order.digest != order.digest:
             return KeyReused(known.id)
+        if isinstance(order, ChildStart) and (known.parent, known.order_key) != (order.parent, order.parent_key):
+            return "other parent"
         # A repeat may be answered 201 while the first request still waits for the outcome itself.
         known.always = known.always or (known.order.callback > 0 and not known.state.terminal)
         return Replayed(known.id, known.state)

@@ -16,7 +16,7 @@ from mesh.store.layout import Line, decode_outcome
 from mesh.store.library import source
 from mesh.store.link import Link
 from mesh.store.pulls import Ended, PullStore, Released, Retried, Taken
-from mesh.store.store import NoEndpoint, NoSession, ParentLost
+from mesh.store.store import NoEndpoint, NoSession, OtherParent, ParentLost
 from mesh.store.verbs import Accepted, Append, Completed, Seat, Start, Suspend, Task, Work
 from tests.model.fetching import Fetched
 from tests.model.fixtures import ENDPOINT, GIVEN_UP, NS, Room
@@ -185,6 +185,8 @@ class Sides:
             got = "no session"
         except ParentLost:
             got = "parent lost"
+        except OtherParent:
+            got = "other parent"
         assert got == expected
         if not isinstance(expected, Accepted) or not expected.attempt:
             return []

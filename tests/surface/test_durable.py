@@ -5,14 +5,16 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+from collections.abc import Callable
+from contextlib import AsyncExitStack
 from typing import Any
 
 import pytest
 
 from tests.surface.actors import Actor, Call, started
 from tests.surface.checks import TIME, check_problem
-from tests.surface.gateways import ASYNC, Caller, token_for
-from tests.surface.wire import Answer, Pairs, ask, pairs
+from tests.surface.gateways import ASYNC, Caller, Gateway, token_for
+from tests.surface.wire import Answer, Connection, Pairs, ask, pairs
 
 LEASE: Pairs = [("mesh-lease-ms", "30000")]
 STEP_1 = {"kind": "step", "name": "clone", "n": 1, "result": {"files": 3}, "tries": 1}
@@ -173,7 +175,10 @@ class TestSuspend:
         await ground.caller.cancel(ground.operation)
         said = await ground.say("suspend", at=1)
         assert (said["status"], said["cancel"]) == ("grown", True)
-        assert (await ground.say("suspend", at=1, cancel=True))["status"] == "ok"
+        check_problem(
+            await say(ground.caller, "suspend", {"at": 1, "cancel": True}, ground.token), 409, "operation_ended"
+        )
+        assert (await ground.caller.record(ground.operation))["state"] == "canceled", "P234: nothing would wake it"
 
     async def test_a_cancel_wakes_it(self, ground: Ground) -> None:
         """P226: its handler runs again and is told; it decides how it ends."""
@@ -263,6 +268,15 @@ class TestChildren:
         answer = await ground.caller.v1(ground.endpoint, [ASYNC], parent={"token": "m1.x", "key": "a#1"})
         check_problem(answer, 401, "token_invalid")
 
+    async def test_a_key_that_is_somebody_elses(self, ground: Ground) -> None:
+        """P235: its end would not be told to this call, which would wait for ever."""
+        caller = ground.caller
+        headers = [ASYNC, ("idempotency-key", "shared")]
+        plain = (await caller.v1(ground.endpoint, headers)).json["id"]
+        answer = await caller.v1(ground.endpoint, headers, parent={"token": ground.token, "key": "a#1"})
+        check_problem(answer, 409, "other_parent")
+        assert answer.json["operation_id"] == plain
+
     async def test_no_more_time_than_the_parent_has(self, caller: Caller, agent: Actor) -> None:
         """P230."""
         agent.replies(started(headers=LEASE))
@@ -311,6 +325,24 @@ class TestReading:
         async with asyncio.timeout(5):
             answer = await say(caller, "read", {"tasks": [], "wait_ms": 10_000})
         assert (answer.status, answer.json["tasks"]) == (200, [])
+
+    async def test_who_hangs_up_waits_no_longer(self, own_gateway: Callable[..., Gateway], agent: Actor) -> None:
+        """P233: not until `wait_ms` is over, whatever was asked for; and there is a bound for each attempt."""
+        gateway = await asyncio.get_running_loop().run_in_executor(None, own_gateway)
+        caller = Caller(gateway)
+        agent.replies(started(headers=LEASE))
+        operation = await caller.begin(await caller.register(agent.url))
+        token = (await agent.until(1)).completion_token
+        await caller.until(operation, state="started")
+        body = json.dumps({"tasks": [{"token": token}], "wait_ms": 60_000}).encode()
+        async with AsyncExitStack() as stack:
+            lines = [await stack.enter_async_context(await Connection.open(gateway.port)) for _ in range(16)]
+            for line in lines:
+                line.send("POST", "/v1/tasks/read", [("content-type", "application/json")], body)
+            await caller.until_gauge("mesh_waits_open", 16)
+            check_problem(await say(caller, "read", body), 429, "too_many_waits")
+            assert (await one(caller, "read", token))["status"] == "ok", "without a wait it may"
+        await caller.until_gauge("mesh_waits_open", 0)
 
     async def test_a_long_journal_comes_in_pages(self, ground: Ground) -> None:
         """P221: about 1 MiB at a time, always something."""
@@ -397,6 +429,22 @@ class TestWatching:
         event = (await ground.caller.events(ground.operation))[-1]
         assert (event["result_bytes"], len(event["result_preview"]), "result" in event) == (5_002, 1_024, False)
 
+    async def test_an_entrys_own_names_are_kept(self, ground: Ground) -> None:
+        """P240: what an event or a preview would be called too is followed by `_`."""
+        entry = {
+            "kind": "note", "at": "noon", "type": "x", "seq": 7, "type_": "y", "text": "z" * 2_000,
+            "text_preview": "mine",
+        }  # fmt: skip
+        await ground.say("journal", at=0, entries=[entry])
+        event = (await ground.caller.events(ground.operation))[-1]
+        assert event["type"] == "note"
+        assert TIME(event["at"])
+        shown = {name: event[name] for name in ("at_", "type__", "seq_", "type_", "text_preview", "text_bytes")}
+        assert shown == {
+            "at_": "noon", "type__": "x", "seq_": 7, "type_": "y", "text_preview": "mine", "text_bytes": 2_002
+        }  # fmt: skip
+        assert event["text_preview_"].startswith('"zzz')
+
     async def test_late_steps_of_a_superseded_attempt_are_refused_and_shown(self, ground: Ground) -> None:
         """P223: once per attempt, however often it tries."""
         caller, late = ground.caller, ground.token
@@ -465,7 +513,7 @@ class TestStream:
 
 
 async def test_nothing_of_it_is_for_others(alpha: Caller, beta: Caller, agent: Actor) -> None:
-    """P6: history and stream of an operation belong to its namespace, children to the one whose key started them."""
+    """P6, P235: history and stream belong to its namespace, children to the one whose key started them."""
     agent.replies(started(headers=LEASE))
     endpoint = await alpha.register(agent.url, allow=["*"])
     operation = await alpha.begin(endpoint)
@@ -478,4 +526,18 @@ async def test_nothing_of_it_is_for_others(alpha: Caller, beta: Caller, agent: A
     child = (await beta.v1(endpoint, [ASYNC], parent=parent)).json["id"]
     assert [item["id"] for item in (await beta.get(f"/v1/operations?parent={operation}")).json["items"]] == [child]
     assert (await alpha.get(f"/v1/operations?parent={operation}")).json["items"] == []
+    # Each cancels its own only, and what one may not see tells nothing of it; the parent's end still ends its child.
+    assert (await beta.record(child))["parent"] == operation
+    for path in ("", "/events", "/stream", "/result"):
+        check_problem(await alpha.get(f"/v1/operations/{child}{path}"), 404, "unknown_operation")
+        check_problem(await beta.get(f"/v1/operations/{operation}{path}"), 404, "unknown_operation")
+    check_problem(await alpha.cancel(child), 404, "unknown_operation")
+    check_problem(await beta.cancel(operation), 404, "unknown_operation")
+    for record in (await alpha.record(operation), await beta.record(child)):
+        assert "cancel_requested" not in record
+    call = await agent.until(2)
+    assert call.operation == child
+    assert (await alpha.cancel(operation)).status == 202
+    assert (await say(alpha, "complete", b"1", token)).status == 200
+    await beta.until(child, cancel_requested=True)
     check_problem(await alpha.get("/v1/operations?parent=x:y"), 400, "query_invalid")

@@ -106,7 +106,8 @@ class TestPoll:
             (b'{"instance":"a","max":1001}', "body_invalid", "/max"),
             (b'{"instance":"a","wait_ms":60001}', "body_invalid", "/wait_ms"),
             (b'{"instance":"a","lease_ms":10}', "body_invalid", "/lease_ms"),
-            (b'{"instance":"a","answers":[{"token":1}]}', "body_invalid", None),
+            (b'{"instance":"a","answers":{"token":1}}', "body_invalid", None),
+            (b'{"instance":"a","answers":[{"token":1}],"wait_ms":-1}', "body_invalid", "/wait_ms"),
             (b'{"instance":"a","more":1}', "body_invalid", None),
             (b'{"instance":"-a"}', "name_invalid", None),
             (b'{"instance":"\xff"}', "json_invalid", None),
@@ -188,6 +189,16 @@ class TestLine:
             wanted = await caller.begin(name, service="Test")
             assert [task["operation_id"] for task in (await poll)["tasks"]] == [wanted]
         assert [task["operation_id"] for task in await Poller(caller, name).tasks(2)] == [lint, later]
+
+    async def test_others_do_not_have_seen_the_line_for_it(self, caller: Caller) -> None:
+        """P284, P282: what a poll for other services passed over is handed to the right one at once."""
+        name = await pull_endpoint(caller)
+        async with Poller(caller, name).waiting(services=["Other"]):
+            wanted = await caller.begin(name, service="Lint")
+            # The other poll's look at the line is over: nothing of it is for that one.
+            await caller.until_gauge("mesh_seats_promised", 0)
+            frame = await Poller(caller, name).poll(services=["Lint"], wait_ms=100)
+            assert [task["operation_id"] for task in frame["tasks"]] == [wanted]
 
     async def test_instances_take_turns(self, caller: Caller) -> None:
         """P285."""

@@ -95,6 +95,32 @@ class TestMany:
         for name in ("complete", "fail", "release"):
             check_problem(await caller.post(f"/v1/tasks/{name}", body), status, code)
 
+    @pytest.mark.parametrize("path", ["poll", "/v1/tasks/complete"])
+    async def test_one_that_cannot_be_read_keeps_none_of_the_others(self, caller: Caller, path: str) -> None:
+        """P287: broken JSON, bytes that are no text, brackets without end, a field of no answer."""
+        name = await pull_endpoint(caller)
+        done = await fetched(caller, name, 6)
+        results = [
+            b"1", b"NaN", b'"\xff"', b"[" * 5_000 + b"]" * 5_000, b'{"a": ["],", "\\"" ]}', b'2,"mood":"good"'
+        ]  # fmt: skip
+        answers = [
+            b'{"token": "%b", "result": %b}' % (task["task_token"].encode(), result)
+            for task, result in zip(done, results, strict=True)
+        ]
+        listed = b"[%b]" % b" , ".join(answers)
+        if path == "poll":
+            body = b'{"instance":"odd","answers":%b,"max":0,"wait_ms":0}' % listed
+            path = f"/v1/endpoints/{name}/poll"
+        else:
+            body = b'{"tasks":%b}' % listed
+        said = (await caller.post(path, body)).json
+        rows = said.get("answers") or said["tasks"]
+        assert [row["status"] for row in rows] == ["ok", "invalid", "invalid", "invalid", "ok", "invalid"]
+        assert [bool(row.get("detail")) for row in rows] == [row["status"] == "invalid" for row in rows]
+        states = [(await caller.record(task["operation_id"]))["state"] for task in done]
+        assert [state == "succeeded" for state in states] == [row["status"] == "ok" for row in rows]
+        assert (await caller.result(done[4]["operation_id"], "0")).body == results[4]
+
     async def test_the_verb_is_the_state_that_is_left_out(self, caller: Caller) -> None:
         """P287."""
         name = await pull_endpoint(caller)
@@ -288,6 +314,24 @@ class TestRelease:
             assert task["attempt"] == attempt
             assert (await verb(caller, "release", task["task_token"])).json == {"status": "ok"}
         assert (await caller.record(operation))["blocked"] == "busy"
+
+    @pytest.mark.parametrize("how", ["released", "lease over", "failed"])
+    async def test_work_that_was_done_counts_until_somebody_else_has_it(self, caller: Caller, how: str) -> None:
+        """P223, P286, P289: its outcome is taken; everything else of an attempt that was given up is `lost`."""
+        name = await pull_endpoint(caller, policy={"retry": {"initial_ms": 60_000}})
+        done, late = await fetched(caller, name, 2, lease_ms=1_000 if how == "lease over" else 60_000)
+        for task in (done, late):
+            if how == "lease over":
+                await caller.until(task["operation_id"], state="scheduled")
+            else:
+                body = {"retryable": True} if how == "failed" else {}
+                await verb(caller, "fail" if how == "failed" else "release", task["task_token"], body)
+        check_problem(await verb(caller, "heartbeat", done["task_token"]), 409, "lease_lost")
+        assert (await verb(caller, "complete", done["task_token"], b"1")).status == 200
+        assert (await caller.record(done["operation_id"]))["state"] == "succeeded"
+        if how != "failed":
+            assert (await Poller(caller, name).task())["operation_id"] == late["operation_id"]
+            check_problem(await verb(caller, "complete", late["task_token"], b"1"), 409, "lease_lost")
 
     async def test_who_waits_has_it_at_once(self, caller: Caller) -> None:
         """P289, P282."""

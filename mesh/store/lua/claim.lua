@@ -131,7 +131,7 @@ local function mesh1_claim(keys, argv)
           close_children(op, now)
           save(op)
         elseif op.state >= S.succeeded and not owed(op.cancel) and not owed(op.callback) then
-          purge(op)
+          if read_later(op) then redis.call('ZADD', key, now + LIMIT.unread_ms, id) else purge(op) end
         else
           local outcome, kinds = fire(op, now, a, endpoints)
           forget_if_freed(endpoints, op)

@@ -24,6 +24,26 @@ local function head_of(root, id)
   return sound and h or nil
 end
 
+-- The handler of the parent may still have to read what its journal only names: the child is kept for it.
+local function read_later(child)
+  if child.parent == '' or redis.call('HEXISTS', child.root .. KEY.operation .. child.id, 'p') == 0 then return false end
+  local id, run = string.match(child.parent, '^([^.]*)%.(%d+)$')
+  local h = head_of(child.root, id)
+  return h and h[H.run] == tonumber(run) and h[H.state] < S.succeeded
+end
+
+-- Whether a child that has not ended may still bring the next attempt; of very many it is taken for granted.
+local function has_live_child(op)
+  if op.children == 0 then return false end
+  if redis.call('EXISTS', op.root .. KEY.unfinished .. op.id) == 1 then return true end
+  local ids = redis.call('ZRANGE', op.root .. KEY.children .. op.id, 0, LIMIT.children_seen - 1, 'REV')
+  for _, id in ipairs(ids) do
+    local h = head_of(op.root, id)
+    if h and h[H.state] < S.succeeded then return true end
+  end
+  return #ids == LIMIT.children_seen
+end
+
 -- A child ended: its parent's journal gets an entry with its packed outcome, and a parent that is suspended goes on.
 -- A parent of another run, or one that ended, has no use for it. What is too large to be kept twice is left out; whoever
 -- reads the journal finds it with the child.
@@ -36,7 +56,10 @@ wake_parent = function(child, outcome)
   local key = root .. KEY.journal .. id
   local _, after, total = journal_end(root, id)
   local body = outcome
-  if #body > LIMIT.page_bytes or total + #body > LIMIT.journal_bytes then body = '' end
+  if #body > LIMIT.page_bytes or total + #body > LIMIT.journal_bytes then
+    body = ''
+    redis.call('HSET', root .. KEY.operation .. child.id, 'p', 1)
+  end
   redis.call('RPUSH', key,
     struct.pack(LINE, 1, math.max(after, h[H.stamp], now - h[H.created_at]), h[H.attempt], total + #body)
       .. struct.pack('>BBI2', child.state, #child.id, #child.parent_key) .. child.id .. child.parent_key .. body)

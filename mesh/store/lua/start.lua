@@ -7,8 +7,8 @@
 -- Reply: {'accepted', time of acceptance, attempt (1: leased to `session`, which sends it; 0: nothing to send), blocked
 --     [, 1: the attempt is `instance`'s, else 0, close_by of a child]}
 --     or {'replayed', now, id, state}
--- Refuses: KEY_REUSED id, NO_ENDPOINT, NO_SESSION, PARENT_LOST (its attempt was given up, or it ended). Effects: record,
---   key, index, timer, events accepted [+ dispatched].
+-- Refuses: KEY_REUSED id, OTHER_PARENT id (the key is of an operation that this call of the parent did not start), NO_ENDPOINT,
+--   NO_SESSION, PARENT_LOST (its attempt was given up, or it ended). Effects: record, key, index, timer, events accepted [+ dispatched].
 -- The link sends a call again when its reply was lost, so the same id answers as the first time did, except that an
 --   attempt which was taken from this session meanwhile, or has ended, is no longer its to send.
 -- Admission: refused by the server itself when memory is full (no allow-oom flag).
@@ -92,6 +92,9 @@ local function mesh1_start(keys, argv)
       return accepted(earlier, mine and 1 or 0, fetched)
     end
     if earlier.digest ~= a.digest then return refuse('KEY_REUSED', known) end
+    -- Its end is told to whoever started it; this call would wait for it for ever.
+    local stranger = parent and (earlier.parent ~= op.parent or earlier.parent_key ~= op.parent_key)
+    if stranger then return refuse('OTHER_PARENT', known) end
     -- The repeat may be answered 201, here or by another gateway: from now on the callback is owed whatever the first
     -- request is answered.
     if earlier.state < S.succeeded and earlier.wants_callback == 1 then

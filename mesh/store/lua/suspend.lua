@@ -3,7 +3,8 @@
 --   `at`: how many journal entries the agent knows of. `wake_at_ms` by the store's clock, or else `wake_in_ms` from now; both
 --   0: no time wakes it. `cancel` 1: the agent knows that its end is wanted.
 -- Reply: {now, {status, length, cancel asked, line}, ...}. 'ok' (also for a repeat); 'grown': a child ended or a cancel came
---   that the agent does not know of, so nothing was done, else that would be slept through; 'lost', 'ended', 'unknown'.
+--   that the agent does not know of, so nothing was done, else that would be slept through; 'lost', 'unknown'; 'ended', also
+--   by this: canceled, since its end is wanted and neither a time nor a child would wake it.
 -- Flag allow-oom.
 local function suspend(op, task, length, now)
   local again = op.suspended > 0 and op.run == task.run and op.attempt == task.attempt and op.state < S.succeeded
@@ -18,6 +19,15 @@ local function suspend(op, task, length, now)
   if op.state == S.scheduled then
     apply(op, 'start')
     emit(op, E.started, now)
+  end
+  if op.cancel_asked == 1 and task.wake_at_ms == 0 and task.wake_in_ms == 0 and not has_live_child(op) then
+    -- It knows that its end is wanted, and nothing is left that could bring the next attempt.
+    apply(op, 'cancel')
+    settle(op, now, E.canceled)
+    op.woke = true
+    save(op, 'r', cmsgpack.pack({ 'mesh', 'canceled_waiting' }))
+    tell(op)
+    return 'ended'
   end
   apply(op, 'suspend')
   op.journal, op.suspended = 1, now
