@@ -119,7 +119,8 @@ class Courier:
             self._spawn(work.id, self._starts.release(work, "endpoint_deleted"))
             return
         # What failed before goes back in line when a breaker is to be probed: it would hold it open for all others.
-        admitted = self._router.admit(endpoint, may_probe=from_line or work.head.attempt == 1)
+        may_probe = from_line or work.head.attempt == 1
+        admitted = self._router.admit(endpoint, work.head.pin, may_probe=may_probe)
         if isinstance(admitted, str):
             self._spawn(work.id, self._starts.release(work, admitted))
         else:

@@ -17,6 +17,7 @@ from mesh.errors import Malformed, NotFound, Refusal
 from mesh.ids import is_operation_id
 from mesh.machine import Delivery, Kind, State
 from mesh.store.store import deliveries
+from registry.choice import CANARY
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -48,12 +49,15 @@ class Filters(NamedTuple):
     until_ms: int = 1 << 53
     parent: str = ""
     """The operation whose handler started them."""
+    canary: bool = False
+    """Those of the mesh itself, which test instances, instead of the callers'."""
 
     def match(self, record: Record) -> bool:
         """Whether the record passes."""
         request = record.request
         return (
-            (not self.states or record.state in self.states)
+            (record.head.pin[:1] == CANARY) == self.canary
+            and (not self.states or record.state in self.states)
             and self.endpoint in ("", request.endpoint)
             and self.service in ("", request.service)
             and self.operation in ("", request.operation)

@@ -25,7 +25,7 @@ from gateway.outcomes import trace_headers
 from gateway.payloads import file_bytes
 from gateway.reading import unknown_operation
 from mesh.clock import now_ms
-from mesh.errors import Conflict, Gone, NotFound, Refusal, TooLarge, Unauthenticated, Unavailable
+from mesh.errors import Conflict, Gone, Malformed, NotFound, Refusal, TooLarge, Unauthenticated, Unavailable
 from mesh.ids import is_operation_id, operation_id
 from mesh.machine import Event, Kind
 from mesh.store.layout import Outcome, Request
@@ -33,6 +33,7 @@ from mesh.store.pulls import PullStore
 from mesh.store.store import NoEndpoint, NoSession, OtherParent, ParentLost, Store
 from mesh.store.verbs import LOOK, Accepted, Completion, KeyReused, Replayed, Start, Work
 from mesh.wire import failure_json, format_link
+from registry.choice import CANARY
 from registry.routing import Outcome as Routed
 
 if TYPE_CHECKING:
@@ -114,8 +115,7 @@ class Operations(Journals):
             check_json_type(order)
             body = order.body if order.large is None else await self._checkable(order.large)
             await self._catalog.examiner.check(listed.input, body or b"null", order.input_at)
-        if order.callback_url:
-            self._egress.vet(order.callback_url)
+        self._vet(order, endpoint)
         order, claim = await self._as_child(order, order.parent) if order.parent is not None else (order, None)
         if order.large is None and len(order.body) <= self.payloads.inline_bytes_max:
             return await self._place(order, endpoint, claim, wait=wait)
@@ -150,7 +150,7 @@ class Operations(Journals):
         if endpoint.pulls:
             return await self._start_for_pollers(order, endpoint, claim, wait=wait)
         request = stored_request(order, endpoint)
-        admitted = self._router.admit(endpoint)
+        admitted = self._router.admit(endpoint, order.pin)
         blocked = admitted if isinstance(admitted, str) else ""
         start = start_arguments(
             order, endpoint, session=self._session.name, blocked=blocked, retention_ms=self._retention_ms, claim=claim
@@ -160,8 +160,7 @@ class Operations(Journals):
         try:
             reply = await self._accept(start, request, order.body)
             if isinstance(reply, Accepted):
-                self._metrics.start("accepted")
-                self._catalog.callers.note(endpoint.id, order.service, order.operation, order.namespace)
+                self._note(order, endpoint)
                 head = fresh_head(start, reply)
                 if reply.attempt and not isinstance(admitted, str):
                     sent = True
@@ -177,6 +176,21 @@ class Operations(Journals):
                 self._waiters.close(start.id, first)
             if not sent and not isinstance(admitted, str):
                 self._router.settle(endpoint, admitted, Routed.NEUTRAL)
+
+    def _vet(self, order: Order, endpoint: Endpoint) -> None:
+        if order.callback_url:
+            self._egress.vet(order.callback_url)
+        if order.pin and endpoint.pulls:
+            detail = f"endpoint {endpoint.name!r} is of kind pull: its agents take what they ask for, of any version"
+            raise Malformed(detail, code="version_of_pull")
+
+    def _note(self, order: Order, endpoint: Endpoint) -> None:
+        """A start was accepted. What the mesh starts itself says nothing of callers."""
+        if order.pin[:1] == CANARY:
+            self._metrics.start("canary")
+            return
+        self._metrics.start("accepted")
+        self._catalog.callers.note(endpoint.id, order.service, order.operation, order.namespace)
 
     async def _as_child(self, order: Order, parent: Parent) -> tuple[Order, Claim]:
         """`order` in the trace of its parent, unless it names one itself. Raises Unauthenticated, Gone."""
@@ -230,8 +244,7 @@ class Operations(Journals):
             reply = await self._accept(start, request, order.body)
             if not isinstance(reply, Accepted):
                 return await self._earlier(reply)
-            self._metrics.start("accepted")
-            self._catalog.callers.note(endpoint.id, order.service, order.operation, order.namespace)
+            self._note(order, endpoint)
             if order.later is not None and order.later.left_ms() < SOON_MS:
                 self._wake(LOOK)
             head = later_head(fresh_head(start, reply), start)

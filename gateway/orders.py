@@ -21,6 +21,7 @@ from mesh.machine import Delivery, State
 from mesh.store.layout import DataRef, Head, Line, Outcome, Request
 from mesh.store.verbs import Accepted, ChildStart, Start
 from mesh.wire import is_json_type
+from registry.choice import CANARY
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
     from mesh.tokens import Claim
     from registry.catalog import Endpoint
 
+CANARY_RETENTION_MS: Final = 600_000
+"""Canaries are many and of interest for a short while."""
 LEASE_GRACE_MS: Final = 5_000
 """A start request's lease outlives its timeout by this much, so that the sender books its own timeout first."""
 DIGESTED_BYTES: Final = 64 << 10
@@ -87,6 +90,8 @@ class Order(NamedTuple):
     data: DataRef | None = None
     """The input where it is kept for the operation `id`."""
     id: str = ""
+    pin: str = ""
+    """As in mesh/store/layout.py: `v` and the version that must run it, or `c` and the instance that a canary tests."""
 
 
 class Placed(NamedTuple):
@@ -195,6 +200,8 @@ def start_arguments(
             b"%d:" % size,
             content,
             b"%d:%b%d:%b" % (len(content_type), content_type, len(callback), callback),
+            # Nothing for most, so that their digests are what they were.
+            b"pin:" + order.pin.encode() if order.pin else b"",
         ),
         session=session,
         close_ms=order.close_ms or policy.schedule_to_close_ms or 0,
@@ -205,7 +212,10 @@ def start_arguments(
         retention_ms=retention_ms,
         callback=_owed(order),
         blocked=blocked,
+        pin=order.pin,
     )
+    if order.pin[:1] == CANARY:
+        start.attempts_max, start.retention_ms = 1, CANARY_RETENTION_MS
     if order.later is not None:
         if order.later.at_ms:
             start.starts_at = order.later.at_ms
@@ -245,6 +255,7 @@ def fresh_head(start: Start, accepted: Accepted) -> Head:
         namespace=start.ns, key=start.key, digest=start.digest,
         parent=f"{start.parent}.{start.parent_run}" if isinstance(start, ChildStart) else "",
         parent_key=start.parent_key if isinstance(start, ChildStart) else "",
+        pin=start.pin,
     )  # fmt: skip
 
 

@@ -17,6 +17,7 @@ from mesh.machine import State
 from mesh.store.layout import Head, Line, Outcome, Request
 from mesh.wire import failure_json, handler_failure, operation_failure, parse_links, readable_json
 from mesh.wire.headers import is_json_type
+from registry.choice import CANARY
 
 if TYPE_CHECKING:
     from gateway.orders import Known
@@ -159,8 +160,8 @@ def record_fields(
         record |= durable_fields(head, journal, beat)
     if head.delay_ms:
         record["starts_at"] = to_rfc3339(head.created_at + head.delay_ms)
-    if head.blocked:
-        record["blocked"] = head.blocked
+    if head.blocked or head.pin:
+        record |= waiting_fields(head)
     if head.cancel_asked:
         record["cancel_requested"] = True
     if state is State.BACKING_OFF:
@@ -175,6 +176,19 @@ def record_fields(
         record["input_dataref"] = dataref(f"/v1/operations/{operation_id}/input", request.data, request.content_type)
     record.update(result_fields(operation_id, state, outcome))
     return record
+
+
+def waiting_fields(head: Head) -> dict[str, Any]:
+    """What it waits for; which version must run it, or which instance it is a canary of."""
+    fields: dict[str, Any] = {"blocked": head.blocked} if head.blocked else {}
+    if not head.pin:
+        return fields
+    if head.pin[0] == CANARY:
+        return fields | {"canary": {"instance": head.pin[1:]}}
+    fields["version"] = head.pin[1:]
+    if head.blocked == "no_version":
+        fields["blocked_why"] = f"no live instance of version {head.pin[1:]!r} takes work; it goes out when one does"
+    return fields
 
 
 def durable_fields(head: Head, journal: int, beat: Line | None) -> dict[str, Any]:

@@ -72,10 +72,14 @@ async def list_operations(
     since: str = "",
     until: str = "",
     parent: str = "",
+    canary: bool = False,  # noqa: FBT001, FBT002 - a query parameter
     cursor: str = "",
     limit: Annotated[int, Query(ge=1, le=LIMIT_MAX)] = LIMIT_DEFAULT,
 ) -> Response:
-    """`state` may name several with commas; labels as `label.name=value`; `parent`: what its handler started."""
+    """`state` may name several with commas; labels as `label.name=value`; `parent`: what its handler started.
+
+    `canary=true`: what the mesh started to test instances, instead of what callers started.
+    """
     namespace = _namespace(request)
     check_query(request, labels=True)
     if parent and not is_operation_id(parent):
@@ -93,6 +97,7 @@ async def list_operations(
         _time(since, "since", 0),
         _time(until, "until", 1 << 53),
         parent,
+        canary,
     )
     return _reply(await mesh_of(request).listing.operations(namespace, filters, cursor, limit))
 

@@ -23,6 +23,8 @@ from mesh.wire import (
     parse_duration_ms,
     parse_rfc3339,
 )
+from registry.choice import VERSION
+from registry.spec import check_version
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -39,6 +41,7 @@ MESH_START: Final = b"mesh-start"
 """The header that has the order as JSON when the body of the request is the input itself (P391)."""
 _OF_ORDER: Final = DIGESTS | {b"accept"}
 """Headers that are about the order and its answer, and not about the input."""
+VERSION_HEADER: Final = b"mesh-version"
 LATER: Final = ("priority",)
 """Fields of later issues: refused until they work, never accepted silently (P63)."""
 
@@ -85,6 +88,7 @@ class StartBody(msgspec.Struct, forbid_unknown_fields=True):
     parent: ParentBody | None = None
     delay_ms: int | None = None
     start_at: str | None = None
+    version: str | None = None
 
 
 _decode = msgspec.json.Decoder(StartBody).decode
@@ -210,6 +214,7 @@ def read_order(body: StartBody, namespace: str, headers: CallerHeaders) -> Order
         headers.links,
         parent=_parent(body.parent) if body.parent else None,
         later=_later(body.delay_ms, body.start_at),
+        pin=_pin(body.version, "/version"),
     )
 
 
@@ -227,6 +232,21 @@ def beside(
         return order
     content_type = content_type or b"application/octet-stream"
     return order._replace(content_type=content_type.decode("latin-1"), body=content or b"")
+
+
+def _pin(version: str | None, at: str) -> str:
+    if version is None:
+        return ""
+    try:
+        return VERSION + check_version(version)
+    except Malformed as error:
+        raise _breach(at, error.detail) from None
+
+
+def pin_of_headers(first: Mapping[bytes, bytes]) -> str:
+    """`Mesh-Version` of a start over Nexus. Raises Malformed."""
+    version = first.get(VERSION_HEADER)
+    return "" if version is None else VERSION + check_version(version.decode("latin-1").strip())
 
 
 def _parent(parent: ParentBody) -> Parent:

@@ -23,6 +23,7 @@ from mesh.store.store import pack
 from mesh.store.verbs import Completion
 from mesh.wire import failure_json, format_duration, handler_failure, quote_segment
 from mesh.wire.digests import CONTENT_DIGEST, digest_field
+from registry.choice import CANARY
 from registry.routing import Outcome as Routed
 
 if TYPE_CHECKING:
@@ -136,7 +137,7 @@ class Starts:
         if isinstance(answer, Succeeded):
             await self._complete(work, Event.SUCCEED, answer.outcome, admitted.id)
         elif isinstance(answer, Started):
-            await self._started(work, answer, policy.heartbeat_ms or 0, admitted.id)
+            await self._started(work, answer, policy.heartbeat_ms or 0, admitted)
         elif isinstance(answer, Unsuccessful):
             event = Event.CANCEL if answer.state == "canceled" else Event.FAIL
             await self._complete(work, event, answer.outcome, admitted.id)
@@ -216,6 +217,8 @@ class Starts:
             headers.append((b"mesh-journal", b"%d" % work.journal))
         if head.cancel_asked:
             headers.append((b"mesh-cancel-requested", b"1"))
+        if head.pin[:1] == CANARY:
+            headers.append((b"mesh-canary", b"1"))
         if request.content_type is not None:
             headers.append((b"content-type", request.content_type.encode("latin-1")))
         if request.data is not None:
@@ -224,15 +227,16 @@ class Starts:
         headers += request.headers
         return headers
 
-    async def _started(self, work: Work, answer: Started, policy_beat_ms: int, instance: str) -> None:
+    async def _started(self, work: Work, answer: Started, policy_beat_ms: int, admitted: Admitted) -> None:
         head = work.head
         beat_ms = answer.lease_ms or policy_beat_ms
         first = self._waiters.first(work.id)
         if first is not None:
             first.links = answer.links
         moved = await self._store.started(
-            work.id, head.run, head.attempt, self._session.name, answer.token, beat_ms, instance, answer.links
-        )
+            work.id, head.run, head.attempt, self._session.name, answer.token, beat_ms, admitted.id, answer.links,
+            counted=bool(admitted.version),
+        )  # fmt: skip
         if first is not None and first.brief:
             first.close()
         self._waiters.tell(work.id)

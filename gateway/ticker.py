@@ -149,7 +149,8 @@ class Ticker:
         relabel = monotonic_s() >= self._relabel_at_s
         if relabel:
             self._relabel_at_s = monotonic_s() + RELABEL_S
-        for endpoint_id in lines:
+        for line in lines:
+            endpoint_id, _, pin = line.partition("|")
             endpoint = self._catalog.by_id(endpoint_id)
             if endpoint is not None and endpoint.pulls:
                 self._desk.wake(endpoint_id)
@@ -157,17 +158,17 @@ class Ticker:
                     await self._store.unblock(endpoint_id, self._session.name, LINE_COUNT, self._desk.reason(endpoint))
                 continue
             room = min(LINE_COUNT, BUSY_MAX - self._courier.busy)
-            capacity = min(room, self._router.capacity(endpoint)) if endpoint is not None else 0
+            capacity = min(room, self._router.capacity(endpoint, pin)) if endpoint is not None else 0
             if capacity > 0:
                 probe = endpoint is not None and self._router.probing(endpoint)
-                works, _ = await self._store.unblock(endpoint_id, self._session.name, capacity, probe=probe)
+                works, _ = await self._store.unblock(endpoint_id, self._session.name, capacity, probe=probe, pin=pin)
                 self._courier.take(works, from_line=True)
                 if len(works) == LINE_COUNT:
-                    self.wake(endpoint_id)
+                    self.wake(line)
             elif relabel:
-                reason = self._router.hindrance(endpoint) if endpoint is not None else "endpoint_deleted"
+                reason = self._router.hindrance(endpoint, pin) if endpoint is not None else "endpoint_deleted"
                 if reason:
-                    await self._store.unblock(endpoint_id, self._session.name, LINE_COUNT, reason)
+                    await self._store.unblock(endpoint_id, self._session.name, LINE_COUNT, reason, pin=pin)
 
     def start(self) -> None:
         """Run until `stop`."""

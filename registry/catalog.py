@@ -16,7 +16,7 @@ from typing import Final, NamedTuple
 from pydantic import ValidationError
 
 from mesh.clock import sleep
-from mesh.errors import Malformed, MeshError, NotFound, PreconditionFailed, TooMany, Unavailable
+from mesh.errors import MeshError, PreconditionFailed, TooMany, Unavailable
 from mesh.ids import short_id
 from mesh.store.catalog import CatalogStore, stale_endpoint, unknown_endpoint
 from mesh.wire import check_endpoint
@@ -24,18 +24,10 @@ from registry.callers import Callers
 from registry.contracts import Examiner
 from registry.endpoint import NAME_SHOWN_MAX, Endpoint, Operation, compile_endpoint
 from registry.gate import Verdict, check_contract, check_schemas
-from registry.instances import (
-    ATTENDING_MS,
-    FOREVER_MS,
-    Instance,
-    Instances,
-    Static,
-    StoreTime,
-    pack,
-    pack_attending,
-)
+from registry.instances import FOREVER_MS, Instances, Static, StoreTime
 from registry.kinds import check_kind
-from registry.spec import EndpointSpec, InstanceSpec, check_instance, check_url
+from registry.presence import Presence
+from registry.spec import EndpointSpec, check_url
 
 __all__ = ["Catalog", "Endpoint", "Operation"]
 
@@ -56,7 +48,7 @@ class Put(NamedTuple):
     verdict: Verdict | None
 
 
-class Catalog:
+class Catalog(Presence):
     """One per gateway. Methods that await raise StoreUnavailable or OutcomeUnknown when the store is away."""
 
     def __init__(self, store: CatalogStore, *, time: StoreTime | None = None) -> None:
@@ -147,7 +139,7 @@ class Catalog:
                 _log.error("endpoint %s (%s) cannot be read: %s", row.name, row.id, found)
                 if old is not None:
                     by_id[row.id] = old
-        await self.instances.load({one.id: Static(one.target_url, one.updated_at_ms) for one in by_id.values()})
+        await self.instances.load({one.id: _static(one) for one in by_id.values()})
         self._by_id = by_id
         self._by_name = {one.name: one for one in by_id.values()}
         self.version = self._hinted = version
@@ -187,6 +179,7 @@ class Catalog:
             try:
                 pause_s = await self.step()
             except Exception as error:  # noqa: BLE001 - following goes on, whatever one step met
+                self.time.blind = True
                 if str(error) != trouble:  # said once, not twice a second for as long as the store is away
                     trouble = str(error)
                     _log.warning(
@@ -195,6 +188,7 @@ class Catalog:
                 await sleep(RETRY_S)
                 continue
             trouble = ""
+            self.time.blind = False
             await sleep(REFRESH_GAP_S)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(min(max(pause_s, 0), IDLE_S_MAX)):
@@ -281,47 +275,6 @@ class Catalog:
         """The opposite of `pause`."""
         return await self.pause(name, namespace, paused=False)
 
-    async def register(
-        self, name: str, namespace: str, instance_id: str, spec: InstanceSpec
-    ) -> tuple[bool, Endpoint, Instance]:
-        """Register (True) an instance or keep up its lease. Raises Malformed, NotFound, TooMany."""
-        check_instance(instance_id)
-        known = self._by_name.get(name)
-        if known is not None and known.owner == namespace and known.pulls:
-            detail = f"endpoint {name!r} is of kind pull: its instances are those that poll it"
-            raise Malformed(detail, code="endpoint_pulls")
-        check_url(spec.url, "/url")
-        document = pack(spec)
-        word, expires_at_ms = await self._store.instance_put(
-            name, namespace, instance_id, document, spec.ttl_ms, fresh=spec.fresh
-        )
-        endpoint = self._by_name.get(name)
-        if (
-            spec.fresh
-            or endpoint is None
-            or not self.instances.renewed(endpoint.id, instance_id, document, expires_at_ms)
-        ):
-            await self.refresh()
-            endpoint = self.find(name, namespace)
-        instance = self.instances.roster(endpoint.id).get(instance_id)
-        if instance is None:  # removed again before it was read back
-            raise NotFound(f"instance {instance_id!r} was removed meanwhile", code="unknown_instance")
-        return word == "created", endpoint, instance
-
-    async def attend(self, endpoint: Endpoint, instance_id: str, version: str, *, fresh: bool = False) -> None:
-        """An instance asks for work, and is there for as long as it does. Raises NotFound, TooMany."""
-        document = pack_attending(version)
-        _, expires_at_ms = await self._store.instance_put(
-            endpoint.name, endpoint.owner, instance_id, document, ATTENDING_MS, fresh=fresh
-        )
-        if fresh or not self.instances.renewed(endpoint.id, instance_id, document, expires_at_ms):
-            await self.refresh()
-
-    async def drain(self, name: str, namespace: str, instance_id: str) -> None:
-        """No new work for this instance; it leaves the list when its lease ends. Raises NotFound."""
-        await self._store.instance_drain(name, namespace, instance_id, 1)
-        await self.refresh()
-
     async def close(self) -> None:
         """End what checks large inputs."""
         await self.examiner.close()
@@ -333,3 +286,7 @@ class Catalog:
     def visible(self, namespace: str) -> list[Endpoint]:
         """What `namespace` owns or may call, by name."""
         return [one for _, one in sorted(self._by_name.items()) if one.callable_by(namespace)]
+
+
+def _static(one: Endpoint) -> Static:
+    return Static(one.target_url, one.updated_at_ms, one.policy.flapping, one.shares)

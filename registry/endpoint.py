@@ -5,11 +5,13 @@ Knows who may call it and which operations it lists; nothing of instances, healt
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 from mesh.errors import NotFound
-from mesh.store.verbs import EndpointRow
+from mesh.store.catalog import read_versions
+from mesh.store.verbs import EndpointRow, Share
 from registry.contracts import Contract
 from registry.policy import Policy
 from registry.spec import EndpointSpec
@@ -50,6 +52,9 @@ class Endpoint:
     document: bytes
     created_at_ms: int
     updated_at_ms: int
+    versions: bytes = b""
+    shares: Mapping[str, Share] = field(default_factory=dict[str, Share])
+    """How versions share in the work, for those of which something was said."""
 
     def callable_by(self, namespace: str) -> bool:
         """Deny by default: the owner, and whom `allow` names."""
@@ -79,6 +84,7 @@ class Endpoint:
             and self.paused == row.paused
             and self.owner == row.owner
             and self.document == row.document
+            and self.versions == row.versions
         )
 
     @property
@@ -101,7 +107,7 @@ def compile_endpoint(row: EndpointRow) -> Endpoint:
     return Endpoint(
         row.id, row.name, row.owner, row.version, row.paused, frozenset(spec.allow), "*" in spec.allow, services,
         spec.policy, spec.target.kind == "pull", spec.target.url or "", spec.labels,
-        spec, row.document, row.created_at_ms, row.updated_at_ms,
+        spec, row.document, row.created_at_ms, row.updated_at_ms, row.versions, read_versions(row.versions),
     )  # fmt: skip
 
 

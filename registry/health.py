@@ -13,6 +13,8 @@ from registry.policy import BreakerPolicy
 
 SUSPECT_MS_MIN: Final = 500
 SUSPECT_MS_MAX: Final = 10_000
+FAILED_ROW: Final = 3
+"""Requests in a row without a word that make one instance suspect; its endpoint's breaker counts for itself."""
 
 
 class Health(StrEnum):
@@ -48,10 +50,21 @@ class Outcome(StrEnum):
 class Reach:
     """Whether requests get through to one instance, and how many are there now."""
 
-    __slots__ = ("in_flight", "pause_ms", "since_ms", "until_ms")
+    __slots__ = (
+        "failing_since_ms", "heard_ms", "in_flight", "pause_ms", "rest_ms", "rest_until_ms", "row", "since_ms",
+        "until_ms",
+    )  # fmt: skip
 
     def __init__(self) -> None:
         self.in_flight = 0
+        self.heard_ms = 0
+        """When it answered a request last, 0 for never."""
+        self.row = 0
+        """Requests in a row that were sent and got no word back."""
+        self.rest_ms = 0
+        """> 0 while it fails: out of the rotation as long as others do not, tried again at `rest_until_ms`."""
+        self.rest_until_ms = 0
+        self.failing_since_ms = 0
         self.pause_ms = 0
         """> 0 from the first unreachable request until one gets through."""
         self.until_ms = 0
@@ -67,9 +80,37 @@ class Reach:
         self.pause_ms = min(self.pause_ms * 2, SUSPECT_MS_MAX) or SUSPECT_MS_MIN
         self.until_ms = now_ms + self.pause_ms
 
+    def failed(self, now_ms: int) -> None:
+        """A request was sent, and no word came back. The rest doubles with every one that is tried after it."""
+        self.reached()
+        self.row += 1
+        if self.row < FAILED_ROW or now_ms < self.rest_until_ms:
+            return
+        if not self.rest_ms:
+            self.failing_since_ms = now_ms
+        self.rest_ms = min(self.rest_ms * 2, SUSPECT_MS_MAX) or SUSPECT_MS_MIN
+        self.rest_until_ms = now_ms + self.rest_ms
+
+    def answered(self, now_ms: int) -> bool:
+        """It answered, whatever; whether that is news."""
+        news = bool(self.rest_ms or self.pause_ms)
+        self.heard_ms = now_ms
+        self.row = self.rest_ms = self.rest_until_ms = 0
+        self.reached()
+        return news
+
     def reached(self) -> None:
         """A request got through, or the instance registered anew."""
         self.pause_ms = self.until_ms = 0
+
+    def anew(self) -> None:
+        """Another process, another address: nothing that happened so far says anything of it."""
+        self.row = self.rest_ms = self.rest_until_ms = self.heard_ms = 0
+        self.reached()
+
+    def resting(self, now_ms: int) -> bool:
+        """Whether it fails, and its next try is not due yet."""
+        return now_ms < self.rest_until_ms
 
     def usable(self, now_ms: int) -> bool:
         return now_ms >= self.until_ms

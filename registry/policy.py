@@ -1,4 +1,4 @@
-"""How an endpoint wants to be called: timeouts, retry, limits, breaker. Defaults and bounds, nothing that acts.
+"""How an endpoint wants to be called: timeouts, retry, limits, breaker, checks. Defaults and bounds, nothing that acts.
 
 Every field may be left out of a registration, and what is left out follows the default of
 the gateway that reads it. Knows no store and no HTTP.
@@ -6,9 +6,9 @@ the gateway that reads it. Knows no store and no HTTP.
 
 from __future__ import annotations
 
-from typing import Final, Self
+from typing import Final, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
 
 HOUR_MS: Final = 3_600_000
 TIMEOUT_MS_MAX: Final = 60 * 24 * HOUR_MS
@@ -17,6 +17,8 @@ REQUEST_TIMEOUT_MS_MAX: Final = HOUR_MS
 START_LEASE_GRACE_MS: Final = 5_000
 """A start's lease outlives its request by this, so that the reply is booked before anybody takes the attempt over."""
 BREAKER_OPEN_MS_MAX: Final = 60_000
+CHECK_MS_MIN: Final = 500
+CANARIES_MAX: Final = 16
 _EXPONENT_MAX: Final = 64
 
 
@@ -63,6 +65,44 @@ class BreakerPolicy(Part):
         return max(self.open_ms, BREAKER_OPEN_MS_MAX)
 
 
+class Probe(Part):
+    """How instances with an address are looked after beside their heartbeats; what answers work needs no probe.
+
+    `http`: GET of `path` behind the instance's URL; whatever it answers but 5xx is a sign of life. `tcp`: it takes a
+    connection. `failures` in a row make an instance suspect, as many successes make it healthy again.
+    """
+
+    kind: Literal["http", "tcp"] = Field(default="http", description="GET of `path`, or a connection is enough")
+    path: str = Field(default="/healthz", max_length=512, pattern=r"^/[!-~]*$", description="of the GET")
+    every_ms: int = Field(default=10_000, ge=0, le=HOUR_MS, description="one probe each time, by one gateway; 0: none")
+    timeout_ms: int = Field(default=2_000, ge=50, le=60_000, description="longest wait for the answer")
+    failures: int = Field(default=2, ge=1, le=100, description="in a row, to be suspect; successes to be healthy again")
+
+    @model_validator(mode="after")
+    def _paced(self) -> Self:
+        if 0 < self.every_ms < CHECK_MS_MIN:
+            raise ValueError(f"probe.every_ms is 0 or at least {CHECK_MS_MIN}")
+        return self
+
+
+class Canary(Part):
+    """An operation that is called now and then at every instance, and must succeed for it to be healthy."""
+
+    service: str = Field(min_length=1, max_length=1_000)
+    operation: str = Field(min_length=1, max_length=1_000)
+    input: JsonValue = None
+    every_ms: int = Field(default=60_000, ge=CHECK_MS_MIN, le=24 * HOUR_MS, description="at each instance")
+    timeout_ms: int = Field(default=10_000, ge=100, le=HOUR_MS, description="from its start to its end")
+    failures: int = Field(default=2, ge=1, le=100, description="in a row, to be suspect; successes to be healthy again")
+
+
+class Flapping(Part):
+    """When an instance that comes and goes is suspect: `arrivals` within `within_ms`, until it stayed for that long."""
+
+    arrivals: int = Field(default=4, ge=0, le=8, description="new, back or as a new process; below 2 it is off")
+    within_ms: int = Field(default=60_000, ge=1_000, le=HOUR_MS)
+
+
 class Policy(Part):
     """Policy of one endpoint. Timeouts left out, and limits left out, do not exist."""
 
@@ -89,6 +129,16 @@ class Policy(Part):
         default=None, ge=0.001, le=100_000.0, description="most dispatches per second, over all gateways"
     )
     breaker: BreakerPolicy = BreakerPolicy()
+    probe: Probe = Probe()
+    canaries: list[Canary] = Field(default=[], max_length=CANARIES_MAX, description="at most one per service")
+    flapping: Flapping = Flapping()
+
+    @model_validator(mode="after")
+    def _one_each(self) -> Self:
+        services = [one.service for one in self.canaries]
+        if len(set(services)) < len(services):
+            raise ValueError("policy.canaries has two of one service; keep one")
+        return self
 
     @property
     def start_lease_ms(self) -> int:

@@ -6,16 +6,14 @@ of a breaker is out in between. Sees the world through rosters (instances.py) an
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from dataclasses import replace
-from itertools import accumulate
 from typing import Final, NamedTuple, TypeAlias
 
 from mesh.clock import to_rfc3339
-from mesh.ids import pick_index
 from registry.catalog import Catalog, Endpoint
+from registry.choice import CANARY, NOBODY, Rotation, pinned, rotation
 from registry.health import Breaker, BreakerState, Health, Judgement, Outcome
-from registry.instances import FOREVER_MS, Instance, Roster
+from registry.instances import FOREVER_MS, Instance, Roster, StoreTime
 
 __all__ = ["Admitted", "Outcome", "Router", "View"]
 
@@ -23,6 +21,8 @@ Admitted: TypeAlias = Instance
 CAPACITY: Final = 1 << 20
 """What `capacity` says when nothing here limits an endpoint; the store's own limits still hold."""
 LINES_MAX: Final = 20_000
+PINS_MAX: Final = 256
+"""Pins of one endpoint whose choice is kept until its roster changes."""
 
 
 class View(NamedTuple):
@@ -44,27 +44,45 @@ class View(NamedTuple):
 class _Line:
     """Routing state of one endpoint: the breaker stays, the rest is derived from a roster until `fresh_until_ms`."""
 
-    __slots__ = ("breaker", "fresh_until_ms", "ready", "reason", "roster", "sums")
+    __slots__ = ("breaker", "endpoint", "fresh_until_ms", "live", "pinned", "reason", "roster", "rotation")
 
     def __init__(self) -> None:
         self.breaker = Breaker()
         self.roster: Roster | None = None
-        self.ready: tuple[Instance, ...] = ()
-        self.sums: tuple[int, ...] = ()
+        self.endpoint: Endpoint | None = None
+        self.live: list[Instance] = []
+        self.rotation = NOBODY
+        self.pinned: dict[str, Rotation] = {}
         self.reason = ""
         self.fresh_until_ms = 0
 
-    def derive(self, roster: Roster, now: int) -> None:
+    def derive(self, endpoint: Endpoint, roster: Roster, now: int, time: StoreTime) -> None:
         if self.breaker.failures and self.roster is not None and _arrived(self.roster, roster, now):
             self.breaker.reset(now)
-        live = [one for one in roster.instances if one.url and not one.draining and now < one.live_until_ms]
-        self.roster = roster
-        self.ready = tuple(one for one in live if one.reach.usable(now))
-        self.sums = tuple(accumulate(one.weight for one in self.ready))
-        self.reason = "" if self.ready else "unreachable" if live else "no_instance"
+        live = [one for one in roster.instances if one.url and not one.draining and one.alive(now, time)]
+        usable = [one for one in live if one.reach.usable(now)]
+        self.roster, self.endpoint, self.live, self.pinned = roster, endpoint, live, {}
+        self.rotation = rotation(usable, endpoint.shares, now, time)
+        self.reason = "" if self.rotation.pools else "unreachable" if live and not usable else "no_instance"
         ends = [one.live_until_ms for one in live]
         ends += [one.reach.until_ms for one in live if not one.reach.usable(now)]
+        ends += [one.reach.rest_until_ms for one in live if one.reach.resting(now)]
+        ends += [one.flapping[2] for one in live if one.flapping is not None and now < one.flapping[2]]
         self.fresh_until_ms = min(ends, default=FOREVER_MS)
+
+    def pool(self, pin: str, now: int, time: StoreTime) -> tuple[Rotation, str]:
+        """Who may be chosen for work with this pin ("" for most), or why nobody."""
+        if not pin:
+            return self.rotation, self.reason
+        allowed = pinned(self.live, pin)
+        found = self.pinned.get(pin)
+        if found is None:
+            # A canary finds out whether an instance works, so it goes there whatever is thought of it.
+            usable = allowed if pin[0] == CANARY else [one for one in allowed if one.reach.usable(now)]
+            found = rotation(usable, {}, now, time)
+            if len(self.pinned) < PINS_MAX:
+                self.pinned[pin] = found
+        return found, "" if found.pools else "unreachable" if allowed else "no_version"
 
 
 class Router:
@@ -76,20 +94,26 @@ class Router:
         self._stale = catalog.stale
         self._lines: dict[str, _Line] = {}
 
-    def admit(self, endpoint: Endpoint, *, may_probe: bool = True) -> Admitted | str:
-        """An instance for one request, to be settled with; or `no_instance`, `unreachable`, `breaker`.
+    def admit(self, endpoint: Endpoint, pin: str = "", *, may_probe: bool = True) -> Admitted | str:
+        """An instance for one request, to be settled with; or `no_instance`, `unreachable`, `breaker`, `no_version`.
 
-        Not `may_probe`: while one request is to find out whether the endpoint is back, this one is refused.
+        `pin`: as in mesh/store/layout.py. Not `may_probe`: while one request is to find out whether the endpoint is
+        back, this one is refused.
         """
         now = self.time.now()
         line = self._line(endpoint, now)
-        if not line.ready:
-            return line.reason
+        choice, reason = line.pool(pin, now, self.time)
+        if reason:
+            return reason
+        if pin[:1] == CANARY:
+            chosen = replace(choice.choose(), canary=True)
+            chosen.reach.in_flight += 1
+            return chosen
         if not line.breaker.open_for(endpoint.policy.breaker, now):
             return "breaker"
         if not may_probe and line.breaker.state(endpoint.policy.breaker, now) is not BreakerState.CLOSED:
             return "breaker"
-        chosen = line.ready[0] if len(line.ready) == 1 else _choose(line)
+        chosen = choice.choose()
         chosen.reach.in_flight += 1
         probe = line.breaker.take_probe()
         return replace(chosen, probe=probe) if probe else chosen
@@ -98,9 +122,9 @@ class Router:
         """Who would be admitted now; nothing is counted and nothing need be settled."""
         now = self.time.now()
         line = self._line(endpoint, now)
-        if not line.ready or not line.breaker.open_for(endpoint.policy.breaker, now):
+        if line.reason or not line.breaker.open_for(endpoint.policy.breaker, now):
             return None
-        return line.ready[0] if len(line.ready) == 1 else _choose(line)
+        return line.rotation.choose()
 
     def settle(self, endpoint: Endpoint, admitted: Admitted, outcome: Outcome) -> None:
         """What became of an admitted request; exactly once."""
@@ -112,11 +136,14 @@ class Router:
             reach.lost(now)
             if line is not None:
                 line.fresh_until_ms = 0
-        elif outcome is not Outcome.NEUTRAL and reach.pause_ms:
-            reach.reached()
-            if line is not None:
+        elif outcome is Outcome.FAILED:
+            paused = reach.pause_ms
+            reach.failed(now)
+            if line is not None and (paused or reach.rest_ms):
                 line.fresh_until_ms = 0
-        if line is not None:
+        elif outcome is Outcome.OK and reach.answered(now) and line is not None:
+            line.fresh_until_ms = 0
+        if line is not None and not admitted.canary:
             if outcome is Outcome.FAILED and not _present(self._instances.roster(endpoint.id), admitted):
                 outcome = Outcome.NEUTRAL
             line.breaker.settle(endpoint.policy.breaker, admitted.probe, outcome, now)
@@ -126,19 +153,20 @@ class Router:
         now = self.time.now()
         return self._line(endpoint, now).breaker.state(endpoint.policy.breaker, now) is BreakerState.HALF_OPEN
 
-    def hindrance(self, endpoint: Endpoint) -> str:
+    def hindrance(self, endpoint: Endpoint, pin: str = "") -> str:
         """Why `admit` would refuse now, or ""; takes nothing."""
         now = self.time.now()
         line = self._line(endpoint, now)
-        if line.reason:
-            return line.reason
+        _, reason = line.pool(pin, now, self.time)
+        if reason:
+            return reason
         return "" if line.breaker.open_for(endpoint.policy.breaker, now) else "breaker"
 
-    def capacity(self, endpoint: Endpoint) -> int:
+    def capacity(self, endpoint: Endpoint, pin: str = "") -> int:
         """How many may be admitted now: 0, 1 for a probe, else CAPACITY."""
         now = self.time.now()
         line = self._line(endpoint, now)
-        if not line.ready or not line.breaker.open_for(endpoint.policy.breaker, now):
+        if line.pool(pin, now, self.time)[1] or not line.breaker.open_for(endpoint.policy.breaker, now):
             return 0
         return CAPACITY if line.breaker.state(endpoint.policy.breaker, now) is BreakerState.CLOSED else 1
 
@@ -146,12 +174,12 @@ class Router:
         """Whether somebody asks for the work of an endpoint of kind pull."""
         now = self.time.now()
         roster = self._instances.roster(endpoint.id)
-        return any(not one.draining and now < one.live_until_ms for one in roster.instances)
+        return any(not one.draining and one.alive(now, self.time) for one in roster.instances)
 
     def every(self, endpoint: Endpoint) -> list[Instance]:
         """All that may hold work of the endpoint, draining ones too; those that answer first."""
         now = self.time.now()
-        live = [one for one in self._instances.roster(endpoint.id).instances if one.url and now < one.live_until_ms]
+        live = [one for one in self._instances.roster(endpoint.id).instances if one.url and one.alive(now, self.time)]
         return sorted(live, key=lambda one: one.reach.pause_ms)
 
     def view(self, endpoint: Endpoint) -> View:
@@ -197,8 +225,8 @@ class Router:
                 self._lines.clear()
             line = self._lines[endpoint.id] = _Line()
         roster = self._instances.roster(endpoint.id)
-        if line.roster is not roster or now >= line.fresh_until_ms:
-            line.derive(roster, now)
+        if line.roster is not roster or line.endpoint is not endpoint or now >= line.fresh_until_ms:
+            line.derive(endpoint, roster, now, self.time)
             if roster.read_next_ms <= now:
                 self._stale()
         return line
@@ -216,12 +244,3 @@ def _arrived(before: Roster, after: Roster, now: int) -> bool:
     return any(
         (one.id, one.since_ms) not in known for one in after.instances if not one.draining and now < one.live_until_ms
     )
-
-
-def _choose(line: _Line) -> Instance:
-    """The less busy of two picked at random by weight."""
-    total = line.sums[-1]
-    first, second = divmod(pick_index(total * total), total)
-    one = line.ready[bisect_right(line.sums, first)]
-    other = line.ready[bisect_right(line.sums, second)]
-    return one if one.reach.in_flight <= other.reach.in_flight else other

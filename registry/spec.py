@@ -72,6 +72,14 @@ def check_instance(name: str) -> str:
     return name
 
 
+def check_version(version: str) -> str:
+    """`version` itself. Raises Malformed: 1 to 128 characters, none of them a control character."""
+    if not 0 < len(version) <= VERSION_CHARS_MAX or not version.isprintable():
+        detail = f"a version has 1 to {VERSION_CHARS_MAX} printable characters"
+        raise Malformed(detail, code="version_invalid")
+    return version
+
+
 def _as_value(check: Callable[[str], str]) -> Callable[[str], str]:
     def checked(name: str) -> str:
         try:

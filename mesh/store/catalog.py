@@ -218,12 +218,16 @@ class CatalogStore(Functions):
         return (await self.fcall("mesh1_checks_claim", {"wanted": wanted}))[1:]
 
     async def check_done(
-        self, endpoint_id: str, instance: str, since_ms: int, kind: str, why: str, *, failures: int, successes: int
-    ) -> str:
-        """The result of a claimed check, `why` "" when it passed. Returns `noted`, `changed` or `gone`."""
+        self, endpoint_id: str, instance: str, since_ms: int, kind: str, why: str, *, failures: int, successes: int,
+        static: bool = False,
+    ) -> str:  # fmt: skip
+        """The result of a claimed check, `why` "" when it passed. Returns `noted`, `changed` or `gone`.
+
+        `static`: of the target of a registration, which has no lease.
+        """
         arguments = {
             "endpoint": endpoint_id, "instance": instance, "since": since_ms, "kind": kind, "ok": int(not why),
-            "why": why, "failures": failures, "successes": successes,
+            "why": why, "failures": failures, "successes": successes, "static": int(static),
         }  # fmt: skip
         return (await self.fcall("mesh1_check_done", arguments))[0].decode()
 

@@ -43,6 +43,9 @@ class TestDefaults:
             "max_concurrency": None,
             "rate_per_s": None,
             "breaker": {"failures": 5, "open_ms": 5_000},
+            "probe": {"kind": "http", "path": "/healthz", "every_ms": 10_000, "timeout_ms": 2_000, "failures": 2},
+            "canaries": [],
+            "flapping": {"arrivals": 4, "within_ms": 60_000},
         }
 
     def test_an_empty_registration_is_one(self) -> None:

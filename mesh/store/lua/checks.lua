@@ -22,15 +22,18 @@ local function mesh1_checks_claim(keys, argv)
   return reply
 end
 
--- check_done: Arguments: msgpack {endpoint, instance, since, kind, ok, why, failures, successes}. `since`: of the
---   registration that was checked; `failures` and `successes` in a row that change the verdict.
+-- check_done: Arguments: msgpack {endpoint, instance, since, kind, ok, why, failures, successes, static}. `since`: of the
+--   registration that was checked; `static` 1: the target of an endpoint's registration, which has no lease and no row but this;
+--   `failures` and `successes` in a row that change the verdict.
 -- Reply: {'noted' | 'changed' | 'gone', now}: 'gone', another process or registration is there by now.
 local function mesh1_check_done(keys, argv)
   local root = keys[1]
-  local a = given(argv[1], 'endpoint', 'instance', 'since', 'kind', 'ok', 'why', 'failures', 'successes')
+  local a = given(argv[1], 'endpoint', 'instance', 'since', 'kind', 'ok', 'why', 'failures', 'successes', 'static')
   local key, now = root .. KEY.instances .. a.endpoint, now_ms()
   local packed = redis.call('HGET', key, a.instance)
   local row = packed and cmsgpack.unpack(packed)
+  if redis.call('HGET', root .. KEY.endpoint .. a.endpoint, 'gone') ~= '0' then return { 'gone', now } end
+  if a.static == 1 and not (row and row[3] == a.since) then row = { '{}', 0, a.since, 0, {}, 0 } end
   if not row or row[3] ~= a.since then return { 'gone', now } end
   local checks = type(row[6]) == 'table' and row[6] or {}
   local one = checks[a.kind] or { 0, 0, now, now, '' }

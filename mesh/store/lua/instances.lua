@@ -55,7 +55,8 @@ local function mesh1_instance_drain(keys, argv)
   if not id then return refused end
   local key, now = root .. KEY.instances .. id, now_ms()
   local packed = redis.call('HGET', key, a.instance)
-  if not packed then return refuse('NO_INSTANCE', a.instance) end
+  -- What is kept of the target of a registration is no lease.
+  if not packed or cmsgpack.unpack(packed)[2] == 0 then return refuse('NO_INSTANCE', a.instance) end
   local old = cmsgpack.unpack(packed)
   if a.draining == 0 and old[4] == 1 then return refuse('LEFT', a.instance) end
   -- Told to, and then ending by itself: since when it drains does not change, but its next registration brings it back.
