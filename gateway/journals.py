@@ -20,7 +20,7 @@ from mesh.clock import monotonic_s, now_ms
 from mesh.errors import Conflict, Gone, TooMany, Unauthenticated
 from mesh.store.durable import JOURNAL, STREAM
 from mesh.store.layout import Line
-from mesh.store.verbs import LOOK, Append, Page, Step, Suspend, Task, Wanted
+from mesh.store.verbs import LOOK, Append, Completion, Page, Step, Suspend, Task, Wanted
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Generator, Sequence
@@ -248,3 +248,17 @@ def raise_for_step(status: str, operation: str = "") -> None:
         raise Gone("the operation is past its retention", code="operation_gone", operation_id=about)
     if status == "invalid":
         raise Unauthenticated("the task token is not valid", code="token_invalid")
+
+def raise_for(verdict: Completion, operation: str) -> None:
+    """The refusal that a completion's verdict stands for; returns for accepted and equal duplicates."""
+    if verdict in (Completion.DONE, Completion.SAME, Completion.DROPPED):
+        return
+    if verdict is Completion.OTHER:
+        detail = f"operation {operation} already has another outcome; the first one stands"
+        raise Conflict(detail, code="other_outcome", operation_id=operation)
+    if verdict is Completion.LEASE_LOST:
+        detail = f"this attempt of operation {operation} was given up; another attempt owns it now"
+        raise Conflict(detail, code="lease_lost", operation_id=operation)
+    if verdict is Completion.STALE_RUN:
+        raise Unauthenticated("the completion token is of an earlier run", code="token_stale")
+    raise Gone(f"operation {operation} is past its retention", code="operation_gone")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from gateway.journals import Journals
+from gateway.journals import Journals, raise_for
 from gateway.orders import (
     Known,
     Order,
@@ -31,7 +31,7 @@ from mesh.machine import Event, Kind
 from mesh.store.layout import Outcome, Request
 from mesh.store.pulls import PullStore
 from mesh.store.store import NoEndpoint, NoSession, OtherParent, ParentLost, Store
-from mesh.store.verbs import LOOK, Accepted, Completion, KeyReused, Replayed, Start, Work
+from mesh.store.verbs import LOOK, Accepted, KeyReused, Replayed, Start, Work
 from mesh.wire import failure_json, format_link
 from registry.choice import CANARY
 from registry.routing import Outcome as Routed
@@ -336,18 +336,3 @@ class Operations(Journals):
             outcome = Outcome("failure", body=failure_json(completion.failure), links=links)
         completed = await self._courier.complete(claim.operation_id, claim.run, claim.attempt, event, outcome)
         raise_for(completed.verdict, claim.operation_id)
-
-
-def raise_for(verdict: Completion, operation: str) -> None:
-    """The refusal that a completion's verdict stands for; returns for accepted and equal duplicates."""
-    if verdict in (Completion.DONE, Completion.SAME, Completion.DROPPED):
-        return
-    if verdict is Completion.OTHER:
-        detail = f"operation {operation} already has another outcome; the first one stands"
-        raise Conflict(detail, code="other_outcome", operation_id=operation)
-    if verdict is Completion.LEASE_LOST:
-        detail = f"this attempt of operation {operation} was given up; another attempt owns it now"
-        raise Conflict(detail, code="lease_lost", operation_id=operation)
-    if verdict is Completion.STALE_RUN:
-        raise Unauthenticated("the completion token is of an earlier run", code="token_stale")
-    raise Gone(f"operation {operation} is past its retention", code="operation_gone")
