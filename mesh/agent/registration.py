@@ -95,6 +95,7 @@ class Registration:
         self._again = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._said: set[str] = set()
+        self._unread = False  # an instance's PUT is out: a reply that nobody waits for may still have registered it
         self.known = asyncio.Event()
         """Set once the registry has taken this instance."""
 
@@ -115,7 +116,7 @@ class Registration:
             return
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
-        if self.known.is_set():
+        if self.known.is_set() or self._unread:
             try:
                 await self._request(b"DELETE", self._instance_path, timeout_s=LEAVE_TIMEOUT_S)
             except MeshError as error:
@@ -130,7 +131,9 @@ class Registration:
             return
         # Under the name of a process that was killed, the registry would believe that this is still the same one.
         body = self._lease if self.known.is_set() else self._first
+        self._unread = True
         reply = await self._request(b"PUT", self._instance_path, body)
+        self._unread = False
         if reply.status == 404 and self._declared is not None:  # noqa: PLR2004
             self._must_declare = True  # the endpoint went away under us
         _check(reply, "the instance")

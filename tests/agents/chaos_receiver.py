@@ -1,6 +1,8 @@
 """A callback receiver of the chaos runs, in a process of its own: verifies, records, and is at times a bad receiver.
 
-    python -m tests.agents.chaos_receiver --process receiver.1 --port 9100 --history F --secret whsec_...
+    python -m tests.agents.chaos_receiver --process receiver.1 --port 9100 --path /cb/7 --history F --secret whsec_...
+
+Only what is sent to `path` counts: the port may have been another test's a moment ago, whose gateway still knocks.
 
 One delivery in six is refused with 503 at first, one in twelve is taken and answered 500 (the sender cannot know), one
 in twelve is slow. Which one is decided by the webhook id, so that every try of a delivery is treated by plan. Only the
@@ -31,7 +33,8 @@ PLANS = 12
 class Receiver:
     """ASGI. `tries` counts what this process has seen of each delivery."""
 
-    def __init__(self, record: Recorder, secret: str) -> None:
+    def __init__(self, record: Recorder, secret: str, path: str) -> None:
+        self._path = path
         self._bad = record.process.endswith(".1")
         self._record = record
         self._secret = secret
@@ -48,6 +51,10 @@ class Receiver:
             message = await receive()
             body += message.get("body", b"")
             more = message.get("more_body", False)
+        if scope["path"] != self._path:
+            await send({"type": "http.response.start", "status": 404, "headers": [(b"content-length", b"0")]})
+            await send({"type": "http.response.body", "body": b""})
+            return
         headers = {name.decode(): value.decode("latin-1") for name, value in scope["headers"]}
         webhook_id = headers.get("webhook-id", "")
         self._tries[webhook_id] += 1
@@ -89,10 +96,10 @@ def _cloud_event(body: bytes) -> dict[str, str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    for name in ("process", "port", "history", "secret"):
+    for name in ("process", "port", "path", "history", "secret"):
         parser.add_argument(f"--{name}", required=True)
     given = parser.parse_args()
-    receiver = Receiver(Recorder(Path(given.history), given.process), given.secret)
+    receiver = Receiver(Recorder(Path(given.history), given.process), given.secret, given.path)
     uvicorn.run(
         receiver, host="127.0.0.1", port=int(given.port), log_level="warning", access_log=False, lifespan="off",
         ws="none", timeout_keep_alive=75,

@@ -73,6 +73,7 @@ class Ground:
         self._answer_within_ms = answer_within_ms
         self._token_key = secret_bytes(32).hex()
         self._secret = ""
+        self._callback_path = f"/cb/{secret_bytes(8).hex()}"
         names = ["gateway-a"] if dev else ["gateway-a", "gateway-b"]
         self._ports = dict(zip([*names, *AGENTS, "receiver"], free_ports(6), strict=False))
         self._data = directory / "data"
@@ -116,6 +117,10 @@ class Ground:
     def url(self, name: str) -> str:
         return f"http://127.0.0.1:{self._ports[name]}"
 
+    @property
+    def callback_url(self) -> str:
+        return self.url("receiver") + self._callback_path
+
     # How each is started
 
     def _add(self, name: str, command: list[str], title: str = "") -> None:
@@ -157,7 +162,8 @@ class Ground:
     def _receiver(self) -> list[str]:
         return [
             *(sys.executable, "-m", "tests.agents.chaos_receiver", "--secret", self._secret),
-            *("--port", str(self._ports["receiver"]), "--history", str(self.history("receiver"))),
+            *("--port", str(self._ports["receiver"]), "--path", self._callback_path),
+            *("--history", str(self.history("receiver"))),
         ]
 
     # Starting, in order

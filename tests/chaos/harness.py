@@ -53,7 +53,7 @@ async def carry_out(
 ) -> Run:
     """The whole run. `jobs`: the callers ask for this one only, and leave."""
     harness, record = ground.recorder("harness"), ground.recorder("callers")
-    crowd = Crowd(ground.seed, ground.gateways, ground.url("receiver") + "/cb", only=jobs)
+    crowd = Crowd(ground.seed, ground.gateways, ground.callback_url, only=jobs)
     asking = [
         asyncio.create_task(crowd.run(Caller(f"caller-{number}", ground.pool, record), number))
         for number in range(callers)
