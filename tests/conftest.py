@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,13 @@ import pytest
 from mesh.store.embedded import EmbeddedStore
 from mesh.store.link import Link
 from tests.servers import SAFE, Proxy, RawServer
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _nothing_left_open() -> Iterator[None]:
+    """What a file's tests leave open fails there, not in whatever test runs when the garbage is collected."""
+    yield
+    gc.collect()
 
 
 @pytest.fixture(scope="session")

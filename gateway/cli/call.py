@@ -129,7 +129,8 @@ class _Call:
         record = reply.json()
         replayed = reply.headers.get("idempotency-replayed") == "true"
         if reply.status == 202 and self._wait_s > 0:  # noqa: PLR2004
-            record = self._wait(record["id"]) or record
+            # The 202 says least; what is told of an operation that still runs is worth one more look.
+            record = self._wait(record["id"]) or self._look(record)
         if replayed and self._given and not self._unsure:
             self._show.note(f"the key was used before: this is the operation of that time, {record['id']}")
         finish(self._gateway, self._show, record, waited_s=self._wait_s)
@@ -166,6 +167,12 @@ class _Call:
                     raise self._with_key(error) from None
                 self._again(error)
         return None
+
+    def _look(self, record: dict[str, Any]) -> dict[str, Any]:
+        try:
+            return self._gateway.get(f"/v1/operations/{record['id']}")
+        except Unavailable:
+            return record
 
     def _over(self) -> bool:
         return monotonic_s() + REPEAT_S >= self._until_s
@@ -208,8 +215,11 @@ def finish(gateway: Gateway, show: Show, record: dict[str, Any], *, waited_s: fl
         return
     show.json(record)
     why = f" ({record['blocked'].replace('_', ' ')})" if record.get("blocked") else ""
+    last = record.get("last_failure")
+    tried = f" (attempt {last['attempt']} failed: {last['message']})" if last else ""
+    still = f"is still {state.replace('_', ' ')}{why} after {span(waited_s * 1000)}{tried}"
     raise Problem(
-        f"operation {operation_id} is still {state.replace('_', ' ')}{why} after {span(waited_s * 1000)}; it goes on",
+        f"operation {operation_id} {still}; it goes on",
         f"`mesh operation watch {operation_id}` waits for its end.",
         exit_code=Exit.UNAVAILABLE,
         code="still_running",

@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 PIPE_COLUMNS: Final = 500
+WHOLE: Final = ("id", "state")
+"""Columns whose text is copied: as long as others can shrink, they do not."""
+FOLDED: Final = ("why", "name", "")
+"""Columns that tell a person what is wrong: several lines rather than half of it."""
 
 STYLES: Final[dict[str, str]] = {
     **dict.fromkeys(("succeeded", "healthy", "delivered", "active", "ok", "ready", "pass", "closed"), "green"),
@@ -64,17 +68,22 @@ class Show:
             print(text, file=sys.stderr, flush=True)
 
     def table(self, columns: Sequence[str], rows: Sequence[Sequence[str]], empty: str) -> None:
-        """Rows under columns; `empty` is said when there are none."""
+        """Rows under columns, cut to the terminal's width but for FOLDED; `empty` is said when there are none."""
         if not rows:
             self.note(empty)
             return
         from rich.table import Table  # noqa: PLC0415 - as above
+        from rich.text import Text  # noqa: PLC0415 - as above
 
         table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
         for column in columns:
-            table.add_column(column, no_wrap=column in ("id", "state"), overflow="fold")
+            table.add_column(column, no_wrap=column in WHOLE, overflow="fold")
         for row in rows:
-            table.add_row(*row)
+            cells = [Text.from_markup(cell) for cell in row]
+            for column, cell in zip(columns, cells, strict=True):
+                if column not in FOLDED:
+                    cell.no_wrap, cell.overflow = True, "ellipsis"
+            table.add_row(*cells)
         self.console.print(table)
 
     def fields(self, rows: Sequence[tuple[str, str]]) -> None:

@@ -18,6 +18,7 @@ import threading
 import tomllib
 from collections.abc import Callable, Iterator, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from io import StringIO
 from pathlib import Path
 from queue import Queue
 from typing import Any, ClassVar, NamedTuple
@@ -25,12 +26,14 @@ from typing import Any, ClassVar, NamedTuple
 import httpx
 import pytest
 import yaml
+from rich.console import Console
 from standardwebhooks.webhooks import Webhook
 
 from gateway.cli.endpoints import REGISTERED
 from gateway.cli.exits import MEANINGS, Exit
+from gateway.cli.show import Show
 from mesh.clock import monotonic_s, pause
-from mesh.ids import short_id
+from mesh.ids import operation_id, short_id
 from mesh.store.embedded import EmbeddedStore
 from registry.spec import EndpointSpec
 
@@ -582,6 +585,19 @@ class TestOperation:
         assert all(one in text for one in ids)
         assert "no operations" in place("operation", "list", "--endpoint", "nonesuch").err
 
+    def test_a_list_is_cut_to_the_terminal_and_what_is_copied_stays_whole(self) -> None:
+        show, out = Show(as_json=False), StringIO()
+        show._console = Console(file=out, width=60)
+        identity = operation_id()
+        row = (identity, "started", "endpoint/" * 9, "because " * 9)
+        show.table(("id", "state", "operation", "why"), [row], "none")
+        head, *rows = out.getvalue().splitlines()
+        assert all(len(line) <= 60 for line in (head, *rows))
+        assert identity in rows[0]
+        assert "started" in rows[0]
+        assert "".join(rows).count("endpoint") == 1
+        assert "".join(rows).count("because") == 9
+
     def test_show_has_the_record_and_the_whole_history(self, place: Place) -> None:
         operation = place("call", "greeter", "greeter", "greet", "-i", '"[red]Ada"', "--json").json["id"]
         shown = place("operation", "show", operation)
@@ -595,13 +611,15 @@ class TestOperation:
         name = short_id("busy")
         receiver.statuses = [500]
         place("endpoint", "register", name, "-t", receiver.url, "--policy", '{"retry": {"initial_ms": 60000}}')
-        args = ("call", name, "any", "thing", "--async", "--callback", receiver.url, "--json")
-        operation = place(*args).json["id"]
+        args = ("call", name, "any", "thing", "--callback", receiver.url, "--key", name)
+        operation = place(*args, "--async", "--json").json["id"]
         until(lambda: place("operation", "show", operation, "--json").json["state"] == "backing_off", "it backs off")
         shown = place("operation", "show", operation).out
         assert re.search(r"next attempt +in (\d\d\.?\d* s|1 min)", shown), shown
         assert re.search(r"last failure +attempt 1 at target, .* ago: INTERNAL: 500", shown), shown
         assert re.search(r"callback +not owed yet: it is owed once the operation ends +" + receiver.url, shown), shown
+        waited = place(*args, "--wait", "0.1").err
+        assert re.search(r"still backing off after 100 ms \(attempt 1 failed: 500.*\); it goes on", waited), waited
         listed = place("delivery", "list", "--kind", "start", "--state", "pending").out
         assert re.search(r"next in (\d\d\.?\d* s|1 min)", listed), listed
         place("operation", "cancel", operation)
