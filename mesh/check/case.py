@@ -168,10 +168,11 @@ class Got:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Until:
-    """Ask again and again until the answer is as expected."""
+    """Ask again and again until the answer is as expected, for the first time `after_ms`."""
 
     ask: Ask
     within_ms: int = 10_000
+    after_ms: int = 0
 
 
 @dataclass(frozen=True, slots=True)

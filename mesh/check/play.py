@@ -213,6 +213,7 @@ class Play:
 
     async def _until(self, step: Until) -> None:
         end_s = monotonic_s() + step.within_ms / 1000
+        await sleep(step.after_ms / 1000)
         while True:
             answer = await self._sent(step.ask)
             try:

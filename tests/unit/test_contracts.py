@@ -202,7 +202,8 @@ def _grown(inner: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
         optional={
             "allOf": many, "anyOf": many, "oneOf": many, "not": inner, "if": inner, "then": inner, "else": inner,
             "properties": named, "additionalProperties": inner, "propertyNames": inner, "contains": inner,
-            "items": inner | many, "additionalItems": inner, "patternProperties": st.just({"^b": {"type": "null"}}),
+            "items": (inner | many).filter(lambda items: not isinstance(items, bool)),  # the judge takes its length
+            "additionalItems": inner, "patternProperties": st.just({"^b": {"type": "null"}}),
             "dependencies": st.dictionaries(st.sampled_from("ab"), inner | st.just(["b"]), min_size=1, max_size=2),
             "$ref": st.just("#/definitions/d"),
         },

@@ -37,6 +37,8 @@ from mesh.check.cases.shared import (
 )
 
 TOO_LARGE: Final = b"x" * ((2 << 20) + 1)
+FLOODED_MS: Final = 800
+"""By then all of a flood is there: who asks sooner whether it is full takes a place from it."""
 OWN: Final = "only a gateway has endpoints"
 REST_MS: Final = 400
 BREAKER: Final = {
@@ -146,7 +148,8 @@ CASES: Final = (
                 Until(
                     ask=start(
                         role="any", expect=Expect(failure="RESOURCE_EXHAUSTED", headers={"retry-after": Match(r"\d+")})
-                    )
+                    ),
+                    after_ms=FLOODED_MS,
                 ),
                 Finish("flood"),
                 Until(ask=start(role="any", expect=Expect(status=(200, 201)))),
