@@ -87,14 +87,17 @@ async def settled(kit: Kit) -> str | None:
 )  # fmt: skip
 async def well(kit: Kit) -> str | None:
     advice = "Free what a broken-off request held: connections, workers, locks, entries of tables."
-    for sample in filter(None, (kit.quick, kit.long)):
+    for sample in filter(None, (kit.quick, kit.long, kit.durable)):
         order = kit.order(sample)
         answer = await kit.start(order)
         if answer.refused is not None:
             raise Breach(f"a start was answered {answer}", advice)
-        if answer.token and kit.took_s:
+        if sample is kit.durable:
+            # Told here that it has ended; later nobody would, and an agent that stops would wait for an answer.
+            await kit.receiver.until(lambda order=order: kit.keeps_journal(order), kit.settings.quiet_s)
+        elif answer.token and kit.took_s:
             await kit.completion(order, 1, advice)
-    if kit.quick is None and kit.long is None:
+    if kit.quick is None and kit.long is None and kit.durable is None:
         raise Skip("needs an operation that can be started")
     return None
 

@@ -38,6 +38,12 @@ PARALLEL: Final = 4
 TRACE: Final = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
 
+NO_JOURNALS: Final = (
+    "{} keeps a journal at its gateway, which this check has not; give it an operation without one as well, and test"
+    " durable ones with mesh.testing"
+)
+
+
 @dataclass(frozen=True, slots=True)
 class Sample:
     """An operation the kit may start as often as it likes. `input`: its bytes, JSON unless said; None is null."""
@@ -51,6 +57,9 @@ class Sample:
     def path(self) -> str:
         """`/{service}/{operation}`, encoded."""
         return f"/{quote_segment(self.service)}/{quote_segment(self.operation)}"
+
+    def __str__(self) -> str:
+        return f"{self.service}/{self.operation}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,7 +109,7 @@ class Order:
 
 
 class Kit:
-    """One check of one agent. What S1 learns stands in `long`, `quick` and `took_s` for those after it."""
+    """One check of one agent. What S1 learns stands in `long`, `quick`, `durable` and `took_s` for those after it."""
 
     def __init__(self, target: Target, settings: Settings, receiver: Receiver) -> None:
         self.target = target
@@ -109,13 +118,15 @@ class Kit:
         self.orders: list[Order] = []
         self.long: Sample | None = None
         self.quick: Sample | None = None
+        self.durable: Sample | None = None
+        """One that keeps a journal at its gateway, and so ends nowhere else."""
         self.took_s = 0.0
         """From the start of `long` to its completion; 0 while none came."""
 
     @property
     def sample(self) -> Sample:
         """Some operation; the quick one, if there is one."""
-        found = self.quick or self.long
+        found = self.quick or self.long or self.durable
         if found is None:
             message = "needs an operation that can be started"
             raise Skip(message)
@@ -124,6 +135,8 @@ class Kit:
     @property
     def lasting(self) -> Sample:
         """An operation that is answered 201 and completed later."""
+        if self.long is None and self.durable is not None:
+            raise Skip(NO_JOURNALS.format(self.durable))
         if self.long is None:
             message = "needs an operation that takes a while: none of those given was answered 201"
             raise Skip(message)
@@ -219,11 +232,18 @@ class Kit:
     async def completion(self, order: Order, number: int, advice: str, *, within_s: float = 0.0) -> Try:
         """The `number`th try (from 1) of the order's completion. Raises Breach with `advice` when none comes."""
         within_s = within_s or self.settings.patience_s
-        if not await self.receiver.until(lambda: len(self.tries(order)) >= number, within_s):
+        came_or_never = lambda: len(self.tries(order)) >= number or self.keeps_journal(order)  # noqa: E731
+        if await self.receiver.until(came_or_never, within_s) and self.keeps_journal(order):
+            raise Skip(NO_JOURNALS.format(order.sample))
+        if len(self.tries(order)) < number:
             came = len(self.tries(order))
             what = f"{came} of {number} tries came" if came else "no completion came"
             raise Breach(f"{what} within {within_s:g} s", advice)
         return self.tries(order)[number - 1]
+
+    def keeps_journal(self, order: Order) -> bool:
+        """Whether the order's operation turned out to be a durable one."""
+        return order.token in self.receiver.durable
 
     async def stays_quiet(self, order: Order, after: int, advice: str) -> None:
         """Watch that no more than `after` tries of the completion come. Raises Breach."""

@@ -1,6 +1,7 @@
 """The kit's own gateway, as far as an agent talks to one: it takes completions and heartbeats, and answers as told.
 
-Every try of a completion is kept, found by its completion token. Knows no probe.
+Every try of a completion is kept, found by its completion token. Who wants to keep a journal is told that the operation
+has ended, and remembered: the kit has no journals. Knows no probe.
 """
 
 from __future__ import annotations
@@ -16,10 +17,14 @@ from typing import Any, Final, NamedTuple, Self, cast
 import httptools
 
 from mesh.check.agent_wire import CHUNK_BYTES, Header, Message
-from mesh.clock import monotonic_s
+from mesh.clock import monotonic_s, now_ms
 
 CALLBACK: Final = "/nexus/callback"
-HEARTBEAT: Final = "/v1/tasks/heartbeat"
+TASKS: Final = "/v1/tasks/"
+HEARTBEAT: Final = TASKS + "heartbeat"
+ENDED: Final = "ended"
+CONFLICT: Final = 409
+_JSON: Final = ("content-type", "application/json")
 TRIES_MAX: Final = 10_000
 """Requests kept in one check; an agent that sends more is past judging."""
 
@@ -75,6 +80,8 @@ class Receiver:
         """By completion token; those without one under the empty name."""
         self.beats: dict[str, list[float]] = defaultdict(list)
         self.verdicts: dict[str, str] = {}
+        self.durable: set[str] = set()
+        """The tokens of attempts that keep a journal."""
         self.scripts: dict[str, deque[Say]] = {}
         """What the next tries of a token are answered, in order; 200 after that."""
         self._server: asyncio.Server | None = None
@@ -137,9 +144,13 @@ class Receiver:
         method: str = parser.get_method().decode("latin-1")
         path = message.url.decode("latin-1")
         if path.partition("?")[0].endswith(HEARTBEAT):
-            await _answer(writer, 200, [("content-type", "application/json")], await self._heartbeat(message.body))
+            await _answer(writer, 200, [_JSON], await self._heartbeat(message.body))
             return True
-        token = dict(reversed(message.headers)).get("token", "")
+        headers = dict(reversed(message.headers))
+        if TASKS in path:
+            await self._journal(writer, headers.get("mesh-task-token", ""), message.body)
+            return True
+        token = headers.get("token", "")
         script = self.scripts.get(token)
         say = script.popleft() if script else Say()
         entry = Try(monotonic_s(), method, path, message.headers, bytes(message.body), say)
@@ -151,14 +162,21 @@ class Receiver:
         await _answer(writer, say.status, say.headers, b"")
         return True
 
+    async def _journal(self, writer: asyncio.StreamWriter, alone: str, body: bytearray) -> None:
+        tokens = [alone] if alone else _tokens(body)
+        await self._note(lambda: self.durable.update(tokens))
+        if alone:
+            problem = {"code": "operation_ended", "detail": "a check keeps no journals", "status": CONFLICT}
+            await _answer(writer, CONFLICT, [_JSON], json.dumps(problem).encode())
+            return
+        answers: list[dict[str, Any]] = [{"status": ENDED, "length": 0, "entries": []} for _ in tokens]
+        await _answer(writer, 200, [_JSON], json.dumps({"now_ms": now_ms(), "tasks": answers}).encode())
+
     async def _heartbeat(self, body: bytearray) -> bytes:
-        try:
-            tasks = cast("list[dict[str, Any]]", json.loads(body)["tasks"])
-            tokens = [str(task["token"]) for task in tasks]
-        except (ValueError, KeyError, TypeError):
-            tokens = []
+        tokens = _tokens(body)
         await self._note(lambda: [self.beats[token].append(monotonic_s()) for token in tokens])
-        return json.dumps({"tasks": [{"status": self.verdicts.get(token, "ok")} for token in tokens]}).encode()
+        verdicts = self.verdicts | dict.fromkeys(self.durable, ENDED)
+        return json.dumps({"tasks": [{"status": verdicts.get(token, "ok")} for token in tokens]}).encode()
 
     async def _note(self, change: Callable[[], object]) -> None:
         self._count += 1
@@ -166,6 +184,14 @@ class Receiver:
             change()
         async with self._changed:
             self._changed.notify_all()
+
+
+def _tokens(body: bytearray) -> list[str]:
+    """Of the tasks that a body is about; none where it makes no sense."""
+    try:
+        return [str(task["token"]) for task in cast("list[dict[str, Any]]", json.loads(body)["tasks"])]
+    except (ValueError, KeyError, TypeError):
+        return []
 
 
 async def _answer(writer: asyncio.StreamWriter, status: int, headers: list[Header], body: bytes) -> None:

@@ -6,7 +6,7 @@ import asyncio
 from typing import Final
 
 from mesh.check.agent_answers import Answer, Breach, Skip
-from mesh.check.agent_kit import Kit, Order, Sample
+from mesh.check.agent_kit import NO_JOURNALS, Kit, Order, Sample
 from mesh.check.agent_probes import probe
 from mesh.check.agent_wire import Line
 
@@ -31,18 +31,28 @@ async def answered(kit: Kit) -> str | None:
         order = kit.order(sample)
         answer = await kit.start(order)
         if answer.refused is not None:
-            where = f"{sample.service}/{sample.operation}"
             raise Breach(
-                f"{where} was answered {answer}: {answer.refused.message}",
+                f"{sample} was answered {answer}: {answer.refused.message}",
                 "Give the check an operation that works, with an input that it takes.",
             )
-        if answer.token:
-            kit.long = kit.long or sample
-            done = await kit.completion(order, 1, COMPLETE)
-            kit.took_s = kit.took_s or max(done.at_s - order.at_s, 0.001)
-        else:
+        if not answer.token:
             kit.quick = kit.quick or sample
-    return None
+            continue
+        try:
+            done = await kit.completion(order, 1, COMPLETE)
+        except Skip:
+            kit.durable = kit.durable or sample
+            continue
+        except Breach:
+            kit.long = kit.long or sample
+            raise
+        kit.long = kit.long or sample
+        kit.took_s = kit.took_s or max(done.at_s - order.at_s, 0.001)
+    if kit.durable is None:
+        return None
+    if kit.quick is None and kit.long is None:
+        raise Skip(NO_JOURNALS.format(kit.durable))
+    return f"Not tried beyond its 201: {NO_JOURNALS.format(kit.durable)}."
 
 
 @probe(
@@ -118,8 +128,8 @@ async def half_a_request(kit: Kit) -> str | None:
     answer = await kit.start(order)
     if answer.refused is not None:
         raise Breach(f"after half a request the whole one was answered {answer}", advice)
-    await kit.receiver.until(lambda: bool(kit.tries(cut)), kit.took_s + kit.settings.quiet_s)
-    if kit.tries(cut):
+    begun = lambda: bool(kit.tries(cut)) or kit.keeps_journal(cut)  # noqa: E731
+    if await kit.receiver.until(begun, kit.took_s + kit.settings.quiet_s):
         raise Breach("half a request was carried out: its completion came", advice)
     return None
 

@@ -29,6 +29,8 @@ from tests.conformance.bad_manners import unread
 from tests.conformance.kit_checks import QUICK, SLOW, by_number, checked, raw
 from tests.conformance.plain_agents import Plain
 
+KEPT = Sample("work", "kept", b"1234")
+
 
 @service_handler
 class Jobs:
@@ -108,6 +110,42 @@ class TestGood:
         found = {each.number: (each.seen, each.advice) for each in report.results if each.verdict != "pass"}
         promise = ("the agent's 201 promises no heartbeats (Mesh-Lease-Ms)", "")
         assert found == {"L1": promise, "L2": promise}
+
+
+class TestDurable:
+    """Work that keeps a journal at its gateway cannot end in a check that has none: that is no fault of the agent."""
+
+    @staticmethod
+    def agent() -> mesh.Agent:
+        async def quick(value: int) -> int:
+            return value + 1
+
+        async def lasting(seconds: float) -> str:
+            await sleep(seconds)
+            return "done"
+
+        @mesh.durable
+        async def kept(ctx: mesh.Context, value: int) -> int:
+            return await ctx.step("add", quick, value)
+
+        return mesh.Agent("work", [quick, lasting, kept], register=False, answer_within_ms=100, lease_ms=1500)
+
+    async def test_alone_what_cannot_apply_is_skipped_with_the_reason(self) -> None:
+        with serving(self.agent()) as url:
+            report = await checked(url, KEPT, parallel=12)
+        found = by_number(report)
+        assert [each.seen for each in report.results if each.verdict == "fail"] == []
+        skipped = {each.number for each in report.results if each.verdict == "skipped"}
+        assert {"S1", "S2", "S6", "C1", "C8", "X3", "D1", "L1"} <= skipped
+        assert all("work/kept keeps a journal at its gateway" in found[number].seen for number in skipped)
+        passed = {each.number for each in report.results if each.verdict == "pass"}
+        assert passed >= {"X1", "X2", "R3", "R5", "R7", "Z2"}
+
+    async def test_beside_others_it_is_said_once(self) -> None:
+        with serving(self.agent()) as url:
+            report = await checked(url, KEPT, QUICK, Sample("work", "lasting", b"1.2000"), parallel=12)
+        assert {each.verdict for each in report.results} == {"pass"}
+        assert [each.number for each in report.results if "keeps a journal" in each.advice] == ["S1"]
 
 
 class TestNoAgent:
