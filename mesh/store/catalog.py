@@ -45,16 +45,17 @@ class CatalogStore(Functions):
 
     async def endpoint_put(
         self, name: str, namespace: str, candidate_id: str, document: bytes, *, if_match: str, max_concurrency: int,
-        rate_per_s: float, pull: bool = False, retry: str = "", change: bytes = b"",
+        rate_per_s: float, pull: bool = False, retry: str = "", change: bytes = b"", limits: Sequence[str] = (),
     ) -> tuple[str, str, int]:  # fmt: skip
         """(`created` | `replaced` | `same`, id, version). Raises Conflict `name_taken`, PreconditionFailed.
 
         `retry`: initial_ms, factor, max_ms and jitter of its policy in one text, for the store to count by. `change`:
-        what changes in its contract, as JSON, kept with the version. `if_match` "new": there must be none.
+        what changes in its contract, as JSON, kept with the version. `limits`: namespace or `*`, then its `rate
+        concurrency weight cap`, and so on. `if_match` "new": there must be none.
         """
         arguments = {
             "name": name, "ns": namespace, "id": candidate_id, "if_match": if_match, "max": max_concurrency,
-            "rate": rate_per_s, "pull": int(pull), "retry": retry,
+            "rate": rate_per_s, "pull": int(pull), "retry": retry, "limits": list(limits),
         }  # fmt: skip
         try:
             word, _, endpoint_id, version = await self.fcall("mesh1_endpoint_put", arguments, document, change)

@@ -25,8 +25,14 @@ SUFFIXES: Final = {
     "sessions": ":sessions",  # zset, gateway session by last beat, ms
     "index": ":ops:",  # + namespace; zset, operation id by acceptance, ms
     "dead": ":dead:",  # + namespace; zset, delivery id by time of death, ms
-    "endpoint": ":ep:",  # + endpoint id; hash gone paused max rate tat run pull retry versions, for dispatching
+    "endpoint": ":ep:",  # + endpoint id; hash gone paused max rate tat run pull retry versions shares, for dispatching;
+    # run: tat: drain: + namespace, where the endpoint has limits
+    "limits": ":lim:",  # + endpoint id; hash, namespace or * -> its limits there (lua/registry.lua)
     "waiting": ":wait:",  # + endpoint id [+ `|` + pin]; zset, blocked operation id by when it could begin, ms
+    "line": ":line:",  # + endpoint id [+ `|` + pin] : namespace; zset, the same less the worth of their priority, ms
+    "turns": ":turn:",  # + endpoint id [+ `|` + pin]; zset, namespaces that take turns, by virtual time (lua/line.lua)
+    "debts": ":debt:",  # + endpoint id [+ `|` + pin]; zset, namespaces out of turns that are ahead of the present
+    "parked": ":park:",  # + endpoint id [+ `|` + pin]; zset, namespaces at their own limit, by when to look again, ms
     "pins": ":pins:",  # + endpoint id; set, pins of which operations wait in a line of their own (lua/pins.lua)
     "running": ":ran:",  # + endpoint id; hash, instance with a version -> its attempts that answered 201 and run
     "waiting_endpoints": ":waits",  # set, endpoint ids [+ `|` + pin] whose `waiting` may not be empty

@@ -59,6 +59,7 @@ HEAD: Final = (
     "delay_ms",  # from acceptance to when it may begin; 0 for one that begins at once
     "pin",  # "" any instance, else `v` and the version that must run it, or `c` and the instance that a canary tests
     "counted",  # the instance with a version at which the present attempt is out (it answered 201), or ""
+    "priority",  # 0 to 9, 9 goes first
 )
 """Times in milliseconds of the store's clock. Order is stored; append only, and raise keys.SCHEMA on any change."""
 
@@ -110,6 +111,7 @@ class Head(msgspec.Struct, array_like=True):
     delay_ms: int = 0
     pin: str = ""
     counted: str = ""
+    priority: int = 0
 
 
 class DataRef(msgspec.Struct, array_like=True, frozen=True):

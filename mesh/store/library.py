@@ -37,6 +37,12 @@ LIMITS: Final = {
     "contract_changes": 50,  # kept of one endpoint
     "rate_ahead_ms": 250,  # how far `rate_per_s` may run ahead of an even pace: one look of a courier
     "pull_look": 256,  # operations of a waiting line looked at per pull
+    "line_look": 16,  # of one namespace's line read at once
+    "priority_ms": 10_000,  # how much waiting one level of priority is worth
+    "parked_ms": 1_000,  # when a namespace at its own concurrency limit is looked at although nothing ended
+    "unparked": 64,  # namespaces looked at again per unblock or pull
+    "drain_ms": 10_000,  # window in which what leaves a namespace's line is counted
+    "drain_least_ms": 200,  # a window younger than this counts as this old
     "journal_entries": 100_000,  # of one operation
     "journal_bytes": 64 << 20,  # of one operation, all entries together
     "stream_chunks": 100_000,
@@ -50,9 +56,9 @@ LIMITS: Final = {
 }
 
 FILES: Final = (
-    "pins", "prelude", "outages", "pulling", "durable", "start", "started", "complete", "retry", "release", "cancel",
-    "heartbeat", "claim", "unblock", "pull", "answers", "delivery", "sessions", "journal", "suspend", "registry",
-    "instances", "checks",
+    "line", "pins", "prelude", "turns", "outages", "pulling", "durable", "start", "started", "complete", "retry",
+    "release", "cancel", "heartbeat", "claim", "unblock", "pull", "answers", "delivery", "sessions", "journal",
+    "suspend", "registry", "instances", "checks",
 )  # fmt: skip
 
 ADMISSION: Final = frozenset({"mesh1_start", "mesh1_endpoint_put", "mesh1_append"})

@@ -58,7 +58,16 @@ class OtherParent(Exception):
     """The key names an operation that this call of the parent did not start; its id."""
 
 
+class BacklogFull(Exception):
+    """As many operations of the namespace wait for the endpoint as may; `drain_ms`: half of them went by then, or 0."""
+
+    def __init__(self, about: str) -> None:
+        super().__init__(about)
+        self.depth, self.cap, self.drain_ms = map(int, about.split())
+
+
 _REFUSALS = {
+    "BACKLOG": BacklogFull,
     "NO_ENDPOINT": NoEndpoint,
     "NO_SESSION": NoSession,
     "PARENT_LOST": ParentLost,
@@ -93,7 +102,7 @@ class Store(Durable):
     ) -> Accepted | Replayed | KeyReused:
         """Accept an operation and lease its first attempt; `seat` is PullStore.seat.
 
-        Raises NoEndpoint, NoSession, ParentLost, OtherParent.
+        Raises NoEndpoint, NoSession, ParentLost, OtherParent, BacklogFull.
         """
         try:
             reply = await self.fcall("mesh1_start", start, encode(request), body, *seat)
@@ -103,7 +112,7 @@ class Store(Durable):
             raise _REFUSALS[refused.word](refused.about) from None
         if reply[0] == b"accepted":
             at_ms, attempt, blocked, *more = reply[1:]
-            return Accepted(at_ms, attempt, blocked.decode(), *([more[0] == 1, more[1]] if more else []))
+            return Accepted(at_ms, attempt, blocked.decode(), *([more[0] == 1, *more[1:]] if more else []))
         return Replayed(reply[2].decode(), State(reply[3]))
 
     async def cancel(self, operation_id: str, namespace: str, session: str) -> Moved | None:

@@ -41,6 +41,7 @@ class Start(msgspec.Struct):
     delay_ms: int | msgspec.UnsetType = msgspec.UNSET
     starts_at: int | msgspec.UnsetType = msgspec.UNSET
     pin: str = ""
+    priority: int | msgspec.UnsetType = msgspec.UNSET
 
 
 class ChildStart(Start):
@@ -65,6 +66,8 @@ class Accepted(NamedTuple):
     fetched: bool = False
     """The attempt is the poller's that was named; its lease has begun."""
     close_by_ms: int = 0
+    room: int | None = None
+    """How many more of its namespace may wait here; None where that has no limit."""
 
 
 class Replayed(NamedTuple):

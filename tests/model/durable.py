@@ -65,7 +65,7 @@ class Durable(Ground):
         if op.cancel_asked and not wakes and not any(self._lives(one, op.id) for one in self.ops.values()):
             self.settle(op, State.CANCELED, WAITED)
             return "ended", len(op.journal)
-        op.durable, op.suspended, op.slot = True, self.now, False
+        op.durable, op.suspended, op.slot = True, self.now, 0
         op.start, op.start_by, op.finish_by, op.beat_by = Delivery.DUE, 0, 0, 0
         op.start_at = task.wake_at_ms or (self.now + task.wake_in_ms if task.wake_in_ms else 0)
         op.note("suspended")
@@ -99,6 +99,7 @@ class Durable(Ground):
     def adopt(self, parent: Op, op: Op, order: ChildStart) -> None:
         """`op` is a child of `parent`, and has no more time than that."""
         op.parent, parent.children = parent.id, 1
+        op.priority = max(op.priority, parent.priority)
         if order.parent_close:
             parent.unfinished.add(op.id)
         if parent.close_by:

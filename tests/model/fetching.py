@@ -21,6 +21,8 @@ class Fetching(Durable):
 
     def hand_out(self, op: Op, instance: str, lease_ms: int) -> None:
         """The next attempt: nobody's to send, for it is there."""
+        op.slot = self.turns.slot(op, self.limit)
+        self.turns.charge(op)
         op.attempt += 1
         op.resumes += bool(op.suspended)
         op.suspended = 0
@@ -29,7 +31,6 @@ class Fetching(Durable):
         op.state, op.start, op.start_at, op.start_by, op.blocked = State.STARTED, Delivery.DELIVERED, 0, 0, ""
         op.finish_by = self.now + op.order.run_ms if op.order.run_ms else 0
         op.instance, op.beat_ms, op.leased, op.beat_by = instance, lease_ms, True, self.now + lease_ms
-        op.slot = op.slot or self.limit > 0
         op.note("started")
         op.let_go()
 
@@ -38,10 +39,14 @@ class Fetching(Durable):
         if not self.pulls:
             return [], "not_pull"
         works: list[Fetched] = []
-        for op in self.line[:count]:
-            if reason := self.hindrance(in_line=True):
-                if op.blocked != reason:
-                    self.block(op, reason)
+        if count:
+            self.turns.unpark(self.now)
+        for _ in range(count):
+            op = self.next_in_turn()
+            if op is None:
+                break
+            if reason := self.hindrance():
+                self.show(op, reason)
                 return works, reason
             if op.order.attempts_max and op.spent >= op.order.attempts_max:
                 op.blocked, op.start_at = "", self.now
@@ -96,6 +101,6 @@ class Fetching(Durable):
 
     @staticmethod
     def _take_back(op: Op, state: State, at: int) -> None:
-        op.state, op.start, op.start_at, op.slot = state, Delivery.DUE, at, False
+        op.state, op.start, op.start_at, op.slot = state, Delivery.DUE, at, 0
         op.beat_by = op.finish_by = 0
         op.let_go()

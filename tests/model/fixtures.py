@@ -59,9 +59,15 @@ class Room:
         name: str = "work",
         pull: bool = False,
         retry: str = "1000 2 60000 0",
+        limits: dict[str, str] | None = None,
     ) -> str:
-        """Create the endpoint or change its limits; the document differs with them, as the registry's does."""
-        document = f'{{"max":{max_concurrency},"rate":{rate_per_s},"pull":{pull},"retry":{retry!r}}}'.encode()
+        """Create the endpoint or change its limits; the document differs with them, as the registry's does.
+
+        `limits`: namespace or `*` to its `rate concurrency weight cap`.
+        """
+        shares = [text for pair in (limits or {}).items() for text in pair]
+        said = f'{{"max":{max_concurrency},"rate":{rate_per_s},"pull":{pull},"retry":{retry!r},"of":{shares}}}'
+        document = said.encode()
         candidate = ENDPOINT if name == "work" else f"e-{name}"
         put = await self.catalog.endpoint_put(
             name,
@@ -73,6 +79,7 @@ class Room:
             rate_per_s=rate_per_s,
             pull=pull,
             retry=retry,
+            limits=shares,
         )
         return put[1]
 

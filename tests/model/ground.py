@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from mesh.machine import Delivery, Kind, State
 from mesh.store.verbs import ChildStart, Start
+from tests.model.turns import LIMITED, Turns
 
 DEAD_AFTER_MS: Final = 3_000
 DEAD_MS: Final = 72 * 3_600_000
@@ -44,7 +45,8 @@ class Op:
     instance: str = ""
     """Who fetched the last attempt; '' when it was sent."""
     blocked: str = ""
-    slot: bool = False
+    slot: int = 0
+    """0 not counted, 1 counted, 2: counted where its namespace has a limit."""
     start: Delivery = Delivery.DUE
     start_at: int = 0
     cancel: Owe = field(default_factory=Owe)
@@ -73,11 +75,25 @@ class Op:
     """Those of its children that are not to outlive it."""
     children: int = 0
     """As in the record: 0 none, 1 some, 2 ended with children to be told, 3 told."""
+    priority: int = 0
+    turns: Turns | None = None
+    """To be told when it enters or leaves the line, or gives its slot back."""
     closed: int = 0
     outcome: bytes | tuple[str, str] | None = None
     token: str = ""
     history: list[tuple[str, int, int]] = field(default_factory=list)
     """(event, attempt, entries in its journal)."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        was = self.__dict__.get(name)
+        object.__setattr__(self, name, value)
+        if self.__dict__.get("turns") is None or name not in ("blocked", "slot") or bool(was) == bool(value):
+            return
+        assert self.turns is not None
+        if name == "slot":
+            self.turns.took(self) if value else self.turns.freed(self, own=was == 2)
+        else:
+            self.turns.enter(self) if value else self.turns.leave(self)
 
     @property
     def id(self) -> str:
@@ -149,6 +165,7 @@ class Ground:
         self.ops: dict[str, Op] = {}
         self.sessions: dict[str, int] = {}
         self.limit = 0
+        self.turns = Turns()
         self.pulls = False
         self.paused = False
         self.gone = False
@@ -157,7 +174,7 @@ class Ground:
 
     @property
     def running(self) -> int:
-        return sum(op.slot for op in self.ops.values())
+        return sum(op.slot > 0 for op in self.ops.values())
 
     @property
     def line(self) -> list[Op]:
@@ -166,19 +183,42 @@ class Ground:
     def held(self, session: str) -> set[str]:
         return {op.id for op in self.ops.values() if op.owner == session}
 
-    def hindrance(self, *, in_line: bool) -> str:
+    def hindrance(self) -> str:
         """Why nothing more can be sent now."""
         if self.gone:
             return "endpoint_deleted"
         if self.paused:
             return "paused"
-        if self.limit and (self.running >= self.limit or (self.line and not in_line)):
+        if self.limit and self.running >= self.limit:
             return "concurrency"
         return ""
+
+    def hindrance_outside(self, namespace: str) -> str:
+        """The same for one that is not in line: nobody there may be passed."""
+        turns = self.turns
+        if reason := self.hindrance() or turns.own_limit(namespace):
+            return reason
+        if turns.share(namespace).max and namespace in turns.line:
+            return "namespace_concurrency"
+        return "concurrency" if self.limit and turns.at else ""
+
+    def next_in_turn(self) -> Op | None:
+        """Whose turn it is; who waits at its own limit says so."""
+        op, parked = self.turns.next(self.now)
+        for one in parked:
+            self.show(one, "namespace_concurrency")
+        return op
+
+    def show(self, op: Op, reason: str) -> None:
+        """Why it waits; which of the limits it was at a moment is not told each time."""
+        if op.blocked != reason and not (op.blocked in LIMITED and reason in LIMITED):
+            self.block(op, reason)
 
     # Steps that several verbs take
 
     def dispatch(self, op: Op, session: str) -> None:
+        op.slot = self.turns.slot(op, self.limit)
+        self.turns.charge(op)
         op.state, op.start, op.owner, op.blocked = State.SCHEDULED, Delivery.LEASED, session, ""
         op.attempt += 1
         op.instance = ""
@@ -188,7 +228,6 @@ class Ground:
             self.drop_cancel(op)
         op.start_at = self.now + op.order.lease_ms
         op.leased, op.beat_by = False, 0
-        op.slot = op.slot or self.limit > 0
         op.note("dispatched")
 
     @staticmethod
@@ -202,12 +241,12 @@ class Ground:
 
     def lose(self, op: Op) -> None:
         """Whoever had the attempt is silent: it is spent, the next one is due."""
-        op.state, op.start, op.start_at, op.slot = State.SCHEDULED, Delivery.DUE, self.now, False
+        op.state, op.start, op.start_at, op.slot = State.SCHEDULED, Delivery.DUE, self.now, 0
         op.beat_by = op.finish_by = 0
         op.note("attempt_lost")
 
     def settle(self, op: Op, state: State, outcome: bytes | tuple[str, str]) -> None:
-        op.state, op.outcome, op.closed, op.blocked, op.slot = state, outcome, self.now, "", False
+        op.state, op.outcome, op.closed, op.blocked, op.slot = state, outcome, self.now, "", 0
         op.suspended = 0
         op.children = 2 if op.children else 0
         if op.start in OWED:

@@ -19,9 +19,10 @@ from mesh.machine import Delivery, Event, Kind, State
 from mesh.store.link import Link
 from mesh.store.pulls import Ended, Released, Retried
 from mesh.store.verbs import Append, ChildStart, Suspend, Task
-from tests.model.fixtures import CANCELED, FAILURE, GIVEN_UP, OTHER_RESULT, RESULT
+from tests.model.fixtures import CANCELED, FAILURE, GIVEN_UP, NS, OTHER_RESULT, RESULT
 from tests.model.ground import DEAD_MS, Sent
 from tests.model.sides import Sides
+from tests.model.turns import Share
 
 OUTCOMES: Final = {
     "succeed": (Event.SUCCEED, RESULT),
@@ -38,6 +39,13 @@ AT: Final = 1
 WAKES: Final = (0, 0, AT, 2_000, 20_000)
 STEPS_MS: Final = (1, 10, 999, 1_000, 1_001, 2_000, 2_500, 3_001, 20_000, 36_000)
 LIMITS: Final = (0, 1, 2)
+SHARES: Final[tuple[dict[str, Share], ...]] = (
+    {},
+    {},
+    {"*": Share(1), "b": Share(0, 3, 2)},
+    {"c": Share(2, 2, 1)},
+    {"*": Share(0, 1, 3)},
+)
 SEATS: Final = (None, ("a1", 30_000), ("a1", 1_500), ("a2", 30_000))
 """Agents that wait at the accepting gateway, and the leases they ask for."""
 ANSWERS: Final = ("succeed", "succeed", "fail", "cancel", "retry", "retry later", "release")
@@ -62,6 +70,8 @@ ordered = {
     "lease_ms": st.sampled_from((1_500, 30_000)),
     "retention_ms": st.sampled_from((1, 60_000)),
     "blocked": st.sampled_from(("", "", "", "no_instance")),
+    "ns": st.sampled_from((NS, NS, "b", "c")),
+    "priority": st.sampled_from((0, 0, 1, 9)),
     "seat": st.sampled_from(SEATS),
     "delay_ms": st.sampled_from((msgspec.UNSET, msgspec.UNSET, msgspec.UNSET, 0, 2_000)),
 }
@@ -379,12 +389,14 @@ class StoreMachine(RuleBasedStateMachine):
         self.sides.time_passes(ms)
 
     @rule(
-        what=st.sampled_from(("put", "put", "pull", "pull", "pause", "resume", "delete")), limit=st.sampled_from(LIMITS)
+        what=st.sampled_from(("put", "put", "pull", "pull", "pause", "resume", "delete")),
+        limit=st.sampled_from(LIMITS),
+        shares=st.sampled_from(SHARES),
     )
-    def endpoint(self, what: str, limit: int) -> None:
+    def endpoint(self, what: str, limit: int, shares: dict[str, Share]) -> None:
         self.moves += 1
         if what in ("put", "pull"):
-            self.sides.put_endpoint(limit, pulls=what == "pull")
+            self.sides.put_endpoint(limit, pulls=what == "pull", shares=shares)
         elif what == "delete":
             self.sides.delete_endpoint()
         else:
@@ -408,7 +420,7 @@ class StoreMachine(RuleBasedStateMachine):
         snapshot = self.sides.agree()
         assert not self.model.ops, f"still not at rest: {self.model.ops}"
         assert (snapshot.timers, snapshot.idempotency, snapshot.index, snapshot.dead) == ({}, {}, {}, {})
-        assert (snapshot.waiting, snapshot.waiting_endpoints) == ({}, set())
+        assert (snapshot.waiting, snapshot.waiting_endpoints, snapshot.line) == ({}, set(), {})
         assert (snapshot.journals, snapshot.children, snapshot.unfinished) == ({}, {}, {})
 
     def _round(self) -> None:

@@ -40,7 +40,12 @@ class Reference(Fetching):
             return "no session"
         later = order.delay_ms if order.delay_ms is not UNSET else None
         begins = self.now + (later or 0)
+        reason = self._why_not_now(order, seat) if later is None else ""
+        cap, depth = self.turns.share(order.ns).cap, len(self.turns.line.get(order.ns, ()))
+        if cap and depth >= cap and (reason or later is not None):
+            return "backlog"
         op = Op(order, self.now, start_at=begins, always=order.callback > 1)
+        op.priority, op.turns = order.priority or 0, self.turns
         op.close_by = begins + order.close_ms if order.close_ms else 0
         if isinstance(order, ChildStart) and parent is not None:
             self.adopt(parent, op, order)
@@ -48,12 +53,15 @@ class Reference(Fetching):
         op.note("accepted")
         self.ops[op.id] = op
         if later is None:
-            self._send_off(op, seat)
-        return self._accepted(op, op.attempt, fetched=op.held)
+            self._send_off(op, seat, reason)
+        room = cap - depth - bool(reason) if later is None and depth < cap else None
+        return self._accepted(op, op.attempt, fetched=op.held, room=room)
 
-    def _send_off(self, op: Op, seat: tuple[str, int] | None) -> None:
-        reason = self.hindrance(in_line=False) or op.order.blocked
-        if reason := reason or ("busy" if self.pulls and seat is None else ""):
+    def _why_not_now(self, order: Start, seat: tuple[str, int] | None) -> str:
+        return self.hindrance_outside(order.ns) or order.blocked or ("busy" if self.pulls and seat is None else "")
+
+    def _send_off(self, op: Op, seat: tuple[str, int] | None, reason: str) -> None:
+        if reason:
             self.block(op, reason)
         elif self.pulls and seat is not None:
             self.hand_out(op, *seat)
@@ -64,7 +72,8 @@ class Reference(Fetching):
         if known.id == order.id:
             if order.delay_ms is not UNSET:
                 return self._accepted(known, 0, fetched=False)
-            fetched = seat is not None and known.held and known.instance == seat[0]
+            waited = known.history[1][0] == "blocked"
+            fetched = seat is not None and known.held and known.instance == seat[0] and not waited
             mine = fetched or (known.start is Delivery.LEASED and known.owner == order.session)
             return self._accepted(known, int(mine and known.attempt == 1), fetched=fetched)
         if known.order.digest != order.digest:
@@ -75,9 +84,9 @@ class Reference(Fetching):
         known.always = known.always or (known.order.callback > 0 and not known.state.terminal)
         return Replayed(known.id, known.state)
 
-    def _accepted(self, op: Op, attempt: int, *, fetched: bool) -> Accepted:
-        close_by_ms = op.close_by if op.parent or fetched else 0
-        return Accepted(op.created, attempt, op.blocked, fetched=fetched, close_by_ms=close_by_ms)
+    def _accepted(self, op: Op, attempt: int, *, fetched: bool, room: int | None = None) -> Accepted:
+        close_by_ms = op.close_by if op.parent or fetched or room is not None else 0
+        return Accepted(op.created, attempt, op.blocked, fetched=fetched, close_by_ms=close_by_ms, room=room)
 
     def cancel(self, one: str, session: str) -> tuple[str, Sent | None]:
         op = self.ops.get(one)
@@ -99,7 +108,8 @@ class Reference(Fetching):
             return "unknown", None
         current = attempt == op.attempt
         if current and op.state is State.SCHEDULED and not op.suspended:
-            op.slot = op.slot or (op.start is Delivery.DUE and self.limit > 0)
+            if op.start is Delivery.DUE:
+                op.slot = self.turns.slot(op, self.limit)
             op.state, op.start, op.start_at, op.start_by, op.blocked = State.STARTED, Delivery.DELIVERED, 0, 0, ""
             op.finish_by = self.now + op.order.run_ms if op.order.run_ms else 0
             if beat_ms:
@@ -161,7 +171,7 @@ class Reference(Fetching):
         if op.order.attempts_max and op.spent >= op.order.attempts_max:
             self.settle(op, State.FAILED, outcome)
             return "exhausted"
-        op.state, op.start, op.start_at, op.slot = State.BACKING_OFF, Delivery.DUE, self.now + delay_ms, False
+        op.state, op.start, op.start_at, op.slot = State.BACKING_OFF, Delivery.DUE, self.now + delay_ms, 0
         op.let_go()
         return "backing_off"
 
@@ -175,7 +185,7 @@ class Reference(Fetching):
         if op.cancel_asked and not op.durable:
             self.settle(op, State.CANCELED, NOT_STARTED)
             return "canceled"
-        op.start, op.start_at, op.slot = Delivery.DUE, self.now, False
+        op.start, op.start_at, op.slot = Delivery.DUE, self.now, 0
         if op.durable:
             op.resumes += 1
         else:
@@ -255,7 +265,7 @@ class Reference(Fetching):
             self.settle(op, State.CANCELED, NOT_STARTED)
         elif op.order.attempts_max and op.spent >= op.order.attempts_max:
             self.settle(op, State.FAILED, ("mesh", "attempts_exhausted"))
-        elif reason := self.hindrance(in_line=False) or ("busy" if self.pulls else ""):
+        elif reason := self.hindrance_outside(op.order.ns) or ("busy" if self.pulls else ""):
             self.block(op, reason)
         else:
             self.dispatch(op, session)
@@ -265,20 +275,29 @@ class Reference(Fetching):
         if session not in self.sessions:
             return "no session"
         works: list[Sent] = []
-        # `reversed` and `min`: the newest of those that failed least.
-        least = [min(reversed(self.line), key=lambda op: op.attempt)] if self.line else []
-        for op in least if probe else self.line[:count]:
-            why = self.hindrance(in_line=True) or reason or ("busy" if self.pulls else "")
-            if not why and op.order.attempts_max and op.spent >= op.order.attempts_max:
+        if reason:
+            for op in self.line[:count]:
+                self.show(op, self.hindrance() or self.turns.own_limit(op.order.ns) or reason)
+            return works, ""
+        self.turns.unpark(self.now)
+        for _ in range(1 if probe else count):
+            op = self._least_tried() if probe else self.next_in_turn()
+            if op is None:
+                break
+            if why := self.hindrance() or ("busy" if self.pulls else ""):
+                self.show(op, why)
+                return works, why
+            if op.order.attempts_max and op.spent >= op.order.attempts_max:
                 op.blocked, op.start_at = "", self.now
-            elif not why:
+            else:
                 self.dispatch(op, session)
                 works.append((op.id, Kind.START, op.attempt))
-            elif op.blocked != why:
-                self.block(op, why)
-            if why and not reason:
-                return works, why
         return works, ""
+
+    def _least_tried(self) -> Op | None:
+        """`reversed` and `min`: the newest of those that failed least."""
+        free = [op for op in reversed(self.line) if not self.turns.own_limit(op.order.ns)]
+        return min(free, key=lambda op: op.attempt, default=None)
 
     # Deliveries
 

@@ -16,13 +16,14 @@ from mesh.store.layout import Line, decode_outcome
 from mesh.store.library import source
 from mesh.store.link import Link
 from mesh.store.pulls import Ended, PullStore, Released, Retried, Taken
-from mesh.store.store import NoEndpoint, NoSession, OtherParent, ParentLost
+from mesh.store.store import BacklogFull, NoEndpoint, NoSession, OtherParent, ParentLost
 from mesh.store.verbs import Accepted, Append, Completed, Seat, Start, Suspend, Task, Work
 from tests.model.fetching import Fetched
 from tests.model.fixtures import ENDPOINT, GIVEN_UP, NS, Room
 from tests.model.ground import Op, Sent
 from tests.model.reference import Reference
 from tests.model.snapshot import Kept, Snapshot, faults, take
+from tests.model.turns import Share
 
 BEGIN_MS: Final = 1_700_000_000_000
 DELAY_MS: Final = 1_000
@@ -60,7 +61,7 @@ def of_store(kept: Kept) -> dict[str, Any]:
     outcome = None if packed is None else _outcome(packed)
     return {
         "state": kept.state, "attempt": head.attempt, "owner": head.owner, "blocked": head.blocked,
-        "slot": head.slot == 1, "instance": head.instance, "start": _owed(head.start, 0, head.start_at),
+        "slot": head.slot > 0, "instance": head.instance, "start": _owed(head.start, 0, head.start_at),
         "cancel": _owed(head.cancel, head.cancel_tries, head.cancel_at),
         "callback": _owed(head.callback, head.callback_tries, head.callback_at),
         "deadlines": (head.close_by, head.start_by, head.finish_by, head.beat_by)
@@ -78,7 +79,7 @@ def of_reference(op: Op) -> dict[str, Any]:
     """The same of the reference."""
     return {
         "state": op.state, "attempt": op.attempt, "owner": op.owner, "blocked": op.blocked,
-        "slot": op.slot, "instance": op.instance, "start": _owed(op.start, 0, op.start_at),
+        "slot": op.slot > 0, "instance": op.instance, "start": _owed(op.start, 0, op.start_at),
         "cancel": _owed(op.cancel.is_, op.cancel.tries, op.cancel.at),
         "callback": _owed(op.callback.is_, op.callback.tries, op.callback.at),
         "deadlines": (op.close_by, op.start_by, op.finish_by, op.beat_by)
@@ -164,6 +165,9 @@ class Sides:
         assert snapshot.unfinished == unfinished
         assert snapshot.sessions == self.model.sessions
         assert int(snapshot.endpoints[ENDPOINT]["run"]) == self.model.running
+        turns = self.model.turns
+        theirs_in_turn = [one.get(ENDPOINT, {}) for one in (snapshot.turns, snapshot.debts, snapshot.parked)]
+        assert theirs_in_turn == [turns.at, turns.debts, turns.parked]
         for one, kept in snapshot.operations.items():
             if kept.state.terminal:
                 end = (kept.state, kept.fields["r"], kept.head.closed_at)
@@ -187,6 +191,8 @@ class Sides:
             got = "parent lost"
         except OtherParent:
             got = "other parent"
+        except BacklogFull:
+            got = "backlog"
         assert got == expected
         if not isinstance(expected, Accepted) or not expected.attempt:
             return []
@@ -197,14 +203,17 @@ class Sides:
 
     def cancel(self, one: str, session: str) -> list[Sent]:
         expected = self.model.cancel(one, session)
-        moved = self.run(self._room.store.cancel(one, NS, session))
+        moved = self.run(self._room.store.cancel(one, self._namespace(one), session))
         assert (("unknown", None) if moved is None else (moved.verdict, sent(moved.work))) == expected
         return [expected[1]] if expected[1] else []
 
     def redeliver(self, one: str, kind: Kind) -> list[Sent]:
         expected = self.model.redeliver(one, kind)
-        assert self.run(self._room.store.redeliver(one, 1, kind, NS)) == expected
+        assert self.run(self._room.store.redeliver(one, 1, kind, self._namespace(one))) == expected
         return []
+
+    def _namespace(self, one: str) -> str:
+        return self.model.ops[one].order.ns if one in self.model.ops else NS
 
     # Agents
 
@@ -353,12 +362,16 @@ class Sides:
             self.model.paused = paused
             self.run(self._room.catalog.endpoint_pause("work", NS, paused=paused))
 
-    def put_endpoint(self, limit: int, *, pulls: bool) -> None:
-        """Change the limit and the kind, or bring a deleted endpoint back, without its pause."""
+    def put_endpoint(self, limit: int, *, pulls: bool, shares: dict[str, Share] | None = None) -> None:
+        """Change the limits and the kind, or bring a deleted endpoint back, without its pause."""
+        turns = self.model.turns
+        if self.model.gone or (limit, pulls, shares or {}) != (self.model.limit, self.model.pulls, turns.shares):
+            turns.limits_changed()
         if self.model.gone:
             self.model.gone = self.model.paused = False
-        self.model.limit, self.model.pulls = limit, pulls
-        assert self.run(self._room.endpoint(max_concurrency=limit, pull=pulls)) == ENDPOINT
+        self.model.limit, self.model.pulls, turns.shares = limit, pulls, shares or {}
+        limits = {one: f"0 {share.max} {share.weight} {share.cap}" for one, share in (shares or {}).items()}
+        assert self.run(self._room.endpoint(max_concurrency=limit, pull=pulls, limits=limits)) == ENDPOINT
 
     def delete_endpoint(self) -> None:
         if not self.model.gone:

@@ -7,6 +7,7 @@ way it can and takes nothing from the Lua library but the record's layout.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import accumulate, pairwise
@@ -20,6 +21,7 @@ from mesh.store.keys import SUFFIXES, root
 from mesh.store.layout import Entry, Head, Line, decode_events, decode_head, decode_line
 from mesh.store.link import Link
 from tests.model.ground import DEAD_MS
+from tests.model.turns import LEVEL_MS
 
 EVERYTHING: Final = """
 local all = {}
@@ -87,6 +89,11 @@ class Snapshot:
     dead: dict[str, dict[str, float]] = field(default_factory=dict)
     waiting: dict[str, dict[str, float]] = field(default_factory=dict)
     waiting_endpoints: set[str] = field(default_factory=set)
+    line: dict[str, dict[str, float]] = field(default_factory=dict)
+    turns: dict[str, dict[str, float]] = field(default_factory=dict)
+    debts: dict[str, dict[str, float]] = field(default_factory=dict)
+    parked: dict[str, dict[str, float]] = field(default_factory=dict)
+    limits: set[str] = field(default_factory=set)
     journals: dict[str, list[Line]] = field(default_factory=dict)
     streams: dict[str, list[Line]] = field(default_factory=dict)
     children: dict[str, dict[str, float]] = field(default_factory=dict)
@@ -130,7 +137,7 @@ def _sort(snapshot: Snapshot, name: str, value: Any) -> None:  # noqa: C901, PLR
             getattr(snapshot, f"{kind}s")[rest] = [decode_line(element) for element in value]
         elif kind == "unfinished":
             snapshot.unfinished[rest] = {one.decode() for one in value}
-        elif kind in ("index", "dead", "waiting", "children"):
+        elif kind in ("index", "dead", "waiting", "children", "line", "turns", "debts", "parked"):
             getattr(snapshot, kind)[rest] = _scores(value)
         elif kind == "waiting_endpoints":
             snapshot.waiting_endpoints = {one.decode() for one in value}
@@ -140,8 +147,8 @@ def _sort(snapshot: Snapshot, name: str, value: Any) -> None:  # noqa: C901, PLR
             snapshot.names = {name: text.decode() for name, text in _pairs(value).items()}
         elif kind == "catalog":
             snapshot.catalog = set(_pairs(value))
-        elif kind == "instances":
-            snapshot.instances.add(rest)
+        elif kind in ("instances", "limits"):
+            getattr(snapshot, kind).add(rest)
         return
     snapshot.foreign.append(name)
 
@@ -272,6 +279,10 @@ def _of_indexes(kept: Kept, snapshot: Snapshot) -> Iterator[str]:
     line = f"{head.endpoint}|{head.pin}" if head.blocked == "no_version" else head.endpoint
     if lines != ([line] if head.blocked else []):
         yield f"blocked {head.blocked!r} and in the lines of {lines}"
+    places = {name: line[kept.id] for name, line in snapshot.line.items() if kept.id in line}
+    due = head.created_at + head.delay_ms - head.priority * LEVEL_MS
+    if places != ({f"{line}:{head.namespace}": due} if head.blocked else {}):
+        yield f"blocked {head.blocked!r} and at {places} in the lines of namespaces"
     if snapshot.index.get(head.namespace, {}).get(kept.id) != head.created_at:
         yield "not in its namespace's index at the time of its acceptance"
     if head.key and snapshot.idempotency.get(head.key) != kept.id:
@@ -296,8 +307,21 @@ def _orphans(snapshot: Snapshot) -> Iterator[str]:
             yield f"idempotency key {key} leads to {one}, which does not have it"
     for endpoint in snapshot.waiting.keys() - snapshot.waiting_endpoints:
         yield f"nobody is told that operations wait for {endpoint}"
-    for one in (snapshot.instances | snapshot.catalog) - snapshot.endpoints.keys():
+    yield from _turns(snapshot)
+    for one in (snapshot.instances | snapshot.catalog | snapshot.limits) - snapshot.endpoints.keys():
         yield f"registry rows of unknown endpoint {one}"
+
+
+def _turns(snapshot: Snapshot) -> Iterator[str]:
+    """Each namespace in line takes turns or is parked; who is out of turns owes something to those who are not."""
+    of = [{(one, ns) for one, all_ in index.items() for ns in all_} for index in (snapshot.turns, snapshot.parked)]
+    lines = {(name.partition(":")[0], name.partition(":")[2]) for name in snapshot.line}
+    if of[0] & of[1] or of[0] | of[1] != lines:
+        yield f"in line are {lines}, taking turns {of[0]}, parked {of[1]}"
+    for endpoint, debts in snapshot.debts.items():
+        turns = snapshot.turns.get(endpoint, {})
+        if not turns or debts.keys() & turns.keys():
+            yield f"debts {debts} beside turns {turns}"
 
 
 def _of_durable(snapshot: Snapshot) -> Iterator[str]:
@@ -343,3 +367,7 @@ def _of_slots(snapshot: Snapshot) -> Iterator[str]:
         taken = sum(1 for kept in snapshot.operations.values() if kept.head.endpoint == endpoint and kept.head.slot)
         if int(facts["run"]) != taken:
             yield f"endpoint {endpoint} counts {facts['run']} running, {taken} hold a slot"
+        of = Counter(kept.head.namespace for kept in snapshot.operations.values()
+                     if kept.head.endpoint == endpoint and kept.head.slot)  # fmt: skip
+        if +of != +Counter({key[4:]: int(count) for key, count in facts.items() if key.startswith("run:")}):
+            yield f"endpoint {endpoint} counts {facts} running, {of} hold a slot"

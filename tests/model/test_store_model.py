@@ -19,7 +19,19 @@ from msgspec import UNSET
 from mesh.ids import pick_index
 from mesh.machine import Kind
 from mesh.store.link import Link
-from tests.model.machine import ANSWERS, ENTRIES, LIMITS, OUTCOMES, REPLIES, SEATS, STEPS_MS, WAKES, StoreMachine
+from tests.model.fixtures import NS
+from tests.model.machine import (
+    ANSWERS,
+    ENTRIES,
+    LIMITS,
+    OUTCOMES,
+    REPLIES,
+    SEATS,
+    SHARES,
+    STEPS_MS,
+    WAKES,
+    StoreMachine,
+)
 from tests.servers import RawServer
 
 WAYS: Final = ("", "", "breaker", "probe")
@@ -84,7 +96,8 @@ def _step(world: StoreMachine, chance: Random, g: int) -> str:
         world.reconnect(g)
         return "reconnect"
     if (world.model.gone or world.model.paused) and chance.random() < 0.2:
-        world.endpoint(chance.choice(("put", "pull")) if world.model.gone else "resume", chance.choice(LIMITS))
+        what = chance.choice(("put", "pull")) if world.model.gone else "resume"
+        world.endpoint(what, chance.choice(LIMITS), chance.choice(SHARES))
         return "endpoint"
     outcome, few_ms = chance.choice([*OUTCOMES]), (0, 0, 0, 0, 0, 0, 3_000, 20_000)
     calls = {
@@ -95,6 +108,7 @@ def _step(world: StoreMachine, chance: Random, g: int) -> str:
             retention_ms=chance.choice((1, 60_000, 60_000)), blocked=chance.choice(("", "", "", "", "no_instance")),
             seat=chance.choice(SEATS),
             delay_ms=chance.choice((UNSET, UNSET, UNSET, UNSET, 0, 2_000)),
+            ns=chance.choice((NS, NS, "b", "c")), priority=chance.choice((0, 0, 1, 9)),
         )),
         "claim": (6, lambda: world.claim(g, chance.choice((64, 64, 1)), lose)),
         "unblock": (4, lambda: world.unblock(g, chance.choice((64, 1)), chance.choice(WAYS), lose)),
@@ -110,7 +124,8 @@ def _step(world: StoreMachine, chance: Random, g: int) -> str:
             g, chance.choice(("a1", "a2")), chance.choice((64, 64, 1)), chance.choice((1_500, 30_000, 30_000)), lose
         )),
         "endpoint": (1, lambda: world.endpoint(
-            chance.choice(("put", "put", "pull", "pull", "pause", "resume", "delete")), chance.choice(LIMITS)
+            chance.choice(("put", "put", "pull", "pull", "pause", "resume", "delete")), chance.choice(LIMITS),
+            chance.choice(SHARES),
         )),
     }  # fmt: skip
     if world.ids:
@@ -142,6 +157,7 @@ def _step(world: StoreMachine, chance: Random, g: int) -> str:
                 blocked="",
                 seat=chance.choice(SEATS),
                 delay_ms=chance.choice((UNSET, UNSET, UNSET, 2_000)),
+                priority=chance.choice((0, 1)),
             ),
         )
         calls["heartbeat"] = (2, lambda: world.heartbeat(g, i, chance.choice((0, 2_000, 60_000)), lose))

@@ -62,7 +62,7 @@ local function fire(op, now, a, endpoints)
         else
           local ep = endpoints[op.endpoint] or endpoint_of(op.root, op.endpoint)
           endpoints[op.endpoint] = ep
-          local reason = ep and hindrance(ep, now, false)
+          local reason = ep and hindrance_outside(ep, op.namespace, now)
           if not ep then
             -- Forgotten meanwhile (forget_endpoints): nothing can bring it back, so nothing would ever end this.
             apply(op, 'exhaust')

@@ -3,7 +3,7 @@
 -- 'c' .. instance (a canary's).
 
 -- What waits for its version has a line of its own: at the head of the endpoint's it would stand in everybody's way.
--- Whatever else it waits for, it does with all others, in the order of acceptance.
+-- Whatever else it waits for, it does with all others.
 local function line_of(op, reason)
   return reason == 'no_version' and op.endpoint .. '|' .. op.pin or op.endpoint
 end
@@ -13,14 +13,13 @@ local function move_line(op)
   local after = op.blocked ~= '' and line_of(op, op.blocked)
   if before == after then return end
   if before then
-    redis.call('ZREM', op.root .. KEY.waiting .. before, op.id)
+    leave_line(op.root, before, op.namespace, op.id, op.cost or 0)
     if before ~= op.endpoint and redis.call('EXISTS', op.root .. KEY.waiting .. before) == 0 then
       redis.call('SREM', op.root .. KEY.pins .. op.endpoint, op.pin)
     end
   end
   if after then
-    redis.call('ZADD', op.root .. KEY.waiting .. after, op.created_at + op.delay_ms, op.id)
-    redis.call('SADD', op.root .. KEY.waiting_endpoints, after)
+    enter_line(op, after)
     if after ~= op.endpoint then redis.call('SADD', op.root .. KEY.pins .. op.endpoint, op.pin) end
   end
 end
@@ -31,7 +30,7 @@ local function count_at(op, instance)
   redis.call('HINCRBY', op.root .. KEY.running .. op.endpoint, instance, 1)
 end
 
-local function uncount(op)
+uncount = function(op)
   local key = op.root .. KEY.running .. op.endpoint
   if redis.call('HINCRBY', key, op.counted, -1) <= 0 then redis.call('HDEL', key, op.counted) end
   op.counted = ''

@@ -1,4 +1,4 @@
--- What every verb stands on: time, keys, load, save, the two machines, timers, ownership. Loaded after the generated
+-- What every verb stands on: time, keys, load, save, the two machines, timers, ownership. Loaded after line.lua and the generated
 -- tables KEY, CHANNEL, OPERATION, DELIVERY, S (operation states), D (delivery states), E (event codes), LIMIT,
 -- and decode_head / encode_head made from layout.HEAD.
 -- Rules: validate everything, then write, for the store does not roll back. An operation has one entry in one timer
@@ -161,47 +161,7 @@ local function tell(op)
   redis.call('PUBLISH', op.root .. CHANNEL.operation .. op.id, op.seq .. ' ' .. op.state)
 end
 
--- Endpoint limits ------------------------------------------------------------------------------------------------
-
-local function endpoint_of(root, endpoint)
-  local f = redis.call('HMGET', root .. KEY.endpoint .. endpoint, 'gone', 'paused', 'max', 'rate', 'tat', 'run', 'pull')
-  if not f[1] then return nil end
-  return {
-    id = endpoint, root = root, gone = f[1] == '1', paused = f[2] == '1', max = tonumber(f[3]) or 0,
-    rate = tonumber(f[4]) or 0, tat = tonumber(f[5]) or 0, run = tonumber(f[6]) or 0, pull = f[7] == '1',
-  }
-end
-
--- Why the endpoint cannot take one more dispatch now, or ''. `in_line`: the operation is at the head of the waiting
--- line itself, so the line does not stand in its way.
-local function hindrance(ep, now, in_line)
-  if ep.gone then return 'endpoint_deleted' end
-  if ep.paused then return 'paused' end
-  if ep.max > 0 and ep.run >= ep.max then return 'concurrency' end
-  -- `tat` is when the rate would be used up evenly. It may run ahead by a little, since couriers look at lines in steps.
-  if ep.rate > 0 and ep.tat - now > LIMIT.rate_ahead_ms then return 'rate' end
-  if not in_line and (ep.max > 0 or ep.rate > 0)
-    and redis.call('EXISTS', ep.root .. KEY.waiting .. ep.id) == 1 then
-    return ep.max > 0 and 'concurrency' or 'rate'
-  end
-  return ''
-end
-
--- Only an endpoint with a limit is counted: two writes less for all others. A limit set later starts from zero.
-local function take_slot(op, ep)
-  if op.slot == 0 and ep.max > 0 then
-    op.slot = 1
-    ep.run = ep.run + 1
-    redis.call('HINCRBY', ep.root .. KEY.endpoint .. ep.id, 'run', 1)
-  end
-end
-
-local function pace(ep, now)
-  if ep.rate > 0 then
-    ep.tat = math.max(ep.tat, now) + 1000 / ep.rate
-    redis.call('HSET', ep.root .. KEY.endpoint .. ep.id, 'tat', ep.tat)
-  end
-end
+-- Attempts ----------------------------------------------------------------------------------------------------------
 
 -- Attempts that count against attempts_max: going on with suspended work is none.
 local function spent(op)
@@ -227,25 +187,15 @@ local function dispatch(op, ep, session, now)
   if op.beat_ms > 0 then op.beat_ms = -op.beat_ms end
   op.beat_by = 0
   op.instance = ''
-  take_slot(op, ep)
-  pace(ep, now)
+  take_place(op, ep, now)
   emit(op, E.dispatched, now)
-end
-
-local function free_slot(op)
-  if op.counted ~= '' then uncount(op) end
-  if op.slot == 1 then
-    op.slot = 0
-    op.freed = true
-    redis.call('HINCRBY', op.root .. KEY.endpoint .. op.endpoint, 'run', -1)
-  end
 end
 
 -- '' or the endpoint id, when operations wait for the slot that was just freed: the caller's gateway looks at once
 -- instead of at its next tick. '*' when it is to look for another reason: a parent was made due.
 local function waiting_line(op)
   if op.woke then return '*' end
-  if op.freed and redis.call('EXISTS', op.root .. KEY.waiting .. op.endpoint) == 1 then return op.endpoint end
+  if op.freed and redis.call('EXISTS', op.root .. KEY.turns .. op.endpoint) == 1 then return op.endpoint end
   return ''
 end
 

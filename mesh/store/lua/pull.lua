@@ -1,6 +1,6 @@
--- pull: hand the first operations of a pull endpoint's waiting line to pollers.
+-- pull: hand operations of a pull endpoint's waiting line to pollers, in the order of turns (turns.lua).
 -- Keys: partition root. Arguments: msgpack {endpoint, seats = {{instance, count, lease_ms}, ...}, services = {name, ...},
---   skip, bytes}. `services` empty: any; else only those, and the look begins behind the first `skip` of the line.
+--   skip, bytes}. `services` empty: any; else only those, and the look begins behind the first `skip` of each namespace.
 -- Reply: {now, works, instance of each, reason why it stopped or '', skip for the next look, 1: the line goes on behind it}
 -- An operation goes to the instance that had its last attempt, if that has a seat here: a hint, no promise.
 -- Flag allow-oom. A repeat after a lost reply takes more; what the lost one took comes back when its lease ends.
@@ -42,26 +42,26 @@ local function mesh1_pull(keys, argv)
   if not ep then return { now, works, instances, 'endpoint_deleted', 0, 0 } end
   if not ep.pull then return { now, works, instances, 'not_pull', 0, 0 } end
   if free < 1 then return { now, works, instances, '', a.skip, 0 } end
-  local line = root .. KEY.waiting .. a.endpoint
-  local look = wanted and LIMIT.pull_look or math.min(free, LIMIT.pull_look)
-  local ids = redis.call('ZRANGE', line, a.skip, a.skip + look - 1)
-  local passed = 0
-  for _, id in ipairs(ids) do
-    local op = load_listed(root, line, id)
-    if op and op.blocked == '' then
-      redis.call('ZREM', line, id)
-    elseif op and wanted and not wanted[service_of(root, id)] then
-      passed = passed + 1
+  ep.place = ep.id
+  unpark(ep, now)
+  local look, stopped, more, went = wanted and LIMIT.pull_look or math.min(free, LIMIT.pull_look), '', 0, {}
+  -- Of several namespaces each gets its part of the look, or what one of them does not want would hide the others'.
+  local window = math.max(LIMIT.line_look, math.floor(look / math.max(1, redis.call('ZCARD', root .. KEY.turns .. ep.id))))
+  local way = walk(ep, a.skip)
+  while look > 0 do
+    local namespace, id = walk_on(way, now)
+    if not id then break end
+    look = look - 1
+    local op = load_waiting(ep, namespace, id)
+    if op and wanted and not wanted[service_of(root, id)] then
+      way.passed[namespace] = (way.passed[namespace] or 0) + 1
+      if way.passed[namespace] >= window then way.done[namespace] = true end
     elseif op then
-      local reason = hindrance(ep, now, true)
+      local reason = hindrance(ep, now)
       if reason ~= '' then
-        if op.blocked ~= reason then
-          op.blocked = reason
-          emit(op, E.blocked, now, reason)
-          save(op)
-          tell(op)
-        end
-        return { now, works, instances, reason, 0, 0 }
+        show_reason(op, reason, now)
+        stopped = reason
+        break
       end
       if op.attempts_max > 0 and spent(op) >= op.attempts_max then
         -- Left to the timer, which ends it: attempts are exhausted.
@@ -70,7 +70,10 @@ local function mesh1_pull(keys, argv)
       else
         local seat
         seat, turn = seat_for(op, a.seats, turn)
-        if not seat then return { now, works, instances, '', a.skip + passed, 1 } end
+        if not seat then
+          more = 1
+          break
+        end
         seat.count = seat.count - 1
         hand_out(op, ep, seat.instance, seat.lease_ms, now)
         save(op)
@@ -79,9 +82,23 @@ local function mesh1_pull(keys, argv)
         bytes = bytes + #item[4] + #item[5]
         works[#works + 1] = item
         instances[#instances + 1] = seat.instance
-        if bytes >= a.bytes then return { now, works, instances, '', a.skip + passed, 1 } end
+        went[namespace] = (went[namespace] or 0) + 1
+        if bytes >= a.bytes then
+          more = 1
+          break
+        end
       end
     end
   end
-  return { now, works, instances, '', a.skip + passed, #ids == look and 1 or 0 }
+  if ep.shares then note_drain(ep, went, now) end
+  if stopped ~= '' then return { now, works, instances, stopped, 0, 0 } end
+  -- Goes on behind what all namespaces that have more were passed by.
+  local least
+  for _, namespace in ipairs(redis.call('ZRANGE', root .. KEY.turns .. ep.id, 0, -1)) do
+    local passed = way.passed[namespace] or 0
+    if redis.call('ZCARD', queue_of(root, ep.id, namespace)) > a.skip + passed then
+      more, least = 1, math.min(least or passed, passed)
+    end
+  end
+  return { now, works, instances, '', a.skip + (least or 0), more }
 end

@@ -26,8 +26,7 @@ local function hand_out(op, ep, instance, lease_ms, now)
   op.instance = instance
   op.beat_ms, op.beat_by = lease_ms, now + lease_ms
   if op.run_ms > 0 then op.finish_by = now + op.run_ms end
-  take_slot(op, ep)
-  pace(ep, now)
+  take_place(op, ep, now)
   emit(op, E.started, now, nil, nil, instance)
 end
 

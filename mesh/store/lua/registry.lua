@@ -15,13 +15,14 @@ local function named(root, name)
   return id, facts
 end
 
--- endpoint_put: create or replace. Arguments: msgpack {name, ns, id, if_match, max, rate, pull, retry}, document (JSON),
+-- endpoint_put: create or replace. Arguments: msgpack {name, ns, id, if_match, max, rate, pull, retry, limits}, document (JSON),
 -- what changes in the contract (JSON, '' nothing), kept as msgpack {version, now, change}.
+-- `limits`: namespace or '*', then its `rate concurrency weight cap`, 0 for none; and so on.
 -- `if_match`: '' none, '*' must exist, 'new' must not, else the version. Reply: {'created' | 'replaced' | 'same', now, id, version}.
 -- Refuses: NAME_TAKEN, STALE_VERSION. A deleted endpoint comes back to its owner under its old id, with its waiting work.
 local function mesh1_endpoint_put(keys, argv)
   local root = keys[1]
-  local a = given(argv[1], 'name', 'ns', 'id', 'if_match', 'max', 'rate', 'pull', 'retry')
+  local a = given(argv[1], 'name', 'ns', 'id', 'if_match', 'max', 'rate', 'pull', 'retry', 'limits')
   local id, facts = named(root, a.name)
   local alive = id and not facts.gone
   local document = assert(argv[2])
@@ -48,7 +49,13 @@ local function mesh1_endpoint_put(keys, argv)
   redis.call('HSET', root .. KEY.names, a.name, id)
   redis.call('HSET', root .. KEY.catalog, id, document)
   redis.call('HSET', root .. KEY.endpoint .. id, 'gone', '0', 'owner', a.ns, 'name', a.name, 'version', version,
-    'max', a.max, 'rate', a.rate, 'pull', a.pull, 'retry', a.retry, 'updated_at', now)
+    'max', a.max, 'rate', a.rate, 'pull', a.pull, 'retry', a.retry, 'shares', #a.limits > 0 and '1' or '0', 'updated_at', now)
+  redis.call('DEL', root .. KEY.limits .. id)
+  if #a.limits > 0 then redis.call('HSET', root .. KEY.limits .. id, unpack(a.limits)) end
+  -- Who waited at a limit of its own may have another one now.
+  for _, namespace in ipairs(redis.call('ZRANGE', root .. KEY.parked .. id, 0, -1)) do
+    redis.call('ZADD', root .. KEY.parked .. id, 0, namespace)
+  end
   local change = argv[3]
   if change and change ~= '' then
     redis.call('LPUSH', root .. KEY.contract .. id, cmsgpack.pack({ version, now, change }))

@@ -39,7 +39,9 @@ local function forget_endpoints(root, now)
     else
       redis.call('ZREM', root .. KEY.gone, id)
       if f[1] == '1' then
-        redis.call('DEL', root .. KEY.endpoint .. id, root .. KEY.callers .. id, root .. KEY.contract .. id, root .. KEY.running .. id)
+        for _, kind in ipairs({ 'endpoint', 'callers', 'contract', 'running', 'limits' }) do
+          redis.call('DEL', root .. KEY[kind] .. id)
+        end
         if redis.call('HGET', root .. KEY.names, f[2]) == id then redis.call('HDEL', root .. KEY.names, f[2]) end
       end
     end

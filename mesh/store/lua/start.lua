@@ -1,14 +1,15 @@
 -- start: accept an operation and take its first dispatch lease in one step.
 -- Keys: partition root. Arguments: msgpack {id, ns, endpoint, key, digest, session, close_ms, start_ms, run_ms,
---   lease_ms, attempts_max, retention_ms, callback, blocked [, pin]}, request, input
+--   lease_ms, attempts_max, retention_ms, callback, blocked [, pin, priority]}, request, input
 --   [, instance, lease ms: it polls at the caller's for this endpoint of kind pull and gets the attempt].
 --   One that begins later has {delay_ms} or {starts_at}: it becomes due then, and nobody leases it now.
 --   A child also has {parent, parent_run, parent_attempt, parent_key, parent_close (1: canceled when the parent ends first)}.
 -- Reply: {'accepted', time of acceptance, attempt (1: leased to `session`, which sends it; 0: nothing to send), blocked
---     [, 1: the attempt is `instance`'s, else 0, close_by of a child]}
+--     [, 1: the attempt is `instance`'s, else 0, close_by of a child [, how many more of its namespace may wait]]}
 --     or {'replayed', now, id, state}
 -- Refuses: KEY_REUSED id, OTHER_PARENT id (the key is of an operation that this call of the parent did not start), NO_ENDPOINT,
---   NO_SESSION, PARENT_LOST (its attempt was given up, or it ended). Effects: record, key, index, timer, events accepted [+ dispatched].
+--   NO_SESSION, PARENT_LOST (its attempt was given up, or it ended), BACKLOG depth cap ms
+--   (turns.lua; a repeat of what was accepted is answered all the same). Effects: record, key, index, timer, events accepted [+ dispatched].
 -- The link sends a call again when its reply was lost, so the same id answers as the first time did, except that an
 --   attempt which was taken from this session meanwhile, or has ended, is no longer its to send.
 -- Admission: refused by the server itself when memory is full (no allow-oom flag).
@@ -23,6 +24,8 @@ local function child_of(op, a)
     if late and show_refused(parent, a.parent_attempt, op.created_at, 'call') then save(parent) end
     return ''
   end
+  -- What its parent waits for is as urgent as the parent.
+  op.priority = math.max(op.priority, parent.priority)
   op.parent, op.parent_key = a.parent .. '.' .. a.parent_run, a.parent_key
   local _ = #a.parent_key + a.parent_close
   -- A child has no more time than what is left of its parent's.
@@ -39,9 +42,10 @@ local function adopt(parent, op, close)
   end
 end
 
-local function accepted(op, attempt, fetched)
+local function accepted(op, attempt, fetched, room)
   local reply = { 'accepted', op.created_at, attempt, op.blocked }
-  if fetched or op.parent ~= '' then reply[5], reply[6] = fetched and 1 or 0, op.close_by end
+  if fetched or room or op.parent ~= '' then reply[5], reply[6] = fetched and 1 or 0, op.close_by end
+  reply[7] = room
   return reply
 end
 
@@ -61,7 +65,7 @@ local function mesh1_start(keys, argv)
     attempts_max = a.attempts_max, retention_ms = a.retention_ms, cancel_asked = 0, slot = 0, blocked = '',
     endpoint = a.endpoint, namespace = a.ns, key = key, digest = a.digest, instance = '', resumes = 0, was_blocked = '',
     journal = 0, suspended = 0, refused = 0, parent = '', parent_key = '', children = 0,
-    delay_ms = delay_ms or 0, pin = a.pin or '', counted = '',
+    delay_ms = delay_ms or 0, pin = a.pin or '', counted = '', priority = a.priority or 0,
   }
   -- A missing argument fails here, before the key is claimed below (see `given`).
   local _ = #request + #input + a.callback + a.run_ms + a.lease_ms + a.attempts_max + a.retention_ms
@@ -73,11 +77,20 @@ local function mesh1_start(keys, argv)
 
   local ep = endpoint_of(root, a.endpoint)
   local hindered = not ep or ep.gone or not listed(root, a.session)
+  local reason, full, room = '', nil, nil
+  if not hindered then
+    reason = hindrance_outside(ep, a.ns, now)
+    if reason == '' then reason = a.blocked end
+    if reason == '' and ep.pull and not instance then reason = 'busy' end
+    if ep.shares then full, room = backlog(ep, a.ns, a.pin ~= '' and a.pin, now) end
+    if delay_ms then reason, room = '', nil end
+    full = (delay_ms or reason ~= '') and full
+  end
   -- One call claims the key or finds who has it; a start that is refused below must not claim it.
   local known
   if key == '' then
     known = a.id
-  elseif hindered then
+  elseif hindered or full then
     known = redis.call('GET', root .. KEY.idempotency .. key)
   else
     known = redis.call('SET', root .. KEY.idempotency .. key, a.id, 'NX', 'GET')
@@ -88,6 +101,11 @@ local function mesh1_start(keys, argv)
       -- Of one that became due by itself somebody else took the attempt: a claim or a pull, which brought the work.
       if delay_ms then return accepted(earlier, 0) end
       local fetched = instance and earlier.instance == instance and held(earlier)
+      if fetched then
+        -- It may have waited, and then the instance fetched it elsewhere: that poll brought it.
+        local _, second = cmsgpack.unpack(earlier.events)
+        fetched = second[1] ~= E.blocked
+      end
       local mine = earlier.attempt == 1 and (fetched or (earlier.start == D.leased and earlier.owner == a.session))
       return accepted(earlier, mine and 1 or 0, fetched)
     end
@@ -105,19 +123,18 @@ local function mesh1_start(keys, argv)
   end
   if not ep or ep.gone then return refuse('NO_ENDPOINT', a.endpoint) end
   if hindered then return refuse('NO_SESSION', a.session) end
+  if full then return refuse('BACKLOG', table.concat(full, ' ')) end
   if known and key ~= '' then redis.call('SET', root .. KEY.idempotency .. key, a.id) end
 
   emit(op, E.accepted, now)
-  local reason = delay_ms and '' or hindrance(ep, now, false)
-  if reason == '' and not delay_ms then reason = a.blocked end
   if delay_ms then -- its timer dispatches it
   elseif reason == '' and ep.pull then
-    if instance then hand_out(op, ep, instance, poll_lease_ms, now) else reason = 'busy' end
+    hand_out(op, ep, instance, poll_lease_ms, now)
   elseif reason == '' then
     dispatch(op, ep, a.session, now)
-  end
-  if reason ~= '' then
+  else
     op.blocked = reason
+    if room then room = room - 1 end
     emit(op, E.blocked, now, reason)
     if ep.pull then call_pollers(root, ep.id) end
   end
@@ -128,5 +145,5 @@ local function mesh1_start(keys, argv)
   else
     save(op, 'q', request)
   end
-  return accepted(op, op.attempt, op.instance ~= '')
+  return accepted(op, op.attempt, op.instance ~= '', room)
 end

@@ -1,0 +1,193 @@
+-- Who may go now, and who waits: limits of endpoints, limits of namespaces on them, and the waiting line. Loaded before
+-- pins.lua and the prelude, whose `save` moves operations in and out of the line. Who goes next is turns.lua's.
+-- `waiting` has all that wait for an endpoint, by when they could begin. The same stand in one `line` per namespace, by that
+-- less what their priority is worth (P332): waiting a while makes up for a level, so nobody waits for ever.
+-- Namespaces take turns (P330). `turns` has those of whom something may go, by virtual time: what they got since the line
+-- formed, divided by their weight. Who comes in begins at the present, the least of all; `debts` keeps who left with more, so
+-- that coming and going brings nothing. When nobody is left in `turns` nobody has to be just to anybody: all is forgotten.
+-- `parked`: namespaces that wait at their own limit alone, by when to look at them again; they stand in nobody's way.
+
+local function endpoint_of(root, endpoint)
+  local f = redis.call('HMGET', root .. KEY.endpoint .. endpoint,
+    'gone', 'paused', 'max', 'rate', 'tat', 'run', 'pull', 'shares')
+  if not f[1] then return nil end
+  return {
+    id = endpoint, root = root, gone = f[1] == '1', paused = f[2] == '1', max = tonumber(f[3]) or 0,
+    rate = tonumber(f[4]) or 0, tat = tonumber(f[5]) or 0, run = tonumber(f[6]) or 0, pull = f[7] == '1',
+    shares = f[8] == '1',
+  }
+end
+
+-- What the endpoint grants a namespace, and what that uses of it; nil where namespaces have no limits of their own.
+local function share_of(ep, namespace)
+  if not ep.shares then return nil end
+  ep.of = ep.of or {}
+  local share = ep.of[namespace]
+  if not share then
+    local texts = redis.call('HMGET', ep.root .. KEY.limits .. ep.id, namespace, '*')
+    local rate, max, weight, cap = string.match(texts[1] or texts[2] or '', '^(%S+) (%S+) (%S+) (%S+)$')
+    local f = redis.call('HMGET', ep.root .. KEY.endpoint .. ep.id, 'run:' .. namespace, 'tat:' .. namespace)
+    share = {
+      rate = tonumber(rate) or 0, max = tonumber(max) or 0, weight = tonumber(weight) or 1, cap = tonumber(cap) or 0,
+      run = tonumber(f[1]) or 0, tat = tonumber(f[2]) or 0,
+    }
+    ep.of[namespace] = share
+  end
+  return share
+end
+
+-- `place`: the endpoint, or where what waits for one of its versions stands apart (pins.lua).
+local function queue_of(root, place, namespace)
+  return root .. KEY.line .. place .. ':' .. namespace
+end
+
+-- Why the namespace cannot have one more attempt of this endpoint out now, or ''. Its pace may run ahead by a little, since
+-- couriers look at lines in steps.
+local function own_limit(ep, namespace, now)
+  local share = share_of(ep, namespace)
+  if not share then return '' end
+  if share.max > 0 and share.run >= share.max then return 'namespace_concurrency' end
+  if share.rate > 0 and share.tat - now > LIMIT.rate_ahead_ms then return 'namespace_rate' end
+  return ''
+end
+
+-- Why the endpoint cannot take one more dispatch now, or ''.
+local function hindrance(ep, now)
+  if ep.gone then return 'endpoint_deleted' end
+  if ep.paused then return 'paused' end
+  if ep.max > 0 and ep.run >= ep.max then return 'concurrency' end
+  if ep.rate > 0 and ep.tat - now > LIMIT.rate_ahead_ms then return 'rate' end
+  return ''
+end
+
+-- The same for an operation of `namespace` that is not in line: who is there may not be passed.
+local function hindrance_outside(ep, namespace, now)
+  local reason = hindrance(ep, now)
+  if reason ~= '' then return reason end
+  if ep.shares then
+    reason = own_limit(ep, namespace, now)
+    if reason ~= '' then return reason end
+    local share = share_of(ep, namespace)
+    if (share.max > 0 or share.rate > 0) and redis.call('EXISTS', queue_of(ep.root, ep.id, namespace)) == 1 then
+      return share.max > 0 and 'namespace_concurrency' or 'namespace_rate'
+    end
+  end
+  if (ep.max > 0 or ep.rate > 0) and redis.call('EXISTS', ep.root .. KEY.turns .. ep.id) == 1 then
+    return ep.max > 0 and 'concurrency' or 'rate'
+  end
+  return ''
+end
+
+-- Turns ------------------------------------------------------------------------------------------------------------
+
+local function enter_turns(root, place, namespace)
+  local turns = root .. KEY.turns .. place
+  local least = redis.call('ZRANGE', turns, 0, 0, 'WITHSCORES')
+  local at = 0
+  if least[1] then
+    at = tonumber(least[2])
+    local debts = root .. KEY.debts .. place
+    local debt = redis.call('ZSCORE', debts, namespace)
+    if debt then
+      at = math.max(at, tonumber(debt))
+      redis.call('ZREM', debts, namespace)
+    end
+  end
+  redis.call('ZADD', turns, at, namespace)
+end
+
+-- Nothing of the namespace waits that may go; `cost` of what it got last. Returns whether it took turns.
+local function leave_turns(root, place, namespace, cost)
+  local turns, debts = root .. KEY.turns .. place, root .. KEY.debts .. place
+  local at = redis.call('ZSCORE', turns, namespace)
+  if not at then return false end
+  redis.call('ZREM', turns, namespace)
+  local least = redis.call('ZRANGE', turns, 0, 0, 'WITHSCORES')
+  if not least[1] then
+    redis.call('DEL', debts)
+    return true
+  end
+  local present = tonumber(least[2])
+  redis.call('ZREMRANGEBYSCORE', debts, '-inf', present)
+  if at + cost > present then redis.call('ZADD', debts, at + cost, namespace) end
+  return true
+end
+
+local function enter_line(op, place)
+  local root = op.root
+  local line = queue_of(root, place, op.namespace)
+  local since = op.created_at + op.delay_ms
+  redis.call('ZADD', root .. KEY.waiting .. place, since, op.id)
+  redis.call('SADD', root .. KEY.waiting_endpoints, place)
+  redis.call('ZADD', line, since - op.priority * LIMIT.priority_ms, op.id)
+  if redis.call('ZCARD', line) == 1 then enter_turns(root, place, op.namespace) end
+end
+
+-- `cost`: of the turn that it was dispatched in, or 0.
+local function leave_line(root, place, namespace, id, cost)
+  local line = queue_of(root, place, namespace)
+  redis.call('ZREM', root .. KEY.waiting .. place, id)
+  if redis.call('ZREM', line, id) == 0 then return end
+  if redis.call('EXISTS', line) == 0 then
+    if not leave_turns(root, place, namespace, cost) then
+      redis.call('ZREM', root .. KEY.parked .. place, namespace)
+    end
+  elseif cost > 0 then
+    redis.call('ZADD', root .. KEY.turns .. place, 'XX', 'INCR', cost, namespace)
+  end
+end
+
+-- Slots ------------------------------------------------------------------------------------------------------------
+
+-- Only an endpoint with a limit is counted: some writes less for all others. A limit set later starts from zero.
+-- `slot` 2: the namespace has a limit of its own, at which it may be parked.
+local function take_slot(op, ep)
+  if op.slot == 0 and (ep.max > 0 or ep.shares) then
+    local share, key = share_of(ep, op.namespace), ep.root .. KEY.endpoint .. ep.id
+    op.slot = share and share.max > 0 and 2 or 1
+    ep.run = ep.run + 1
+    redis.call('HINCRBY', key, 'run', 1)
+    if share then share.run = share.run + 1 end
+    redis.call('HINCRBY', key, 'run:' .. op.namespace, 1)
+  end
+end
+
+local uncount -- pins.lua
+
+local function free_slot(op)
+  if op.counted ~= '' then uncount(op) end
+  if op.slot > 0 then
+    local key = op.root .. KEY.endpoint .. op.endpoint
+    redis.call('HINCRBY', key, 'run', -1)
+    redis.call('HINCRBY', key, 'run:' .. op.namespace, -1)
+    if op.slot == 2 and redis.call('ZREM', op.root .. KEY.parked .. op.endpoint, op.namespace) == 1 then
+      enter_turns(op.root, op.endpoint, op.namespace)
+    end
+    op.slot = 0
+    op.freed = true
+  end
+end
+
+-- `tat` is when the rate would be used up evenly.
+local function pace(ep, namespace, now)
+  local key = ep.root .. KEY.endpoint .. ep.id
+  if ep.rate > 0 then
+    ep.tat = math.max(ep.tat, now) + 1000 / ep.rate
+    redis.call('HSET', key, 'tat', ep.tat)
+  end
+  local share = share_of(ep, namespace)
+  if share and share.rate > 0 then
+    share.tat = math.max(share.tat, now) + 1000 / share.rate
+    redis.call('HSET', key, 'tat:' .. namespace, share.tat)
+  end
+end
+
+-- An attempt of `op` goes out: its slot, the pace, and its turn if it was in line.
+local function take_place(op, ep, now)
+  take_slot(op, ep)
+  pace(ep, op.namespace, now)
+  if op.was_blocked ~= '' then
+    local share = share_of(ep, op.namespace)
+    op.cost = share and 1 / share.weight or 1
+  end
+end
