@@ -8,10 +8,10 @@ from gateway.callbacks import operation_link
 from gateway.outcomes import encode_json, known_fields, nexus_answer, record_fields
 from gateway.payloads import DIGESTS, check_told
 from gateway.problems import problem
-from gateway.start_body import MESH_START, TIMEOUT_MS_MAX, beside, read_order, read_start
+from gateway.start_body import MESH_START, TIMEOUT_MS_MAX, as_v1, beside, read_order, read_start
 from mesh.clock import now_ms
 from mesh.edge import Answer, HotRoute, Request
-from mesh.errors import Conflict, Malformed, Unprocessable
+from mesh.errors import Conflict, Malformed
 from mesh.wire import caller_headers, check_json, costly, parse_prefer
 
 if TYPE_CHECKING:
@@ -89,10 +89,7 @@ class OperationsSurface:
         try:
             placed = await self._operations.start(order, wait=wait_ms > 0)
         except Conflict as conflict:
-            if conflict.code != "key_reused":
-                raise
-            # 409 on the Nexus surface, 422 here (P62, httpapi draft 07).
-            raise Unprocessable(conflict.detail, code=conflict.code, operation_id=conflict.operation_id) from None
+            raise as_v1(conflict) from None
         known = await self._operations.first_outcome(placed, wait_ms / 1000, request.gone)
         if known is None and wait_ms > 0:
             placed, known = await self._operations.at_last(placed)

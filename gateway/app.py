@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from fastapi import FastAPI
 
-from gateway import contracts, declared, declared_tasks, endpoints, openapi, problems, routes, streams
+from gateway import batches, contracts, declared, declared_tasks, endpoints, openapi, problems, routes, streams
 from gateway.api import OperationsSurface
 from gateway.auth import Auth
 from gateway.callbacks import CallbackPlan
@@ -73,6 +73,8 @@ class Mesh:
         """`exclusive`: the store belongs to this gateway alone (`mesh dev`), so earlier sessions are dead."""
         self.settings = settings
         self.draining = False
+        self.batches = 0
+        """Being read."""
         self.metrics = Metrics()
         self.session = Session("")
         self.auth = Auth(settings)
@@ -323,7 +325,8 @@ def bare_app() -> FastAPI:
         summary="Durable RPC between agents: Nexus over HTTP, kept in Redis or Valkey.",
         redirect_slashes=False,  # it would redirect to whatever the request's Host names
     )
-    routers = [room.router for room in (routes, streams, declared, declared_tasks, pull_routes, endpoints, contracts)]
+    rooms = (routes, streams, batches, declared, declared_tasks, pull_routes, endpoints, contracts)
+    routers = [room.router for room in rooms]
     problems.install(app, *routers)
     for router in routers:
         app.include_router(router)

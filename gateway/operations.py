@@ -9,12 +9,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from gateway.journals import Journals, raise_for
+from gateway.many import Many
 from gateway.orders import (
     Known,
     Order,
     Parent,
     Placed,
-    check_json_type,
     fetched_head,
     fresh_head,
     later_head,
@@ -22,18 +22,16 @@ from gateway.orders import (
     stored_request,
 )
 from gateway.outcomes import trace_headers
-from gateway.payloads import file_bytes
 from gateway.reading import unknown_operation
 from mesh.clock import now_ms
-from mesh.errors import Conflict, Gone, Malformed, NotFound, Refusal, TooLarge, Unauthenticated, Unavailable
-from mesh.ids import is_operation_id, operation_id
+from mesh.errors import Gone, Refusal, Unauthenticated, Unavailable
+from mesh.ids import is_operation_id
 from mesh.machine import Event, Kind
 from mesh.store.layout import Outcome, Request
 from mesh.store.pulls import PullStore
-from mesh.store.store import NoEndpoint, NoSession, OtherParent, ParentLost, Store
+from mesh.store.store import BacklogFull, NoEndpoint, NoSession, OtherParent, ParentLost, Store
 from mesh.store.verbs import LOOK, Accepted, KeyReused, Replayed, Start, Work
 from mesh.wire import failure_json, format_link
-from registry.choice import CANARY
 from registry.routing import Outcome as Routed
 
 if TYPE_CHECKING:
@@ -58,7 +56,7 @@ SOON_MS: Final = 500
 __all__ = ["Known", "Operations", "Order", "Parent", "Placed"]
 
 
-class Operations(Journals):
+class Operations(Many, Journals):
     """Operations as callers and agents see them, for one gateway."""
 
     def __init__(
@@ -109,13 +107,7 @@ class Operations(Journals):
 
         Raises NotFound (endpoint, service, operation), Malformed (callback URL), Conflict `key_reused`, Unavailable.
         """
-        endpoint = await self._catalog.locate(order.endpoint, order.namespace)
-        listed = self._catalog.check_operation(endpoint, order.service, order.operation)
-        if listed is not None and listed.input is not None:
-            check_json_type(order)
-            body = order.body if order.large is None else await self._checkable(order.large)
-            await self._catalog.examiner.check(listed.input, body or b"null", order.input_at)
-        self._vet(order, endpoint)
+        endpoint = await self._allowed(order)
         order, claim = await self._as_child(order, order.parent) if order.parent is not None else (order, None)
         if order.large is None and len(order.body) <= self.payloads.inline_bytes_max:
             return await self._place(order, endpoint, claim, wait=wait)
@@ -128,21 +120,6 @@ class Operations(Journals):
         if placed.replayed:
             await self.payloads.drop(order.id)
         return placed
-
-    async def _checkable(self, large: Spooled) -> bytes:
-        """A large input in memory, for its schema. Raises TooLarge."""
-        if large.size > self.payloads.body_bytes_max:
-            most = f"{self.payloads.body_bytes_max} bytes ([gateway] body_bytes_max)"
-            detail = f"the operation has a JSON Schema, and inputs over {most} cannot be checked"
-            raise TooLarge(detail, code="input_unchecked")
-        return await file_bytes(large.path)
-
-    async def _put_away(self, order: Order) -> Order:
-        """Keep a large input before there is a record of it: what refers to it must find it. Raises StorageFull."""
-        one = operation_id()
-        kept = self.payloads
-        data = await (kept.keep_bytes(one, order.body) if order.large is None else kept.keep(one, order.large))
-        return order._replace(id=one, data=data, body=b"", large=None)
 
     async def _place(self, order: Order, endpoint: Endpoint, claim: Claim | None, *, wait: bool) -> Placed:
         if order.later is not None:
@@ -176,21 +153,6 @@ class Operations(Journals):
                 self._waiters.close(start.id, first)
             if not sent and not isinstance(admitted, str):
                 self._router.settle(endpoint, admitted, Routed.NEUTRAL)
-
-    def _vet(self, order: Order, endpoint: Endpoint) -> None:
-        if order.callback_url:
-            self._egress.vet(order.callback_url)
-        if order.pin and endpoint.pulls:
-            detail = f"endpoint {endpoint.name!r} is of kind pull: its agents take what they ask for, of any version"
-            raise Malformed(detail, code="version_of_pull")
-
-    def _note(self, order: Order, endpoint: Endpoint) -> None:
-        """A start was accepted. What the mesh starts itself says nothing of callers."""
-        if order.pin[:1] == CANARY:
-            self._metrics.start("canary")
-            return
-        self._metrics.start("accepted")
-        self._catalog.callers.note(endpoint.id, order.service, order.operation, order.namespace)
 
     async def _as_child(self, order: Order, parent: Parent) -> tuple[Order, Claim]:
         """`order` in the trace of its parent, unless it names one itself. Raises Unauthenticated, Gone."""
@@ -257,12 +219,7 @@ class Operations(Journals):
     async def _earlier(self, reply: Replayed | KeyReused) -> Placed:
         """The operation that has the key already. Raises Conflict `key_reused`, Unavailable."""
         if isinstance(reply, KeyReused):
-            self._metrics.start("key_reused")
-            detail = (
-                f"the idempotency key was used for another request (operation {reply.id});"
-                " use a new key for new content"
-            )
-            raise Conflict(detail, code="key_reused", operation_id=reply.id)
+            raise self._reused(reply)
         self._metrics.start("replayed")
         record = await self._store.read(reply.id)
         if record is None:
@@ -281,20 +238,8 @@ class Operations(Journals):
                 await self._rejoin(start.session)
                 start.session = self._session.name
                 return await self._store.start(start, request, body, seat)
-        except ParentLost as lost:
-            detail = "the attempt that starts this child was given up, or its operation has ended"
-            raise Conflict(detail, code="lease_lost", operation_id=str(lost)) from None
-        except OtherParent as other:
-            detail = (
-                f"the idempotency key is of operation {other}, which this call of the parent did not start, so that its"
-                " end would not be told to it; use a key of its own"
-            )
-            raise Conflict(detail, code="other_parent", operation_id=str(other)) from None
-        except NoEndpoint:
-            # Known a moment ago: deleted since, or the store lost everything.
-            await self._recheck()
-            detail = f"endpoint {request.endpoint!r} was deleted a moment ago"
-            raise NotFound(detail, code="unknown_endpoint") from None
+        except (ParentLost, OtherParent, NoEndpoint, BacklogFull) as lost:
+            raise await self._lost(lost, request) from None
 
     async def cancel(self, operation: str, namespace: str) -> str:
         """`canceled`, `requested`, or `same` for a repeat or an ended operation. Raises NotFound."""

@@ -60,6 +60,10 @@ class Later(NamedTuple):
         """About how long from now, by this machine's clock."""
         return max(self.at_ms - now_ms(), 0) if self.at_ms else self.delay_ms
 
+    def begins_ms(self, accepted_ms: int) -> int:
+        """By the store's clock."""
+        return max(self.at_ms, accepted_ms) if self.at_ms else accepted_ms + self.delay_ms
+
 
 class Order(NamedTuple):
     """What a caller asks for, checked by its route. Timeouts in ms, 0 = the endpoint's policy decides."""
@@ -110,6 +114,16 @@ class Placed(NamedTuple):
     def agent_links(self) -> Sequence[str]:
         """What the agent's 201 linked to, as far as it is known here."""
         return self.links if self.first is None else self.first.links
+
+
+class Begun(NamedTuple):
+    """One of many that were accepted together. `starts_at_ms` 0: at once."""
+
+    id: str
+    state: State
+    replayed: bool = False
+    blocked: str = ""
+    starts_at_ms: int = 0
 
 
 class Known(NamedTuple):
@@ -261,10 +275,11 @@ def fresh_head(start: Start, accepted: Accepted) -> Head:
 
 def later_head(head: Head, start: Start) -> Head:
     """The head of an operation that begins later: nobody has leased it."""
-    delay_ms = start.delay_ms if start.delay_ms is not msgspec.UNSET else 0
-    if start.starts_at is not msgspec.UNSET:
-        delay_ms = max(start.starts_at - head.created_at, 0)
-    begins = head.created_at + delay_ms
+    later = Later(start.delay_ms or 0, start.starts_at or 0)
+    begins = later.begins_ms(head.created_at)
+    delay_ms = begins - head.created_at
+    if not delay_ms:
+        return msgspec.structs.replace(head, seq=2 if head.blocked else 1, slot=0, start_at=begins)
     # A child's bound is its parent's and was counted by the store.
     own = bool(start.close_ms) and head.close_by == head.created_at + start.close_ms
     return msgspec.structs.replace(

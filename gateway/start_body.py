@@ -6,7 +6,7 @@ neither routes nor the registry. Pure.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Final, Literal, TypeVar
 
 import msgspec
 
@@ -14,7 +14,7 @@ from gateway.callbacks import FORMATS, NEXUS
 from gateway.orders import Later, Order, Parent
 from gateway.payloads import DIGESTS
 from mesh.clock import now_ms
-from mesh.errors import Malformed, Unprocessable
+from mesh.errors import Conflict, Malformed, MeshError, Unprocessable
 from mesh.wire import (
     check_callback_headers,
     check_endpoint,
@@ -27,7 +27,7 @@ from registry.choice import VERSION
 from registry.spec import check_version
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from mesh.wire import CallerHeaders
 
@@ -91,6 +91,7 @@ class StartBody(msgspec.Struct, forbid_unknown_fields=True):
     version: str | None = None
 
 
+Fields = TypeVar("Fields")
 _decode = msgspec.json.Decoder(StartBody).decode
 _decode_names = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 
@@ -103,9 +104,14 @@ def _pointer(message: str) -> dict[str, str]:
 
 
 def read_start(body: bytes) -> StartBody:
-    """Of strict JSON. Raises Malformed (not JSON, not_supported_yet) and Unprocessable with pointers."""
+    """Of strict JSON. Raises Malformed (not_supported_yet) and Unprocessable with pointers."""
+    return read_fields(body, _decode)
+
+
+def read_fields(body: bytes, decode: Callable[[bytes], Fields]) -> Fields:
+    """As `decode` has it. Raises as `read_start`."""
     try:
-        return _decode(body)
+        return decode(body)
     except msgspec.ValidationError as error:
         try:
             names = _decode_names(body).keys()
@@ -123,8 +129,16 @@ def read_start(body: bytes) -> StartBody:
         ) from None
 
 
-def _breach(pointer: str, detail: str) -> Unprocessable:
+def body_invalid(pointer: str, detail: str) -> Unprocessable:
+    """The refusal of one field."""
     return Unprocessable(detail, code="body_invalid", errors=[{"pointer": pointer, "detail": detail}])
+
+
+def as_v1(refusal: MeshError) -> MeshError:
+    """A key used for other content is 409 on the Nexus surface, 422 on /v1 (P62, httpapi draft 07)."""
+    if not isinstance(refusal, Conflict) or refusal.code != "key_reused":
+        return refusal
+    return Unprocessable(refusal.detail, code=refusal.code, operation_id=refusal.operation_id)
 
 
 def _timeout(timeouts: TimeoutsBody, name: str) -> int:
@@ -132,7 +146,7 @@ def _timeout(timeouts: TimeoutsBody, name: str) -> int:
     if value is None:
         return 0
     if not 1 <= value <= TIMEOUT_MS_MAX:
-        raise _breach(f"/timeouts/{name}", f"{name} is between 1 and {TIMEOUT_MS_MAX} ms")
+        raise body_invalid(f"/timeouts/{name}", f"{name} is between 1 and {TIMEOUT_MS_MAX} ms")
     return value
 
 
@@ -145,12 +159,12 @@ def _names(body: StartBody) -> None:
         try:
             check(value)
         except Malformed as error:
-            raise _breach(pointer, error.detail) from None
+            raise body_invalid(pointer, error.detail) from None
     if len(body.labels) > LABELS_MAX:
-        raise _breach("/labels", f"there are at most {LABELS_MAX} labels")
+        raise body_invalid("/labels", f"there are at most {LABELS_MAX} labels")
     for name, value in body.labels.items():
         if not name or len(name) > LABEL_CHARS_MAX or len(value) > LABEL_CHARS_MAX:
-            raise _breach("/labels", f"label names and values have at most {LABEL_CHARS_MAX} characters")
+            raise body_invalid("/labels", f"label names and values have at most {LABEL_CHARS_MAX} characters")
 
 
 def _later(delay_ms: int | None, start_at: str | None) -> Later | None:
@@ -159,16 +173,17 @@ def _later(delay_ms: int | None, start_at: str | None) -> Later | None:
         if delay_ms is None:
             return None
         if not 0 <= delay_ms <= TIMEOUT_MS_MAX:
-            raise _breach("/delay_ms", f"delay_ms is between 0 and {TIMEOUT_MS_MAX} ms")
+            raise body_invalid("/delay_ms", f"delay_ms is between 0 and {TIMEOUT_MS_MAX} ms")
         return Later(delay_ms) if delay_ms else None
     if delay_ms is not None:
-        raise _breach("/start_at", "delay_ms and start_at exclude each other")
+        raise body_invalid("/start_at", "delay_ms and start_at exclude each other")
     try:
         at_ms = parse_rfc3339(start_at)
     except Malformed:
-        raise _breach("/start_at", "start_at is an RFC 3339 time with its zone, such as 2026-11-22T10:00:00Z") from None
+        detail = "start_at is an RFC 3339 time with its zone, such as 2026-11-22T10:00:00Z"
+        raise body_invalid("/start_at", detail) from None
     if at_ms > now_ms() + TIMEOUT_MS_MAX:
-        raise _breach("/start_at", f"start_at is at most {TIMEOUT_MS_MAX} ms away")
+        raise body_invalid("/start_at", f"start_at is at most {TIMEOUT_MS_MAX} ms away")
     return Later(0, at_ms)
 
 
@@ -192,7 +207,7 @@ def read_order(body: StartBody, namespace: str, headers: CallerHeaders) -> Order
     content = None if isinstance(body.input, msgspec.UnsetType) else bytes(body.input)
     callback = body.callback
     if callback is not None and callback.format not in FORMATS:
-        raise _breach("/callback/format", f"the format is one of {', '.join(FORMATS)}")
+        raise body_invalid("/callback/format", f"the format is one of {', '.join(FORMATS)}")
     return Order(
         namespace,
         body.endpoint,
@@ -226,7 +241,7 @@ def beside(
     Raises Unprocessable.
     """
     if not isinstance(body.input, msgspec.UnsetType):
-        raise _breach("/input", f"with {MESH_START.decode().title()} the input is the body of the request")
+        raise body_invalid("/input", f"with {MESH_START.decode().title()} the input is the body of the request")
     order = read_order(body, namespace, headers)._replace(input_at="")
     if content is None and content_type is None:
         return order
@@ -240,7 +255,7 @@ def _pin(version: str | None, at: str) -> str:
     try:
         return VERSION + check_version(version)
     except Malformed as error:
-        raise _breach(at, error.detail) from None
+        raise body_invalid(at, error.detail) from None
 
 
 def pin_of_headers(first: Mapping[bytes, bytes]) -> str:
@@ -251,7 +266,7 @@ def pin_of_headers(first: Mapping[bytes, bytes]) -> str:
 
 def _parent(parent: ParentBody) -> Parent:
     if not 1 <= len(parent.key.encode()) <= PARENT_KEY_BYTES_MAX:
-        raise _breach("/parent/key", f"the key has 1 to {PARENT_KEY_BYTES_MAX} bytes")
+        raise body_invalid("/parent/key", f"the key has 1 to {PARENT_KEY_BYTES_MAX} bytes")
     return Parent(parent.token, parent.key, parent.on_close == "cancel")
 
 
@@ -259,8 +274,8 @@ def _callback_headers(callback: CallbackBody) -> list[tuple[bytes, bytes]]:
     try:
         raw = [(name.encode("ascii"), value.encode("ascii")) for name, value in callback.headers.items()]
     except UnicodeEncodeError:
-        raise _breach("/callback/headers", "callback headers are visible ASCII") from None
+        raise body_invalid("/callback/headers", "callback headers are visible ASCII") from None
     try:
         return check_callback_headers(raw)
     except Malformed as error:
-        raise _breach("/callback/headers", error.detail) from None
+        raise body_invalid("/callback/headers", error.detail) from None

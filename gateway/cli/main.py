@@ -12,6 +12,7 @@ import typer
 
 from gateway.cli import (
     arrival,
+    batch,
     bench,
     call,
     check,
@@ -51,6 +52,7 @@ app.command(rich_help_panel=RUN)(serving.dev)
 app.command(rich_help_panel=RUN)(serving.serve)
 app.command(rich_help_panel=RUN)(demo.demo)
 app.command(rich_help_panel=CALL)(call.call)
+app.command(rich_help_panel=CALL)(batch.batch)
 app.add_typer(operations.app, name="operation", rich_help_panel=CALL)
 endpoints.app.command("wait")(arrival.wait)
 app.add_typer(endpoints.app, name="endpoint", rich_help_panel=ADMIN)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from typing import Any, Generic, Self, Unpack, cast, overload
 
 import httpx
 from nexusrpc import Operation
 
+from mesh.client import batch as batches
 from mesh.client import flow as flows
 from mesh.client.errors import (
     GatewayUnreachable,
@@ -15,9 +16,10 @@ from mesh.client.errors import (
 )
 from mesh.client.events import Chunk, Event, EventReader, chunk_of
 from mesh.client.flow import Answer, Pause, Unreached
-from mesh.client.order import Called, Page, Record, codec_of
+from mesh.client.order import Called, Order, Page, Record, codec_of
 from mesh.client.shared import LIMITS, Base, I, O, StartOptions
 from mesh.clock import monotonic_s, sleep
+from mesh.errors import MeshError
 
 
 class Client(Base):
@@ -123,6 +125,25 @@ class Client(Base):
         Raises OperationFailed, OperationCanceled, OperationTimedOut, and StillRunning when `timeout_s` is over first.
         """
         return await self._run(flows.call(self.order(endpoint, what, options), timeout_s, self.retry_for_s))
+
+    def prepare(self, endpoint: str, /, *what: Any, **options: Unpack[StartOptions]) -> Order:
+        """A start for `start_many`, named as in `start`; nothing is asked."""
+        return self.order(endpoint, what, options)
+
+    async def start_many(self, orders: Iterable[Order]) -> Sequence[OperationHandle[Any] | MeshError]:
+        """Start any number of operations in few requests; each is durable, or refused by itself.
+
+        For each of `orders` (from `prepare`), in order: its handle, or the error that `start` would have raised. Faults
+        and refusals worth repeating are repeated, with the same keys. Headers and links are those of all of them.
+        """
+        wanted = list(orders)
+        found = await self._run(batches.start_many(wanted, self.retry_for_s))
+        return [
+            one
+            if isinstance(one, MeshError)
+            else OperationHandle(self, one.id, one.record, order.called, replayed=one.replayed)
+            for order, one in zip(wanted, found, strict=True)
+        ]
 
     def handle(self, operation_id: str, output: Any = Any) -> OperationHandle[Any]:
         """An operation started elsewhere, its result of type `output`; nothing is asked: `record` has its id only."""

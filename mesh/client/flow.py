@@ -86,15 +86,8 @@ _fields: Final = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 # -- verbs
 
 
-def start(order: Order, wait_s: float, retry_for_s: float) -> Flow[Placed]:
-    """Accepted and durable, or a refusal. `wait_s` > 0: the answer may already be the end."""
-    try:
-        media_type, body = order.called.input.encode(order.value)
-    except Undecodable as error:
-        message = f"the input is not what {order.called.operation} takes: {error}"
-        raise ConfigError(message, code="input_invalid") from None
-    if media_type == BYTES:
-        return (yield from _start_bytes(order, body, retry_for_s))
+def start_fields(order: Order, media_type: str | None, body: bytes) -> dict[str, Any]:
+    """The JSON of a start with the encoded input `body`; `media_type` None: no input."""
     fields: dict[str, Any] = {
         "endpoint": order.endpoint,
         "service": order.called.service,
@@ -108,7 +101,19 @@ def start(order: Order, wait_s: float, retry_for_s: float) -> Flow[Placed]:
         fields["timeouts"] = order.timeouts
     if order.labels:
         fields["labels"] = dict(order.labels)
-    fields |= order.begin
+    return {**fields, **order.begin}
+
+
+def start(order: Order, wait_s: float, retry_for_s: float) -> Flow[Placed]:
+    """Accepted and durable, or a refusal. `wait_s` > 0: the answer may already be the end."""
+    try:
+        media_type, body = order.called.input.encode(order.value)
+    except Undecodable as error:
+        message = f"the input is not what {order.called.operation} takes: {error}"
+        raise ConfigError(message, code="input_invalid") from None
+    if media_type == BYTES:
+        return (yield from _start_bytes(order, body, retry_for_s))
+    fields = start_fields(order, media_type, body)
     headers = {
         **order.headers,
         "content-type": "application/json",

@@ -56,12 +56,12 @@ LIMITS: Final = {
 }
 
 FILES: Final = (
-    "line", "pins", "prelude", "turns", "outages", "pulling", "durable", "start", "started", "complete", "retry",
-    "release", "cancel", "heartbeat", "claim", "unblock", "pull", "answers", "delivery", "sessions", "journal",
+    "line", "pins", "prelude", "turns", "outages", "pulling", "durable", "start", "start_many", "started", "complete",
+    "retry", "release", "cancel", "heartbeat", "claim", "unblock", "pull", "answers", "delivery", "sessions", "journal",
     "suspend", "registry", "instances", "checks",
 )  # fmt: skip
 
-ADMISSION: Final = frozenset({"mesh1_start", "mesh1_endpoint_put", "mesh1_append"})
+ADMISSION: Final = frozenset({"mesh1_start", "mesh1_start_many", "mesh1_endpoint_put", "mesh1_append"})
 """The only functions that a full store refuses; the others end or move what is kept (docs/why/invariants.md I29)."""
 READS: Final = frozenset({"mesh1_pages"})
 """Functions that write nothing."""

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
+from mesh.errors import StoreUnavailable
 from mesh.ids import PARTITION
 from mesh.machine import Delivery, Event, Kind, State
 from mesh.store.durable import Durable
@@ -66,12 +67,18 @@ class BacklogFull(Exception):
         self.depth, self.cap, self.drain_ms = map(int, about.split())
 
 
-_REFUSALS = {
+Reply: TypeAlias = Accepted | Replayed | KeyReused
+"""Of a start."""
+START_MANY_MAX = 128
+"""Starts in one call: it is one turn of the store's only thread."""
+
+_REFUSALS: dict[str, type[Exception]] = {
     "BACKLOG": BacklogFull,
     "NO_ENDPOINT": NoEndpoint,
     "NO_SESSION": NoSession,
     "PARENT_LOST": ParentLost,
     "OTHER_PARENT": OtherParent,
+    "FAULT": StoreUnavailable,
 }
 
 
@@ -99,7 +106,7 @@ class Store(Durable):
 
     async def start(
         self, start: Start, request: Request, body: bytes, seat: tuple[bytes, ...] = ()
-    ) -> Accepted | Replayed | KeyReused:
+    ) -> Reply:
         """Accept an operation and lease its first attempt; `seat` is PullStore.seat.
 
         Raises NoEndpoint, NoSession, ParentLost, OtherParent, BacklogFull.
@@ -107,13 +114,20 @@ class Store(Durable):
         try:
             reply = await self.fcall("mesh1_start", start, encode(request), body, *seat)
         except Refused as refused:
-            if refused.word == "KEY_REUSED":
-                return KeyReused(refused.about)
-            raise _REFUSALS[refused.word](refused.about) from None
-        if reply[0] == b"accepted":
-            at_ms, attempt, blocked, *more = reply[1:]
-            return Accepted(at_ms, attempt, blocked.decode(), *([more[0] == 1, *more[1:]] if more else []))
-        return Replayed(reply[2].decode(), State(reply[3]))
+            refusal = _refusal(f"{refused.word} {refused.about}")
+            if isinstance(refusal, KeyReused):
+                return refusal
+            raise refusal from None
+        return _started(reply)
+
+    async def start_many(self, starts: Sequence[tuple[Start, Request, bytes]]) -> list[Reply | Exception]:
+        """Accept operations that nobody leases yet (`delay_ms`, `starts_at`), at most START_MANY_MAX, in one step.
+
+        In place of a reply what `start` would have raised for it.
+        """
+        payload = [part for start, request, body in starts for part in (encode(start), encode(request), body)]
+        replies = await self.fcall("mesh1_start_many", len(starts), *payload)
+        return [_started(reply) if reply[0] != b"refused" else _refusal(reply[1].decode()) for reply in replies]
 
     async def cancel(self, operation_id: str, namespace: str, session: str) -> Moved | None:
         """None: no such operation in this namespace. The reply's work is leased to `session`."""
@@ -300,6 +314,18 @@ class Store(Durable):
         for at in range(0, len(operation_ids), LIMITS["takeover"]):
             batch = [*operation_ids[at : at + LIMITS["takeover"]]]
             await self.fcall("mesh1_hand_back", {"session": session, "ids": batch})
+
+
+def _started(reply: list[Any]) -> Accepted | Replayed:
+    if reply[0] == b"accepted":
+        at_ms, attempt, blocked, *more = reply[1:]
+        return Accepted(at_ms, attempt, blocked.decode(), *([more[0] == 1, *more[1:]] if more else []))
+    return Replayed(reply[2].decode(), State(reply[3]))
+
+
+def _refusal(text: str) -> KeyReused | Exception:
+    word, _, about = text.partition(" ")
+    return KeyReused(about) if word == "KEY_REUSED" else _REFUSALS[word](about)
 
 
 def deliveries(record: Record) -> list[tuple[Kind, Delivery, int, int]]:

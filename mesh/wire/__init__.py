@@ -41,6 +41,7 @@ from mesh.wire.headers import (
     RawHeaders,
     caller_headers,
     check_callback_headers,
+    check_key,
     header,
     is_json_type,
 )
@@ -109,6 +110,7 @@ __all__ = [
     "check_callback_headers",
     "check_endpoint",
     "check_json",
+    "check_key",
     "check_operation",
     "check_service",
     "costly",

@@ -187,6 +187,16 @@ def check_callback_headers(headers: RawHeaders) -> list[RawHeader]:
     return checked
 
 
+def check_key(text: str) -> str:
+    """An idempotency key as it is. Raises Malformed."""
+    if not _key(text):
+        raise Malformed(
+            f"an idempotency key has 1 to {KEY_CHARS_MAX} visible ASCII characters",
+            code="idempotency_key_invalid",
+        )
+    return text
+
+
 def _parse_key(name: bytes, value: bytes) -> str:
     text = value.decode("latin-1").strip(" \t")
     if name == b"idempotency-key" and text.startswith('"'):
@@ -194,9 +204,4 @@ def _parse_key(name: bytes, value: bytes) -> str:
         if match is None:
             raise Malformed("Idempotency-Key is not a quoted string", code="idempotency_key_invalid")
         text = _unescape(r"\1", match[1])
-    if not _key(text):
-        raise Malformed(
-            f"an idempotency key has 1 to {KEY_CHARS_MAX} visible ASCII characters",
-            code="idempotency_key_invalid",
-        )
-    return text
+    return check_key(text)

@@ -1,14 +1,18 @@
-"""A start that begins later: kept at once, leased to nobody, due at its time by the store's clock (P360, P361)."""
+"""A start that nobody leases at once: due at its time by the store's clock, or one of many (P360 to P366)."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import pytest
+from msgspec import to_builtins
 
 from mesh.machine import Delivery, State
-from mesh.store.verbs import Accepted
+from mesh.store.layout import encode
+from mesh.store.store import NoEndpoint, NoSession
+from mesh.store.verbs import Accepted, KeyReused, Replayed
 from tests.model.fixtures import G2, Room
+from tests.model.snapshot import take
 
 FAR_MS = 3_600_000
 
@@ -79,3 +83,63 @@ async def test_limits_hold_when_it_comes_up(room: Room) -> None:
     await room.succeed(running)
     works, _ = await room.store.unblock("e-1", "g1.s-1", 8)
     assert [work.id for work in works] == [waits]
+
+
+class TestMany:
+    async def test_each_is_on_its_own(self, room: Room) -> None:
+        """P365: refusals are told in their place; the others are accepted, in one step, and leased to nobody."""
+        first = await room.accepted("used", content="other")
+        fields: dict[str, Any] = {"delay_ms": 0}
+        orders = [
+            room.order("a", **fields),
+            room.order("used", **fields),
+            room.order("a", **fields),
+            room.order("b", endpoint="e-none", **fields),
+            room.order("c", session="g9.s-9", **fields),
+            room.order("d", **fields),
+        ]
+        replies = await room.many(orders)
+        assert [type(one) for one in replies] == [Accepted, KeyReused, Replayed, NoEndpoint, NoSession, Accepted]
+        assert replies[1] == KeyReused(first)
+        assert replies[2] == Replayed(orders[0].id, State.SCHEDULED)
+        kept = (await room.snapshot()).operations
+        assert kept.keys() == {first, orders[0].id, orders[5].id}
+        assert {kept[one].head.owner for one in (orders[0].id, orders[5].id)} == {""}
+        assert {work.id for work in await room.claimed(count=2)} == {orders[0].id, orders[5].id}
+
+    async def test_sent_again_it_changes_nothing(self, room: Room) -> None:
+        """P365: the link repeats a call whose reply was lost, also when claims have taken what it accepted."""
+        orders = [room.order(f"k{number}", delay_ms=0) for number in range(3)]
+        await room.many(orders)
+        await room.claimed(count=3)
+        before = (await room.snapshot()).operations
+        again = await room.many(orders)
+        assert [one.attempt for one in again if isinstance(one, Accepted)] == [0, 0, 0]
+        assert (await room.snapshot()).operations == before
+
+    async def test_what_cannot_be_read_stops_no_other(self, room: Room) -> None:
+        """P365: a gateway of another version leaves out an argument of one start."""
+        good = room.order("a", delay_ms=0)
+        bad = {name: value for name, value in to_builtins(room.order("b", delay_ms=0)).items() if name != "lease_ms"}
+        request = encode([])
+        replies = await room.store.fcall(
+            "mesh1_start_many", 2, encode(bad), request, b"x", encode(good), request, b"x"
+        )
+        assert [reply[0] for reply in replies] == [b"refused", b"accepted"]
+        assert replies[0][1].startswith(b"FAULT ")
+        assert [*(await take(room.link)).operations] == [good.id]
+        await room.link.call("FLUSHALL")
+
+    async def test_a_full_line_is_joined(self, room: Room) -> None:
+        """P366: what is known to hinder them puts them into the line at once, behind those that wait."""
+        await room.endpoint(max_concurrency=1)
+        await room.accepted()
+        waits = await room.accepted()
+        order = room.order("a", delay_ms=0)
+        (reply,) = await room.many([order])
+        assert isinstance(reply, Accepted)
+        assert reply.blocked == "concurrency"
+        works = [work.id for work in (await room.store.unblock("e-1", "g1.s-1", 8))[0]]
+        await room.endpoint()
+        works += [work.id for work in (await room.store.unblock("e-1", "g1.s-1", 8))[0]]
+        assert works == [waits, order.id]

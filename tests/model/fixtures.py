@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any, Final, TypeVar
 
 import pytest
@@ -98,6 +98,11 @@ class Room:
         if order.callback:
             request.callback_url = "http://receiver.test/done"
         return await self.store.start(order, request, body, seat)
+
+    async def many(self, orders: Sequence[Start]) -> list[Any]:
+        """Send `orders` in one call."""
+        request = Request("work", "Svc", "op", "application/json")
+        return [*await self.store.start_many([(order, request, b"1") for order in orders])]
 
     async def accepted(self, key: str = "", **fields: Any) -> str:
         """Start one operation and return its id."""

@@ -40,7 +40,9 @@ class Reference(Fetching):
             return "no session"
         later = order.delay_ms if order.delay_ms is not UNSET else None
         begins = self.now + (later or 0)
-        reason = self._why_not_now(order, seat) if later is None else ""
+        seat = seat if later is None else None
+        reason = "" if later else self._why_not_now(order, seat)
+        reason = reason or (self._counted_limit(order) if later == 0 else "")
         cap, depth = self.turns.share(order.ns).cap, len(self.turns.line.get(order.ns, ()))
         if cap and depth >= cap and (reason or later is not None):
             return "backlog"
@@ -52,7 +54,7 @@ class Reference(Fetching):
         op.start_by = begins + order.start_ms if order.start_ms else 0
         op.note("accepted")
         self.ops[op.id] = op
-        if later is None:
+        if not later:
             self._send_off(op, seat, reason)
         room = cap - depth - bool(reason) if later is None and depth < cap else None
         return self._accepted(op, op.attempt, fetched=op.held, room=room)
@@ -60,12 +62,17 @@ class Reference(Fetching):
     def _why_not_now(self, order: Start, seat: tuple[str, int] | None) -> str:
         return self.hindrance_outside(order.ns) or order.blocked or ("busy" if self.pulls and seat is None else "")
 
+    def _counted_limit(self, order: Start) -> str:
+        """What joins the line because nobody takes it at once."""
+        own = self.turns.share(order.ns).max
+        return "concurrency" if self.limit else "namespace_concurrency" if own else ""
+
     def _send_off(self, op: Op, seat: tuple[str, int] | None, reason: str) -> None:
         if reason:
             self.block(op, reason)
         elif self.pulls and seat is not None:
             self.hand_out(op, *seat)
-        else:
+        elif op.order.delay_ms is UNSET:
             self.dispatch(op, op.order.session)
 
     def _again(self, known: Op, order: Start, seat: tuple[str, int] | None) -> Accepted | Replayed | KeyReused | str:

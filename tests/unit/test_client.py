@@ -8,6 +8,7 @@ from typing import Any
 
 import nexusrpc
 import pytest
+from msgspec.json import decode, encode
 
 import mesh
 from mesh import errors
@@ -78,6 +79,31 @@ async def stage(request: pytest.FixtureRequest) -> Any:
         yield stage
         for caller in stage.callers:
             await caller.close()
+
+
+class TestMany:
+    async def test_what_is_worth_repeating_is_repeated(self, stage: Stage) -> None:
+        """P368: a line that the store could not take, with the same key, and nothing else."""
+        busy = {"status": 503, "code": "store_unavailable", "detail": "away", "retryable": True}
+        begun: dict[str, Any] = {"line": 1, "status": 202, "id": ID, "state": "scheduled"}
+        first = [begun, {"line": 2, "status": 503, "problem": busy}]
+        second = [begun | {"id": f"{ID}2", "replayed": True}]
+        caller = stage.caller(*(Response(chunks=[b"\n".join(map(encode, one))]) for one in (first, second)))
+        orders = [caller.client.prepare("shop", "shop", "order", 1, idempotency_key=f"k-{one}") for one in (1, 2)]
+        found = await caller.do("start_many", orders)
+        assert [(one.id, one.replayed) for one in found] == [(ID, False), (f"{ID}2", True)]
+        lines = [[decode(line) for line in request.body.splitlines()] for request in stage.requests]
+        assert [[line["idempotency_key"] for line in lines_] for lines_ in lines] == [["k-1", "k-2"], ["k-2"]]
+        called = {"endpoint": "shop", "service": "shop", "operation": "order", "input": 1}
+        assert lines[0][0] == called | {"idempotency_key": "k-1"}
+
+    async def test_one_set_of_headers(self, stage: Stage) -> None:
+        """P365: a header of one line alone would silently be lost."""
+        caller = stage.caller(answer({}))
+        orders = [caller.client.prepare("shop", "shop", "order", 1, headers={"x": str(number)}) for number in (1, 2)]
+        with pytest.raises(errors.ConfigError):
+            await caller.do("start_many", orders)
+        assert stage.requests == []
 
 
 class TestCall:

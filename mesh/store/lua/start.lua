@@ -2,7 +2,7 @@
 -- Keys: partition root. Arguments: msgpack {id, ns, endpoint, key, digest, session, close_ms, start_ms, run_ms,
 --   lease_ms, attempts_max, retention_ms, callback, blocked [, pin, priority]}, request, input
 --   [, instance, lease ms: it polls at the caller's for this endpoint of kind pull and gets the attempt].
---   One that begins later has {delay_ms} or {starts_at}: it becomes due then, and nobody leases it now.
+--   One that begins later has {delay_ms} or {starts_at}: it becomes due then. Nobody leases it now, be that at once.
 --   A child also has {parent, parent_run, parent_attempt, parent_key, parent_close (1: canceled when the parent ends first)}.
 -- Reply: {'accepted', time of acceptance, attempt (1: leased to `session`, which sends it; 0: nothing to send), blocked
 --     [, 1: the attempt is `instance`'s, else 0, close_by of a child [, how many more of its namespace may wait]]}
@@ -49,6 +49,14 @@ local function accepted(op, attempt, fetched, room)
   return reply
 end
 
+-- One that nobody takes at once is not counted before it is dispatched: where that is limited it joins the line, which is.
+local function counted_limit(ep, namespace)
+  local share = share_of(ep, namespace)
+  if ep.max > 0 then return 'concurrency' end
+  if ep.rate > 0 then return 'rate' end
+  return share and share.max > 0 and 'namespace_concurrency' or share and share.rate > 0 and 'namespace_rate' or ''
+end
+
 local function mesh1_start(keys, argv)
   local root = keys[1]
   local a = cmsgpack.unpack(argv[1])
@@ -81,9 +89,11 @@ local function mesh1_start(keys, argv)
   if not hindered then
     reason = hindrance_outside(ep, a.ns, now)
     if reason == '' then reason = a.blocked end
-    if reason == '' and ep.pull and not instance then reason = 'busy' end
+    if reason == '' and ep.pull and (delay_ms or not instance) then reason = 'busy' end
+    if reason == '' and delay_ms then reason = counted_limit(ep, a.ns) end
     if ep.shares then full, room = backlog(ep, a.ns, a.pin ~= '' and a.pin, now) end
-    if delay_ms then reason, room = '', nil end
+    if delay_ms then room = nil end
+    if begins > now then reason = '' end
     full = (delay_ms or reason ~= '') and full
   end
   -- One call claims the key or finds who has it; a start that is refused below must not claim it.
@@ -127,16 +137,15 @@ local function mesh1_start(keys, argv)
   if known and key ~= '' then redis.call('SET', root .. KEY.idempotency .. key, a.id) end
 
   emit(op, E.accepted, now)
-  if delay_ms then -- its timer dispatches it
-  elseif reason == '' and ep.pull then
-    hand_out(op, ep, instance, poll_lease_ms, now)
-  elseif reason == '' then
-    dispatch(op, ep, a.session, now)
-  else
+  if reason ~= '' then
     op.blocked = reason
     if room then room = room - 1 end
     emit(op, E.blocked, now, reason)
     if ep.pull then call_pollers(root, ep.id) end
+  elseif not delay_ms and ep.pull then
+    hand_out(op, ep, instance, poll_lease_ms, now)
+  elseif not delay_ms then
+    dispatch(op, ep, a.session, now)
   end
   redis.call('ZADD', root .. KEY.index .. a.ns, now, a.id)
   if parent then adopt(parent, op, a.parent_close) end
