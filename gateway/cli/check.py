@@ -99,7 +99,7 @@ def url(
 
     Of a [bold]gateway[/] nothing is needed: for each case it gets an endpoint whose handler and callback receiver are
     listeners of this command, so it must be able to reach this machine (--here, and an egress rule outside of
-    development). The endpoints are deleted, what was started ends within a minute.
+    development). The endpoints are deleted, what was started is ended; records stay for the retention.
 
     An [bold]agent[/] is asked by the service of specs/conformance.nexusrpc.yaml, hosted beside its own on a test
     instance. Without it, name what it has: --operation any=SERVICE/OPERATION is enough for names, methods, timeouts

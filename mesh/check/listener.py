@@ -32,6 +32,8 @@ class Listener:
 
     def __init__(self, bind: str, here: str) -> None:
         self.requests: list[Request] = []
+        self.ever: list[Request] = []
+        """As `requests`, with what was forgotten."""
         self.fill: Fill = lambda value: value
         self._bind = bind
         self._here = here
@@ -67,6 +69,11 @@ class Listener:
         """What replies that are held under `name` wait for."""
         return self._holds.setdefault(name, asyncio.Event())
 
+    def let_go(self) -> None:
+        """Send every reply that is held."""
+        for held in self._holds.values():
+            held.set()
+
     def got(self, kind: str) -> list[Request]:
         """The requests of that kind, in order."""
         return [one for one in self.requests if _kind(one) == kind]
@@ -91,6 +98,8 @@ class Listener:
                 while (request := await read_request(reader, writer, parser)) is not None:
                     if len(self.requests) < REQUESTS_MAX:
                         self.requests.append(request)
+                    if len(self.ever) < REQUESTS_MAX:
+                        self.ever.append(request)
                     reply = self._next(_kind(request))
                     async with self._news:
                         self._news.notify_all()

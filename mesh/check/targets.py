@@ -15,6 +15,7 @@ from urllib.parse import quote, urlsplit
 from mesh.check.case import Ask, Call, Target, Trial
 from mesh.check.listener import Listener
 from mesh.check.play import NotApplicable
+from mesh.check.tidy import tidy
 from mesh.check.wire import Answer, WireFault, ask
 from mesh.ids import short_id
 
@@ -35,6 +36,9 @@ SAMPLE_BYTES_MAX: Final = 1 << 20
 """Bodies above this are sent as they are, whatever input the user names."""
 ENDS_WITHIN_MS: Final = 60_000
 """Nothing that a check starts outlives it by more."""
+NAME: Final = "check"
+"""How the endpoints of a check begin; records of its operations keep the name."""
+MADE_BY: Final = "of `mesh check`, for one case; deleted after it"
 
 
 class Hands(Protocol):
@@ -80,6 +84,8 @@ class Gateway:
     reach: Mapping[str, str] = field(default_factory=dict[str, str])
     """URL of a listener -> under which URL the target is told of it, for a proxy in between."""
     has: frozenset[str] = frozenset()
+    tidies: bool = True
+    """Whether what is left of a trial is ended (tidy.py)."""
     kind: Target = "gateway"
     headers: tuple[tuple[str, str], ...] = ()
 
@@ -97,9 +103,10 @@ class Gateway:
     @asynccontextmanager
     async def opened(self, trial: Trial, handler: Listener, receiver: Listener) -> AsyncGenerator[Mapping[str, Any]]:
         """An endpoint for the trial; the names that its steps may use."""
-        name = short_id("check")
+        name = short_id(NAME)
         policy = {"schedule_to_close_ms": ENDS_WITHIN_MS, **trial.policy}
         spec: dict[str, Any] = {
+            "description": MADE_BY,
             "target": {"kind": "http", "url": handler.url + trial.prefix},
             "policy": policy,
             "services": list(trial.services),
@@ -113,8 +120,10 @@ class Gateway:
         try:
             yield {"endpoint": name, "endpoint_id": str(answer.json.get("id")), "gateway": self.url}
         finally:
-            # A trial that kills its gateway leaves nobody behind to delete it.
+            # A trial that kills its gateway leaves nobody behind to do this.
             with suppress(Unfit):
+                if self.tidies:
+                    await tidy(self._ask, name, handler, receiver)
                 await self._ask("DELETE", f"/v1/endpoints/{name}")
 
     def operation(self, step: Ask, names: Mapping[str, Any]) -> tuple[str, Ask]:

@@ -204,7 +204,7 @@ SERVES: dict[str, str] = {
 
 
 class TestRefusedForGood:
-    """What no waiting mends ends the process, so that its supervisor does not see a good deployment."""
+    """P187. What no waiting mends ends the process, so that its supervisor does not see a good deployment."""
 
     @pytest.mark.parametrize("form", SERVES)
     def test_the_process_ends_with_the_reason_in_a_line(self, gateway: Gateway, form: str) -> None:

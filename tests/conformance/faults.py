@@ -23,6 +23,7 @@ from tests.conformance.meddling import (
     links_of_201_lost,
     lose,
     lost,
+    older_cancel_eaten,
     own_word,
     plus,
     recorded,
@@ -152,6 +153,7 @@ GATEWAY = (
     fault("only the header says a state", "gateway", 51, back=answers(answer_json(lose("details")))),
     fault("any 201 will do", "gateway", 52, 86, back=answers(accepted_201)),
     fault("redirects are followed", "gateway", 53, back=Meddling(follow=True)),
+    fault("the older cancel is taken and does nothing", "gateway", 55, front=older_cancel_eaten),
     fault("cancels are not told", "gateway", 54, 55, 56, 59, 61, 62, 63, back=asks(cancel_eaten)),
     fault(
         "the result is lost",

@@ -122,8 +122,9 @@ class Fault:
 
 @dataclass
 class BrokenGateway(targets.Gateway):
-    """A gateway with a fault."""
+    """A gateway with a fault; what it leaves behind is not ended either."""
 
+    tidies: bool = False
     fault: Fault = field(kw_only=True)
     _reported: str = ""
     _front: str = ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from re import search, sub
 from typing import Any
 from urllib.parse import unquote
 
@@ -177,6 +178,12 @@ def chunks_lost(one: Request) -> Request:
 def cancel_eaten(one: Request) -> Request | list[Request]:
     """A cancel never arrives: its path is changed to one nobody knows."""
     return target(lambda text: text.replace("/cancel", "/nothing"))(one)
+
+
+older_cancel_eaten = Meddling(
+    request=target(lambda text: sub(r"/[0-9]{2}-[0-9a-f]{20}/cancel$", "/nothing/cancel", text)),
+    answer=lambda request, one: Answer(202, [], b"", 0) if search(r"/[0-9]{2}-.{20}/cancel$", request.target) else one,
+)
 
 
 def twice(one: Request) -> list[Request]:

@@ -113,7 +113,7 @@ class TestGood:
 
 
 class TestDurable:
-    """Work that keeps a journal at its gateway cannot end in a check that has none: that is no fault of the agent."""
+    """P186: work that keeps a journal at its gateway cannot end in a check that has none; no fault of the agent."""
 
     @staticmethod
     def agent() -> mesh.Agent:

@@ -12,6 +12,7 @@ import pytest
 from mesh.check.case import Ask
 from mesh.check.cases import CASES
 from mesh.check.targets import Agent
+from mesh.check.wire import ask
 from tests.agents.serving import Scripted, serving
 from tests.surface.gateways import run, unused_port
 
@@ -31,6 +32,29 @@ def test_a_gateway(sides: dict[str, Any]) -> None:
     assert (code, said["ok"], said["kind"], said["failed"], said["skipped"]) == (0, True, "gateway", 0, 0)
     assert {one["number"] for one in said["results"]} >= {"1", "54", "59"}
     assert {one["rule"] for one in said["results"] if one["number"] != "1"} <= {"P30", "P133", "P150"}
+
+
+async def test_what_it_leaves_behind(sides: dict[str, Any]) -> None:
+    """P188: nothing runs, nothing is owed or dead, no endpoint is left; the records say whose they are."""
+    url = sides["gateway"].url
+
+    async def items(path: str) -> list[dict[str, Any]]:
+        answer = await ask(url, "GET", f"/v1/{path}limit=200")
+        assert answer.status == 200, answer
+        return answer.json["items"]
+
+    before = {one["id"] for one in await items("operations?")}
+    chosen = ["10", "26", "55", "59", "61", "64", "68", "69"]
+    code, said = await asyncio.to_thread(report, url, *[word for one in chosen for word in ("--case", one)])
+    assert (code, said["passed"]) == (0, len(chosen)), said
+    left = [one for one in await items("operations?") if one["id"] not in before]
+    assert len(left) >= len(chosen)
+    assert {one["endpoint"].partition("-")[0] for one in left} == {"check"}
+    assert [one for one in left if one["closed_at"] is None] == []
+    ours = {one["id"] for one in left}
+    for state in ("dead", "pending", "in_flight"):
+        assert [one for one in await items(f"deliveries?state={state}&") if one["operation_id"] in ours] == []
+    assert [one["name"] for one in await items("endpoints?") if one["name"].startswith("check-")] == []
 
 
 def test_in_words(sides: dict[str, Any]) -> None:

@@ -159,6 +159,7 @@ class TestValues:
         ],
     )
     def test_what_json_has_no_number_for_is_refused_by_place(self, type_: Any, value: Any, place: str) -> None:
+        """P189."""
         with pytest.raises(Undecodable, match=f"{place} has no form in JSON"):
             Codec(type_).encode(value)
 
