@@ -32,7 +32,7 @@ class LineBody(StartBody, forbid_unknown_fields=True):
     idempotency_key: str | None = None
 
 
-_decode = msgspec.json.Decoder(LineBody).decode
+_decoder = msgspec.json.Decoder(LineBody)
 
 
 class Line(NamedTuple):
@@ -116,7 +116,7 @@ def read_line(line: Line, namespace: str, headers: CallerHeaders) -> Order:
     """
     if line.fault is not None:
         raise line.fault
-    body = read_fields(line.text, _decode)
+    body = read_fields(line.text, _decoder)
     if body.parent is not None:
         raise body_invalid("/parent", "a batch starts no children")
     key = headers.key and f"{headers.key}.{line.number}"

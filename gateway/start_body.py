@@ -27,7 +27,7 @@ from registry.choice import VERSION
 from registry.spec import check_version
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
 
     from mesh.wire import CallerHeaders
 
@@ -35,6 +35,8 @@ TIMEOUT_MS_MAX: Final = 365 * 86_400_000
 LABELS_MAX: Final = 16
 LABEL_CHARS_MAX: Final = 128
 PARENT_KEY_BYTES_MAX: Final = 1_024
+FAULTS_MAX: Final = 16
+"""Told in one answer."""
 DELAY: Final = b"mesh-delay"
 START_AT: Final = b"mesh-start-at"
 MESH_START: Final = b"mesh-start"
@@ -91,8 +93,8 @@ class StartBody(msgspec.Struct, forbid_unknown_fields=True):
     version: str | None = None
 
 
-Fields = TypeVar("Fields")
-_decode = msgspec.json.Decoder(StartBody).decode
+Fields = TypeVar("Fields", bound=msgspec.Struct)
+_decoder = msgspec.json.Decoder(StartBody)
 _decode_names = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 
 
@@ -105,13 +107,13 @@ def _pointer(message: str) -> dict[str, str]:
 
 def read_start(body: bytes) -> StartBody:
     """Of strict JSON. Raises Malformed (not_supported_yet) and Unprocessable with pointers."""
-    return read_fields(body, _decode)
+    return read_fields(body, _decoder)
 
 
-def read_fields(body: bytes, decode: Callable[[bytes], Fields]) -> Fields:
-    """As `decode` has it. Raises as `read_start`."""
+def read_fields(body: bytes, decoder: msgspec.json.Decoder[Fields]) -> Fields:
+    """As `decoder` has it. Raises as `read_start`."""
     try:
-        return decode(body)
+        return decoder.decode(body)
     except msgspec.ValidationError as error:
         try:
             names = _decode_names(body).keys()
@@ -123,10 +125,33 @@ def read_fields(body: bytes, decode: Callable[[bytes], Fields]) -> Fields:
                 raise Malformed(
                     detail, code="not_supported_yet", errors=[{"pointer": f"/{name}", "detail": detail}]
                 ) from None
-        entry = _pointer(str(error))
+        faults = _faults(body, decoder.type) or [_pointer(str(error))]
+        more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
         raise Unprocessable(
-            f"the body is not a start request: {entry['detail']}", code="body_invalid", errors=[entry]
+            f"the body is not a start request: {faults[0]['detail']}{more}", code="body_invalid", errors=faults
         ) from None
+
+
+def _faults(body: bytes, kind: type[msgspec.Struct]) -> list[dict[str, str]]:
+    """All that is wrong with the fields, each by itself; empty when the whole is no object."""
+    try:
+        given = _decode_names(body)
+    except msgspec.ValidationError:
+        return []
+    known = {one.encode_name: one for one in msgspec.structs.fields(kind)}
+    unknown = sorted(given.keys() - known)
+    faults = [{"pointer": "", "detail": f"Object contains unknown field `{name}`"} for name in unknown]
+    for name, field in known.items():
+        if name not in given:
+            if field.required:
+                faults.append({"pointer": "", "detail": f"Object missing required field `{name}`"})
+            continue
+        try:
+            msgspec.json.decode(given[name], type=field.type)
+        except msgspec.ValidationError as error:
+            entry = _pointer(str(error))
+            faults.append({"pointer": f"/{name}{entry['pointer']}", "detail": entry["detail"]})
+    return faults[:FAULTS_MAX]
 
 
 def body_invalid(pointer: str, detail: str) -> Unprocessable:

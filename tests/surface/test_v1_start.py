@@ -229,6 +229,19 @@ class TestRefused:
         check_problem(await caller.post("/v1/operations", body), 422, code, pointer)
         assert agent.calls == []
 
+    async def test_all_faults_are_told_at_once(self, caller: Caller) -> None:
+        """P63."""
+        body = {"endpoint": 1, "service": "s", "x": 2, "timeouts": {"request_timeout_ms": "1s"}, "callback": {}}
+        answer = await caller.post("/v1/operations", body)
+        told = [(each["pointer"], each["detail"].partition(" `")[0]) for each in answer.json["errors"]]
+        assert told == [
+            ("", "Object contains unknown field"),
+            ("/endpoint", "Expected"),
+            ("", "Object missing required field"),
+            ("/callback", "Object missing required field"),
+            ("/timeouts/request_timeout_ms", "Expected"),
+        ]
+
     @pytest.mark.parametrize(
         "body", [b"{}", b"[]", b"1", b'{"endpoint":"a"}', b'{"endpoint":"a1","service":"s","operation":"o","x":1}']
     )
