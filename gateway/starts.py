@@ -43,8 +43,8 @@ if TYPE_CHECKING:
     from registry.routing import Admitted, Router
 
 RETRY_AFTER_MS_MAX: Final = 3_600_000
-TOKEN_LIFE_S: Final = 90 * 86_400
-"""A completion token outlives every operation and its retention."""
+TOKEN_LIFE_S: Final = 400 * 86_400
+"""From the dispatch of its attempt: longer than any timeout may be, which is a year."""
 DETAIL_CHARS_MAX: Final = 200
 POSTPONED_MS: Final = 1_000
 POSTPONED_MS_MAX: Final = 30_000

@@ -8,6 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from standardwebhooks import Webhook, WebhookVerificationError
 
+from gateway.start_body import TIMEOUT_MS_MAX
+from gateway.starts import TOKEN_LIFE_S
 from mesh.clock import now_ms
 from mesh.errors import ConfigError, Unauthenticated
 from mesh.ids import operation_id
@@ -45,6 +47,11 @@ def test_a_minted_token_speaks_for_its_attempt(run: int, attempt: int, expires_a
 def test_a_token_ends_at_its_time() -> None:
     assert tokens.check(GENUINE, NOW + 59.9).attempt == 2
     assert refused(tokens, GENUINE, NOW + 60) == "token_expired"
+
+
+def test_a_token_outlives_the_longest_timeout() -> None:
+    """P52, P63: or work of that length could not be completed."""
+    assert TOKEN_LIFE_S * 1000 > TIMEOUT_MS_MAX
 
 
 def test_keys_rotate() -> None:
