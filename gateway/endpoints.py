@@ -252,7 +252,7 @@ async def put_instance(request: Request, name: str, instance: str, spec: Instanc
     mesh.egress.vet(spec.url)
     created, endpoint, found = await mesh.catalog.register(name, namespace, instance, spec)
     judged = found.judge(mesh.catalog.time.now(), mesh.catalog.time)
-    record = {"endpoint": endpoint.name, **instance_record(found, judged, mesh.catalog.time, own=True)}
+    record = {"endpoint": endpoint.name, **instance_record(endpoint, found, judged, mesh.catalog.time, own=True)}
     return _reply(record, 201 if created else 200)
 
 

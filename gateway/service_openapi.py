@@ -56,6 +56,7 @@ def describe(endpoint: Endpoint, public_url: str, service: str = "") -> dict[str
                 "Failure": SHAPES["Failure"],
                 "Started": SHAPES["Started"],
                 "Record": SHAPES["Record"],
+                "DataRef": SHAPES["DataRef"],
             },
             "securitySchemes": {"key": {"type": "http", "scheme": "bearer", "description": "A namespace's key"}},
         },

@@ -220,7 +220,10 @@ class Catalog(Presence):
                 await self.instances.reread([own.id])
                 check_kind(name, self.instances.roster(own.id), self.time, pull=pull)
             await check_schemas(spec, own.spec if own is not None else None)
-            verdict = await self._check_contract(own, spec, force=force) if own is not None else None
+            if own is not None:
+                verdict = await self._check_contract(own.id, name, own.spec, spec, force=force)
+            else:
+                verdict = None if present is not None else await self._check_deleted(name, namespace, spec, force=force)
             # What was compared must still be there when it is replaced.
             expected = "new" if present is None else str(own.version) if own is not None and verdict is not None else ""
             try:
@@ -230,13 +233,28 @@ class Catalog(Presence):
                     raise
         raise Unavailable(f"endpoint {name!r} is rewritten by somebody else all the time", code="contended")
 
-    async def _check_contract(self, present: Endpoint, spec: EndpointSpec, *, force: bool) -> Verdict | None:
+    async def _check_contract(
+        self, endpoint_id: str, name: str, present: EndpointSpec, spec: EndpointSpec, *, force: bool, gone: bool = False
+    ) -> Verdict | None:
         """None when nothing of the contract changes. Raises Conflict `contract_breaks`."""
-        old, new = present.spec.services or [], spec.services or []
+        old, new = present.services or [], spec.services or []
         if old == new:
             return None
-        callers = await self.callers.of(present.id)
-        return await check_contract(present.name, old, new, callers, self.examiner, force=force)
+        callers = await self.callers.of(endpoint_id)
+        if gone and not callers:
+            return None
+        return await check_contract(name, old, new, callers, self.examiner, force=force, gone=gone)
+
+    async def _check_deleted(self, name: str, namespace: str, spec: EndpointSpec, *, force: bool) -> Verdict | None:
+        """As for one that is there, while somebody was seen calling it lately: deleting it is no way round them."""
+        kept = await self._store.deleted(name, namespace)
+        if kept is None:
+            return None
+        try:
+            last = EndpointSpec.model_validate_json(kept[1], extra="ignore")
+        except ValidationError:  # of another release: what it promised cannot be known
+            return None
+        return await self._check_contract(kept[0], name, last, spec, force=force, gone=True)
 
     async def _put(self, name: str, namespace: str, spec: EndpointSpec, verdict: Verdict | None, if_match: str) -> Put:
         word, endpoint_id, _ = await self._store.endpoint_put(

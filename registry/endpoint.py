@@ -55,6 +55,8 @@ class Endpoint:
     versions: bytes = b""
     shares: Mapping[str, Share] = field(default_factory=dict[str, Share])
     """How versions share in the work, for those of which something was said."""
+    contract: int = 0
+    """The version at which its contract changed last, 0 unknown."""
 
     def callable_by(self, namespace: str) -> bool:
         """Deny by default: the owner, and whom `allow` names."""
@@ -108,6 +110,7 @@ def compile_endpoint(row: EndpointRow) -> Endpoint:
         row.id, row.name, row.owner, row.version, row.paused, frozenset(spec.allow), "*" in spec.allow, services,
         spec.policy, spec.target.kind == "pull", spec.target.url or "", spec.labels,
         spec, row.document, row.created_at_ms, row.updated_at_ms, row.versions, read_versions(row.versions),
+        row.contract,
     )  # fmt: skip
 
 

@@ -81,8 +81,12 @@ async def check_contract(
     examiner: Examiner,
     *,
     force: bool,
+    gone: bool = False,
 ) -> Verdict:
-    """What `new` changes for callers of `old`. Raises Conflict `contract_breaks` unless nothing breaks, or `force`."""
+    """What `new` changes for callers of `old`. Raises Conflict `contract_breaks` unless nothing breaks, or `force`.
+
+    `gone`: the endpoint was deleted and comes back.
+    """
     changes, pairs = compare_lists(old, new, [(one.service, one.operation) for one in callers])
     until_s = monotonic_s() + COMPARE_S_MAX
     for pair in pairs:
@@ -100,7 +104,7 @@ async def check_contract(
         force,
     )
     if breaks and not force:
-        raise Conflict(_refusal(name, breaks), code="contract_breaks", errors=verdict.breaks)
+        raise Conflict(_refusal(name, breaks, gone=gone), code="contract_breaks", errors=verdict.breaks)
     return verdict
 
 
@@ -112,12 +116,13 @@ def _seen(change: Change, callers: Sequence[Caller]) -> list[dict[str, Any]]:
     return [{"namespace": namespace, "last_seen": to_rfc3339(at_ms)} for namespace, at_ms in sorted(last.items())]
 
 
-def _refusal(name: str, breaks: list[dict[str, Any]]) -> str:
+def _refusal(name: str, breaks: list[dict[str, Any]], *, gone: bool) -> str:
     told = "; ".join(_told(one) for one in breaks[:TOLD_MAX])
     more = f"; and {len(breaks) - TOLD_MAX} more" if len(breaks) > TOLD_MAX else ""
     count = "one thing" if len(breaks) == 1 else f"{len(breaks)} things"
+    which, what = (f"endpoint {name!r}, deleted lately,", "was") if gone else (f"endpoint {name!r}", "is")
     return (
-        f"this registration breaks {count} that callers of endpoint {name!r} rely on: {told}{more}. Keep what is there"
+        f"this registration breaks {count} that callers of {which} rely on: {told}{more}. Keep what {what} there"
         " and add beside it, or repeat with force=true (agents of the SDK: MESH_FORCE_CONTRACT=1)"
     )
 

@@ -114,6 +114,8 @@ class Instance:
     checks: Mapping[str, Check] = field(default_factory=dict[str, Check])
     flapping: tuple[str, int, int] | None = None
     """Why, since when (Unix ms), and until when, local."""
+    contract: int = 0
+    """The version of its endpoint at which the contract had changed last when it registered, 0 unknown."""
 
     @property
     def live_until_ms(self) -> int:

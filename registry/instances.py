@@ -148,7 +148,7 @@ class Instances:
         return Instance(
             row.id, document.url, document.version, document.weight, document.ttl_ms, row.since_ms, drain is not None,
             self._time.local(lease_end_ms), read_at_ms, reach, drain=drain, spared=spared, checks=row.checks,
-            flapping=flapping(row.arrivals_ms, static.flapping, self._time),
+            flapping=flapping(row.arrivals_ms, static.flapping, self._time), contract=row.contract,
         )  # fmt: skip
 
 

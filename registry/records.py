@@ -95,6 +95,7 @@ def endpoint_record(
         "name": endpoint.name,
         "owner": endpoint.owner,
         "version": endpoint.version,
+        "contract": endpoint.contract,
         "description": spec.description,
         "target": target,
         "services": [one.model_dump(exclude_unset=True) for one in spec.services] if spec.services else [],
@@ -111,18 +112,25 @@ def endpoint_record(
         "updated_at": to_rfc3339(endpoint.updated_at_ms),
     }
     if instances:
-        record["instances"] = [instance_record(one, judged, router.time, own=own) for one, judged in shown]
+        record["instances"] = [instance_record(endpoint, one, judged, router.time, own=own) for one, judged in shown]
     return record
 
 
-def instance_record(instance: Instance, judged: Judgement, time: StoreTime, *, own: bool) -> dict[str, Any]:
-    """One instance; `own`: the viewer owns the endpoint and may see the address."""
+def instance_record(
+    endpoint: Endpoint, instance: Instance, judged: Judgement, time: StoreTime, *, own: bool
+) -> dict[str, Any]:
+    """One instance; `own`: the viewer owns the endpoint and may see the address.
+
+    `contract` as that of the endpoint when it registered; `behind`: another one has been registered since.
+    """
     record: dict[str, Any] = {"id": instance.id, "kind": "http" if instance.url else "pull"}
     if own and instance.url:
         record["url"] = instance.url
     record |= {"version": instance.version, "weight": instance.weight, **_health(judged)}
     if instance.id != TARGET:
         record["ttl_ms"] = instance.ttl_ms
+        if instance.contract:
+            record |= {"contract": instance.contract, "behind": instance.contract < endpoint.contract}
     if instance.lease_end_ms != FOREVER_MS:
         record["lease_until"] = to_rfc3339(time.wall(instance.lease_end_ms))
     if instance.url:

@@ -241,6 +241,7 @@ def show_(name: Name, *, url: Url = "", api_key: ApiKey = "", as_json: Json = Fa
             ("may call", plain(", ".join(found["allow"]) or "the owner only")),
             ("target", plain(found["target"].get("url") or found["target"]["kind"])),
             ("services", plain(_services(found) or "any")),
+            ("contract", f"of version {found['contract']}{_behind(found)}" if found.get("contract") else ""),
             ("policy", plain(policy)),
             ("labels", plain(", ".join(f"{key}={value}" for key, value in found["labels"].items()))),
             ("operations", f"{found['running']} running, {found['waiting']} waiting"),
@@ -253,11 +254,17 @@ def show_(name: Name, *, url: Url = "", api_key: ApiKey = "", as_json: Json = Fa
             word(one["health"]),
             plain(one.get("health_why") or ""),
             plain(one.get("url") or one.get("kind", "")),
+            f"{one['contract']}{' behind' if one['behind'] else ''}" if "contract" in one else "",
             str(one.get("in_flight", "")),
         )
         for one in found["instances"]
     ]
-    show.table(("instance", "state", "why", "url", "in flight"), rows, "no instances: work for it waits")
+    show.table(("instance", "state", "why", "url", "contract", "in flight"), rows, "no instances: work for it waits")
+
+
+def _behind(found: dict[str, Any]) -> str:
+    count = sum(bool(one.get("behind")) for one in found["instances"])
+    return f", [yellow]{count} instances registered before it[/] and still get work" if count else ""
 
 
 def _short(value: Any) -> str:

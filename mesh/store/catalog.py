@@ -22,6 +22,7 @@ class _Instance(msgspec.Struct, array_like=True):
     arrivals: list[int] = []
     checks: dict[str, Check] | list[int] | int = 0
     """Lua cannot tell an empty table from an empty array, so none is 0."""
+    contract: int = 0
 
 
 _instance = msgspec.msgpack.Decoder(_Instance, strict=False).decode
@@ -101,7 +102,9 @@ class CatalogStore(Functions):
         """All living endpoints, by name; one pipeline after the list of names."""
         raw = await self.link.call(b"HGETALL", self.keys.names)
         ids = [(raw[i].decode(), raw[i + 1].decode()) for i in range(0, len(raw), 2)]
-        fields = (b"gone", b"owner", b"version", b"paused", b"run", b"created_at", b"updated_at", b"versions")
+        fields = (
+            b"gone", b"owner", b"version", b"paused", b"run", b"created_at", b"updated_at", b"versions", b"contract",
+        )  # fmt: skip
         calls = [
             (
                 self.link.call(b"HMGET", self.keys.endpoint(one), *fields),
@@ -112,15 +115,26 @@ class CatalogStore(Functions):
         ]
         rows: list[EndpointRow] = []
         for (name, endpoint_id), (facts, document, waiting) in zip(ids, calls, strict=True):
-            gone, owner, version, paused, run, created_at, updated_at, versions = await facts
+            gone, owner, version, paused, run, created_at, updated_at, versions, contract = await facts
             body, line = await document, await waiting
             if gone == b"0" and body is not None:
                 row = EndpointRow(
                     endpoint_id, name, owner.decode(), int(version), paused == b"1", int(run), line,
-                    int(created_at), int(updated_at), body, versions or b"",
+                    int(created_at), int(updated_at), body, versions or b"", int(contract or 0),
                 )  # fmt: skip
                 rows.append(row)
         return sorted(rows, key=lambda row: row.name)
+
+    async def deleted(self, name: str, namespace: str) -> tuple[str, bytes] | None:
+        """Id and last document of the endpoint that `namespace` had under `name` and deleted, while they are kept."""
+        endpoint_id = await self.link.call(b"HGET", self.keys.names, name)
+        if endpoint_id is None:
+            return None
+        facts = await self.link.call(b"HMGET", self.keys.endpoint(endpoint_id.decode()), b"gone", b"owner", b"last")
+        gone, owner, last = facts
+        if gone != b"1" or owner != namespace.encode() or not last:
+            return None
+        return endpoint_id.decode(), last
 
     async def loads(self, endpoint_ids: Sequence[str]) -> list[tuple[int, int]]:
         """(running, waiting) operations of each endpoint, in one pipeline, and another where some wait for versions."""
@@ -204,7 +218,7 @@ class CatalogStore(Functions):
             checks = one.checks if isinstance(one.checks, dict) else {}
             row = InstanceRow(
                 raw[position].decode(), one.document.encode(), one.expires_at, one.since, one.draining, one.arrivals,
-                checks,
+                checks, one.contract,
             )  # fmt: skip
             rows.append(row)
         return sorted(rows, key=lambda row: row.id)

@@ -291,6 +291,8 @@ class EndpointRow(NamedTuple):
     document: bytes
     versions: bytes = b""
     """What is said of its versions, packed (`Share` by version)."""
+    contract: int = 0
+    """The version at which its contract changed last, 0 unknown."""
 
 
 class Share(NamedTuple):
@@ -330,3 +332,5 @@ class InstanceRow(NamedTuple):
     """When it came last: new, back, or as a new process; oldest first."""
     checks: Mapping[str, Check] = MappingProxyType({})
     """By kind: `probe`, `canary:` and the service."""
+    contract: int = 0
+    """The `contract` of its endpoint when its process registered, 0 unknown."""

@@ -166,6 +166,74 @@ class TestGate:
         assert [(one["operation"], one["namespace"]) for one in contract["callers"]] == [("create", "default")]
 
 
+class TestDeleted:
+    """P190: deleting an endpoint is no way round those who call it."""
+
+    async def test_the_gate_stands_while_callers_were_seen(self, alpha: Caller, beta: Caller, agent: Actor) -> None:
+        name = await alpha.register(agent.url, services=listed(create={"input": OLD}), allow=["*"])
+        await beta.v1(name, service="invoice", operation="create", input={"amount": 1})
+        assert (await alpha.ask("DELETE", f"/v1/endpoints/{name}")).status == 204
+        answer = await put(alpha, name, listed(create={"input": NEW}))
+        check_problem(answer, 409, "contract_breaks")
+        assert "deleted lately" in answer.json["detail"]
+        assert [one["namespace"] for one in answer.json["errors"][0]["callers"]] == ["beta"]
+        check_problem(await alpha.get(f"/v1/endpoints/{name}"), 404, "unknown_endpoint")
+        check_problem(await put(alpha, name, None), 409, "contract_breaks")
+        forced = await put(alpha, name, listed(create={"input": NEW}), "?force=true")
+        assert forced.status == 201, forced
+        assert forced.json["contract_change"]["forced"]
+        (kept,) = (await alpha.get(f"/v1/endpoints/{name}/contract")).json["changes"]
+        assert (kept["forced"], len(kept["breaks"])) == (True, 2)
+        # What was forced is what the next one is compared with, deleted once more or not.
+        assert (await alpha.ask("DELETE", f"/v1/endpoints/{name}")).status == 204
+        assert (await put(alpha, name, listed(create={"input": NEW}))).status == 201
+
+    async def test_what_nobody_called_may_come_back_as_anything(self, alpha: Caller, beta: Caller) -> None:
+        name = await register(alpha, listed(create={"input": OLD}), allow=["*"])
+        assert (await alpha.ask("DELETE", f"/v1/endpoints/{name}")).status == 204
+        assert (await put(alpha, name, listed(create={"input": NEW}))).status == 201
+        assert (await alpha.ask("DELETE", f"/v1/endpoints/{name}")).status == 204
+        assert (await put(beta, name, listed(other={}))).status == 201, "the name is free; it promised nothing"
+
+
+class TestBehind:
+    async def test_instances_say_which_contract_they_came_with(self, alpha: Caller, agent: Actor) -> None:
+        """P191: after a forced break an older instance gets work as before, and is told from the newer one."""
+        name = await register(alpha, listed(create={"input": OLD}), allow=["*"])
+
+        async def beat(instance: str, **more: Any) -> dict[str, Any]:
+            body = {"url": agent.url, **more}
+            answer = await alpha.ask("PUT", f"/v1/endpoints/{name}/instances/{instance}", (), body)
+            assert answer.status in (200, 201), answer
+            return answer.json
+
+        async def shown() -> dict[str, tuple[int, bool]]:
+            record = (await alpha.get(f"/v1/endpoints/{name}")).json
+            assert record["contract"] == record["version"]
+            return {one["id"]: (one["contract"], one["behind"]) for one in record["instances"]}
+
+        await beat("old")
+        assert await shown() == {"old": (1, False)}
+        assert (await put(alpha, name, listed(create={"input": NEW}), "?force=true")).status == 200
+        await beat("new", fresh=True)
+        assert (await beat("old"))["behind"], "a heartbeat is no new process"
+        assert await shown() == {"old": (1, True), "new": (2, False)}
+        await alpha.v1(name, service="invoice", operation="create", input={"amount": 1, "vat": "x"})
+        await beat("old", fresh=True)
+        assert await shown() == {"old": (2, False), "new": (2, False)}
+
+    async def test_other_changes_of_a_registration_leave_nobody_behind(self, alpha: Caller, agent: Actor) -> None:
+        """P191."""
+        name = await register(alpha, listed(create={"input": OLD}), allow=["*"])
+        path = f"/v1/endpoints/{name}/instances/one"
+        assert (await alpha.ask("PUT", path, (), {"url": agent.url})).status == 201
+        body = {"services": listed(create={"input": OLD}), "allow": ["*"], "description": "another"}
+        assert (await alpha.ask("PUT", f"/v1/endpoints/{name}", (), body)).status == 200
+        record = (await alpha.get(f"/v1/endpoints/{name}")).json
+        (one,) = record["instances"]
+        assert (record["version"], record["contract"], one["contract"], one["behind"]) == (2, 1, 1, False)
+
+
 class TestOpenApi:
     async def test_each_endpoint_has_its_document(self, caller: Caller) -> None:
         """P181."""

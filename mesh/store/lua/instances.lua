@@ -1,5 +1,6 @@
 -- instance_put / instance_drain: leases of instances. Stored: msgpack {document, expires_at, since, draining, arrivals,
--- checks}; draining 0 no, 1 it left by itself, 2 it was told to; arrivals: times, newest last; checks: see checks.lua, 0 none.
+-- checks, contract}; draining 0 no, 1 it left by itself, 2 it was told to; arrivals: times, newest last; checks: see checks.lua, 0 none.
+-- contract: the version of the endpoint at which its contract had changed last when this process registered, 0 unknown.
 -- Documents are opaque here, and equal bytes are equal registrations.
 
 -- The endpoint of `name` where `ns` may change its instances, or nil and the refusal.
@@ -38,8 +39,11 @@ local function mesh1_instance_put(keys, argv)
     if #arrivals > LIMIT.comings then table.remove(arrivals, 1) end
   end
   local draining = a.fresh == 0 and old and old[4] == 2 and 2 or 0
+  -- A lease that lapsed is no new process: it keeps the contract that it came with.
+  local contract = a.fresh == 0 and old and old[1] == document and old[7]
+    or tonumber(redis.call('HGET', root .. KEY.endpoint .. id, 'contract') or 0)
   redis.call('HSET', key, a.instance, cmsgpack.pack({
-    document, now + a.ttl_ms, same and old[3] or now, draining, arrivals, same and old[6] or 0,
+    document, now + a.ttl_ms, same and old[3] or now, draining, arrivals, same and old[6] or 0, contract,
   }))
   if not same then registry_moved(root) end
   return { old and 'renewed' or 'created', now, now + a.ttl_ms }

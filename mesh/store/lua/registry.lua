@@ -57,6 +57,9 @@ local function mesh1_endpoint_put(keys, argv)
     redis.call('ZADD', root .. KEY.parked .. id, 0, namespace)
   end
   local change = argv[3]
+  -- Instances are behind that registered before (instances.lua).
+  if not alive or (change or '') ~= '' then redis.call('HSET', root .. KEY.endpoint .. id, 'contract', version) end
+  redis.call('HDEL', root .. KEY.endpoint .. id, 'last')
   if change and change ~= '' then
     redis.call('LPUSH', root .. KEY.contract .. id, cmsgpack.pack({ version, now, change }))
     redis.call('LTRIM', root .. KEY.contract .. id, 0, LIMIT.contract_changes - 1)
@@ -76,7 +79,9 @@ local function mesh1_endpoint_delete(keys, argv)
   if a.if_match ~= '' and a.if_match ~= '*' and tonumber(a.if_match) ~= facts.version then
     return refuse('STALE_VERSION', tostring(facts.version))
   end
-  redis.call('HSET', root .. KEY.endpoint .. id, 'gone', '1', 'version', facts.version + 1)
+  -- What it was, for whoever registers under the name again: its callers are still there.
+  local last = redis.call('HGET', root .. KEY.catalog, id)
+  redis.call('HSET', root .. KEY.endpoint .. id, 'gone', '1', 'version', facts.version + 1, 'last', last or '')
   redis.call('DEL', root .. KEY.instances .. id)
   redis.call('HDEL', root .. KEY.catalog, id)
   local now = now_ms()
