@@ -8,7 +8,7 @@ from gateway.callbacks import operation_link
 from gateway.outcomes import encode_json, known_fields, nexus_answer, record_fields
 from gateway.payloads import DIGESTS, check_told
 from gateway.problems import problem
-from gateway.start_body import MESH_START, TIMEOUT_MS_MAX, as_v1, beside, read_order, read_start
+from gateway.start_body import MESH_START, TIMEOUT_MS_MAX, as_v1, beside, read_order, read_start, with_parent
 from mesh.clock import now_ms
 from mesh.edge import Answer, HotRoute, Request
 from mesh.errors import Conflict, Malformed
@@ -84,6 +84,7 @@ class OperationsSurface:
             order = beside(read_start(ordered), principal.namespace, headers, content_type, content)
             if request.intake is not None:
                 order = order._replace(large=await request.intake.finish())
+        order = with_parent(order, request.first)
         if order.later is not None and order.later.left_ms() >= wait_ms:
             wait_ms = 0
         try:

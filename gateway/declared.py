@@ -37,6 +37,11 @@ KEY: Final = header("Idempotency-Key", "1 to 255 visible ASCII characters; an eq
 PREFER: Final = header("Prefer", "`wait=N` seconds to wait for the outcome, or `respond-async`")
 MESH_START: Final = header("Mesh-Start", "the order as JSON without `input`; the body is the input then, of any size")
 DIGEST: Final = header("Content-Digest", "`sha-256=:...:` of the body, which is refused if it does not fit")
+PARENT: Final = [
+    header("Mesh-Parent-Token", "the task token of the running attempt that starts this as its child"),
+    header("Mesh-Parent-Key", "what the parent's journal calls the child"),
+    header("Mesh-Parent-Close", "`cancel` (default) or `keep` the child when the parent ends first"),
+]
 TOKEN: Final = header("Nexus-Operation-Token", "the token of the start; wins over `?token=`")
 STARTED: Final = {"description": "Accepted and durable; it runs", "content": schema("Started")}
 FAILURE: Final = schema("Failure")
@@ -63,7 +68,7 @@ async def hot(request: Request) -> Response:
     tags=["operations"],
     summary="Start an operation",
     openapi_extra={
-        "parameters": [KEY, PREFER, MESH_START, DIGEST],
+        "parameters": [KEY, PREFER, *PARENT, MESH_START, DIGEST],
         "requestBody": {"required": True, "content": schema("StartBody") | ANY_BYTES},
     },
     responses={
@@ -115,6 +120,7 @@ async def input_(request: Request, operation_id: str) -> Response:
             header("Operation-Timeout", "how long the operation may take, such as `2m`"),
             header("Mesh-Delay", "how long after its acceptance it begins, such as `30s`"),
             header("Mesh-Start-At", "when it begins, RFC 3339, instead of `Mesh-Delay`"),
+            *PARENT,
             header("Nexus-Link", '`<url>; type="T"`; may be repeated'),
         ],
         "requestBody": {"content": ANY_BYTES},

@@ -14,7 +14,7 @@ from gateway.operations import Order
 from gateway.outcomes import GATEWAY, encode_json, nexus_answer
 from gateway.payloads import DIGESTS, check_told
 from gateway.problems import STORE_REFUSED, STORE_REFUSED_DETAIL
-from gateway.start_body import later_of_headers, pin_of_headers
+from gateway.start_body import later_of_headers, parent_of_headers, pin_of_headers
 from mesh.edge import Answer, HotRoute, Request
 from mesh.errors import (
     ConfigError,
@@ -206,6 +206,7 @@ class NexusSurface:
                 close_ms=close_ms or 0,
                 links=headers.links,
                 later=later,
+                parent=parent_of_headers(first),
                 large=large,
                 pin=pin_of_headers(first),
             ),

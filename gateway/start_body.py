@@ -39,6 +39,9 @@ FAULTS_MAX: Final = 16
 """Told in one answer."""
 DELAY: Final = b"mesh-delay"
 START_AT: Final = b"mesh-start-at"
+PARENT_TOKEN: Final = b"mesh-parent-token"
+PARENT_KEY: Final = b"mesh-parent-key"
+PARENT_CLOSE: Final = b"mesh-parent-close"
 MESH_START: Final = b"mesh-start"
 """The header that has the order as JSON when the body of the request is the input itself (P391)."""
 _OF_ORDER: Final = DIGESTS | {b"accept"}
@@ -223,6 +226,33 @@ def later_of_headers(first: Mapping[bytes, bytes]) -> Later | None:
     except Unprocessable as breach:
         named = breach.detail.replace("delay_ms", "Mesh-Delay").replace("start_at", "Mesh-Start-At")
         raise Malformed(named, code="start_time_invalid") from None
+
+
+def parent_of_headers(first: Mapping[bytes, bytes]) -> Parent | None:
+    """`Mesh-Parent-Token`, `-Key` and `-Close` of a start (P236). Raises Malformed."""
+    token = first.get(PARENT_TOKEN)
+    if token is None:
+        if PARENT_KEY in first or PARENT_CLOSE in first:
+            detail = "Mesh-Parent-Key and -Close are about the attempt that Mesh-Parent-Token names, which is missing"
+            raise Malformed(detail, code="parent_invalid")
+        return None
+    key, close = first.get(PARENT_KEY, b""), first.get(PARENT_CLOSE, b"cancel")
+    if not 1 <= len(key) <= PARENT_KEY_BYTES_MAX or not key.isascii():
+        detail = f"Mesh-Parent-Key is the child's name in the parent's journal, 1 to {PARENT_KEY_BYTES_MAX} in ASCII"
+        raise Malformed(detail, code="parent_invalid")
+    if close not in (b"cancel", b"keep"):
+        raise Malformed("Mesh-Parent-Close is cancel or keep", code="parent_invalid")
+    return Parent(token.decode("latin-1").strip(), key.decode(), close == b"cancel")
+
+
+def with_parent(order: Order, first: Mapping[bytes, bytes]) -> Order:
+    """`order` as the child that its request's headers make it, if they do. Raises Malformed."""
+    parent = parent_of_headers(first)
+    if parent is None:
+        return order
+    if order.parent is not None:
+        raise Malformed("the parent is named twice, in the body and by Mesh-Parent-Token", code="parent_invalid")
+    return order._replace(parent=parent)
 
 
 def read_order(body: StartBody, namespace: str, headers: CallerHeaders) -> Order:

@@ -112,6 +112,8 @@ class PullSurface:
                     trouble = error
                     statuses = ["again"] * len(body.answers)
                     poll.over()
+                if statuses.count("ok") < len(statuses):
+                    poll.over()  # who was refused hears of it now, not when there is work again
                 poll.booked = True
                 poll.consider()
             wait_s = body.wait_ms / 1000

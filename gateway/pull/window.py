@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
 WISHES_MAX: Final = 256
 """Different lists of services that are told apart."""
+SPREAD: Final = 16
+"""Starts in a row for one of an instance's polls, before the next one of them gets some: several frames on their way
+keep gateway, store and agent busy at once, where one large one would have each wait for the others."""
 LATE_S: Final = 0.25
 """How long a frame with tasks waits for the other starts it was promised; what comes later is given back."""
 
@@ -207,6 +210,8 @@ class Window:
                         del self._open[instance]
                         self._open[instance] = polls
                     poll.promise(size=size)
+                    if len(polls) > 1 and poll.held % SPREAD == 0:
+                        polls.rotate(-1)
                     return poll
         return None
 

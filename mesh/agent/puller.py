@@ -23,8 +23,11 @@ from mesh.ids import jittered
 from mesh.pool import Pool, Reply, Target
 from mesh.wire import RawHeader, quote_segment
 
-LANES: Final = 3
-"""Polls to one gateway at once: one or two wait for work, the rest carry answers."""
+LANES: Final = 5
+"""Polls to one gateway at once: one or two wait for work, of a busy agent all but one; the rest carry answers."""
+BUSY_TASKS: Final = 4
+"""Tasks in a frame that show that more are coming."""
+BUSY_S: Final = 1.0
 WAIT_MS: Final = 20_000
 GRACE_S: Final = 10.0
 REPLY_BYTES_MAX: Final = 64 << 20
@@ -42,7 +45,7 @@ logger: Final = logging.getLogger("mesh.agent")
 class _Line:
     """One gateway, as the lanes to it see it."""
 
-    __slots__ = ("delay_ms", "gateway", "path", "refused_until_s", "said", "seats", "waiting")
+    __slots__ = ("busy_until_s", "delay_ms", "gateway", "path", "refused_until_s", "said", "seats", "waiting")
 
     def __init__(self, gateway: Target, endpoint: str) -> None:
         self.gateway = gateway
@@ -50,6 +53,7 @@ class _Line:
         self.waiting = 0
         """Polls that wait for work, and how many tasks they ask for."""
         self.seats = 0
+        self.busy_until_s = 0.0
         self.refused_until_s = 0.0
         """Polls are refused; answers still go out by their own route."""
         self.delay_ms = RETRY_FIRST_MS
@@ -152,8 +156,10 @@ class Puller:
             await self._booking.book(answers)
             return
         seats = self._share()
-        # A second poll waits when the first one went out while all seats were taken.
-        waits = not line.waiting or (seats > 0 and not line.seats and line.waiting < LANES - 1)
+        # A second poll waits when the first one went out while all seats were taken. Of many tasks several do, so that
+        # gateway, store and agent are at work at once, each on frames of its own, instead of one after the other.
+        more = LANES - 1 if line.busy_until_s > monotonic_s() else 0 if line.seats else 2
+        waits = not line.waiting or (seats > 0 and line.waiting < more)
         if answers or (waits and rest_s <= 0):
             await self._poll(line, answers, seats, waits=waits)
             return
@@ -225,6 +231,9 @@ class Puller:
             self._fetched.cancel(cancel)
         for task in frame.tasks:
             self._fetched.begin(task, line.gateway)
+        if len(frame.tasks) >= BUSY_TASKS:
+            line.busy_until_s = monotonic_s() + BUSY_S
+            self._outbox.news.set()
         if frame.draining:
             line.refused_until_s = monotonic_s() + REFUSED_RETRY_S
             self._say(line, logging.WARNING, "was removed from the registry; it gets no work until it is back there")

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from collections import Counter
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Self
 
@@ -18,6 +19,7 @@ from tests.agents.serving import until
 from tests.agents.test_real_gateway import Dev
 from tests.agents.test_registration import ROOT
 from tests.durable.conftest import known
+from tests.durable.stub_agent import Job
 
 
 class Phoenix(Dev):
@@ -93,7 +95,7 @@ class Stage:
                     stderr=log,
                 )
             )
-        until(lambda: "is registered" in self.log(tag) or known(self.gateway, "coder"), 20)
+        until(lambda: "is registered" in self.log(tag) or known(self.gateway, config.get("endpoint", "coder")), 20)
 
     def log(self, tag: str = "") -> str:
         path = self.directory / f"agent{tag}.log"
@@ -108,7 +110,7 @@ class Stage:
 
     def kills(self) -> int:
         """How many SIGKILLs have fallen."""
-        return len(list(self.directory.glob("killed-*")))
+        return len(list(self.directory.glob("*.killed")))
 
 
 def ledger(effects: list[dict[str, Any]]) -> tuple[int, int, Counter[str]]:
@@ -119,5 +121,5 @@ def ledger(effects: list[dict[str, Any]]) -> tuple[int, int, Counter[str]]:
     return useful, sum(effect["tokens"] for effect in effects) - useful, counts
 
 
-def start(client: mesh.SyncClient, steps: int) -> mesh.client.SyncOperationHandle[Any]:
-    return client.start("coder", "coder", "build", steps)
+def start(client: mesh.SyncClient, job: Job, endpoint: str = "coder") -> mesh.client.SyncOperationHandle[Any]:
+    return client.start(endpoint, endpoint, "build", asdict(job))

@@ -1,8 +1,8 @@
 """The stub agent of the kill tests, a process of its own: `python -m tests.durable.stub_agent CONFIG.json`.
 
 Forks the agent proper, so that one that was killed is back in a moment. Every real effect is a line in a file, the
-referee: `{"key", "step", "pid", "tokens"}`. `kills` in the configuration say where SIGKILL falls, each once:
-`{"step": 7, "when": "before" | "middle" | "after", "whom": "agent" | "gateway"}`.
+referee: `{"key", "step", "pid", "tokens", "tag", "at_ms"}`. Where SIGKILL falls say the operations that
+it is to hit: each stands at a point of its own (`Job.stops`) when the last one comes to its point; then it falls.
 """
 
 from __future__ import annotations
@@ -11,15 +11,31 @@ import json
 import os
 import signal
 import sys
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import mesh
 from mesh.agent import Agent
 from mesh.agent.server import bind
-from mesh.clock import sleep
+from mesh.clock import now_ms, sleep
 
 TOKENS = 1000
+WHEN = ("before", "middle", "after")
+
+
+@dataclass
+class Job:
+    """One operation. `stops[r]` is where kill number `r` is to find it: (step, WHEN, "agent" or "gateway").
+
+    `phase` names the kills, `crowd` is how many operations are to be hit by each.
+    """
+
+    steps: int
+    number: int = 0
+    phase: str = ""
+    crowd: int = 1
+    stops: list[tuple[int, str, str]] = field(default_factory=list)
 
 
 class Stub:
@@ -28,53 +44,61 @@ class Stub:
         self.directory = Path(config["directory"])
         self.tag = config.get("tag", "")
 
-    def kill(self, step: int, when: str) -> None:
-        """Die, or kill the gateway, if it is this point's turn."""
-        for number, kill in enumerate(self.config.get("kills", [])):
-            if (kill["step"], kill["when"]) != (step, when):
-                continue
-            try:
-                (self.directory / f"killed-{number}").touch(exist_ok=False)
-            except FileExistsError:
-                continue
-            if kill["whom"] == "agent":
-                os.kill(os.getpid(), signal.SIGKILL)
-            else:
-                os.kill(int((self.directory / "gateway.pid").read_text()), signal.SIGKILL)
+    async def stop(self, job: Job, step: int, when: str) -> None:
+        """If a kill is to find this operation here: wait until the others stand at their points, then do it."""
+        found = [(kill, stop[2]) for kill, stop in enumerate(job.stops) if (stop[0], stop[1]) == (step, when)]
+        if not found:
+            return
+        ((kill, whom),) = found
+        here = self.directory / f"{job.phase}-{kill}"
+        here.mkdir(exist_ok=True)
+        (here / str(job.number)).touch()
+        killed = here.with_suffix(".killed")
+        while not killed.exists():
+            if len(list(here.iterdir())) == job.crowd:
+                try:
+                    killed.touch(exist_ok=False)
+                except FileExistsError:
+                    return
+                victim = os.getpid() if whom == "agent" else int((self.directory / "gateway.pid").read_text())
+                os.kill(victim, signal.SIGKILL)
+            await sleep(0.01)
 
     def effect(self, step: str, key: str) -> None:
         """Something real, that nothing takes back."""
-        line = json.dumps({"key": key, "step": step, "pid": os.getpid(), "tokens": TOKENS, "tag": self.tag})
+        done = {"key": key, "step": step, "pid": os.getpid(), "tokens": TOKENS, "tag": self.tag, "at_ms": now_ms()}
+        line = json.dumps(done)
         with (self.directory / "effects").open("a") as file:
             file.write(line + "\n")
             file.flush()
             os.fsync(file.fileno())
 
-    async def part(self, number: int, key: str) -> dict[str, int]:
-        self.kill(number, "before")
+    async def part(self, job: Job, number: int, key: str) -> dict[str, int]:
+        await self.stop(job, number, "before")
         self.effect(f"part-{number}", key)
-        self.kill(number, "middle")
+        await self.stop(job, number, "middle")
         await sleep(self.config.get("step_s", 0.02))
         return {"number": number, "tokens": TOKENS}
 
-    async def build(self, ctx: mesh.Context, steps: int) -> dict[str, Any]:
+    async def build(self, ctx: mesh.Context, job: Job) -> dict[str, Any]:
         """The background coding agent of features.md 2.1: so many steps of a thousand tokens each."""
         tokens = 0
-        for number in range(1, steps + 1):
-            tokens += (await ctx.step(f"part-{number}", self.part, number))["tokens"]
-            await ctx.progress(f"{number} of {steps}", percent=100 * number / steps)
-            self.kill(number, "after")
+        for number in range(1, job.steps + 1):
+            tokens += (await ctx.step(f"part-{number}", self.part, job, number))["tokens"]
+            await ctx.progress(f"{number} of {job.steps}", percent=100 * number / job.steps)
+            await self.stop(job, number, "after")
+        await sleep(self.config.get("end_s", 0))
         return {"tokens": tokens, "attempt": ctx.attempt}
 
 
 def serve(config: dict[str, Any]) -> None:
     stub = Stub(config)
 
-    async def build(ctx: mesh.Context, steps: int) -> dict[str, Any]:
-        return await stub.build(ctx, steps)
+    async def build(ctx: mesh.Context, job: Job) -> dict[str, Any]:
+        return await stub.build(ctx, job)
 
     agent = Agent(
-        "coder",
+        config.get("endpoint", "coder"),
         [mesh.durable(build)],
         gateway=config["gateway"],
         lease_ms=1000,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import threading
+from dataclasses import asdict
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from standardwebhooks.webhooks import Webhook
 from mesh.clock import monotonic_s, pause
 from tests.agents.serving import until
 from tests.durable.stage import Stage, ledger
+from tests.durable.stub_agent import Job
 
 STEPS = 12
 
@@ -110,18 +112,18 @@ class Reader:
 @pytest.mark.timeout(180)
 def test_a_background_coding_agent(tmp_path: Path) -> None:
     receiver = Receiver()
-    kills = [{"step": 7, "when": "middle", "whom": "agent"}, {"step": 9, "when": "middle", "whom": "gateway"}]
+    job = Job(STEPS, phase="kill", stops=[(7, "middle", "agent"), (9, "middle", "gateway")])
     try:
         with Stage(tmp_path) as stage:
             base = stage.gateway.url
             receiver.secret = httpx.get(f"{base}/v1/webhook-secret", trust_env=False).json()["secret"]
-            stage.agent(kills=kills, step_s=0.4)
+            stage.agent(step_s=0.4)
             began_s = monotonic_s()
             reply = httpx.post(
                 f"{base}/v1/operations",
                 headers={"prefer": "wait=2", "idempotency-key": "scenario-2.1"},
                 json={
-                    "endpoint": "coder", "service": "coder", "operation": "build", "input": STEPS,
+                    "endpoint": "coder", "service": "coder", "operation": "build", "input": asdict(job),
                     "callback": {"url": receiver.url},
                 },
                 timeout=10,

@@ -268,6 +268,40 @@ class TestChildren:
         answer = await ground.caller.v1(ground.endpoint, [ASYNC], parent={"token": "m1.x", "key": "a#1"})
         check_problem(answer, 401, "token_invalid")
 
+    async def test_by_headers_over_nexus_too(self, ground: Ground, agent: Actor) -> None:
+        """P236."""
+        caller = ground.caller
+        given = [("mesh-parent-token", ground.token), ("mesh-parent-key", "lint#1")]
+        child = await caller.begin(ground.endpoint, given)
+        other = (await caller.v1(ground.endpoint, [ASYNC, *given[:1], ("mesh-parent-key", "b#1")])).json["id"]
+        record = await caller.record(child)
+        assert (record["parent"], record["parent_key"]) == (ground.operation, "lint#1")
+        listed = (await caller.get(f"/v1/operations?parent={ground.operation}")).json["items"]
+        assert {one["id"] for one in listed} == {child, other}
+        call = await agent.until(2)
+        assert not [name for name, _ in call.headers if name.startswith("mesh-parent")]
+        assert (await call.complete(body=b"1")).status == 200
+        assert (await ground.say("read", after=0))["entries"][0]["key"] == "lint#1"
+
+    @pytest.mark.parametrize(
+        "headers",
+        [
+            {"mesh-parent-key": "a#1"},
+            {"mesh-parent-token": "m1.x"},
+            {"mesh-parent-token": "m1.x", "mesh-parent-key": "k" * 1_025},
+            {"mesh-parent-token": "m1.x", "mesh-parent-key": "a#1", "mesh-parent-close": "perhaps"},
+        ],
+    )
+    async def test_headers_that_name_no_parent(self, ground: Ground, headers: dict[str, str]) -> None:
+        """P236: said, and nothing is started."""
+        given = list(headers.items())
+        answer = await ground.caller.nexus(ground.endpoint, headers=given)
+        assert answer.status == 400, answer
+        check_problem(await ground.caller.v1(ground.endpoint, given), 400, "parent_invalid")
+        both = [("mesh-parent-token", ground.token), ("mesh-parent-key", "a#1")]
+        named = {"token": ground.token, "key": "a#1"}
+        check_problem(await ground.caller.v1(ground.endpoint, both, parent=named), 400, "parent_invalid")
+
     async def test_a_key_that_is_somebody_elses(self, ground: Ground) -> None:
         """P235: its end would not be told to this call, which would wait for ever."""
         caller = ground.caller
