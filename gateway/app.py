@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any, Final
 
 from fastapi import FastAPI
 
-from gateway import batches, contracts, declared, declared_tasks, endpoints, openapi, problems, routes, streams
+from gateway import openapi, problems
 from gateway.api import OperationsSurface
 from gateway.auth import Auth
 from gateway.callbacks import CallbackPlan
+from gateway.checks import Checks
 from gateway.courier import Courier, Session
 from gateway.egress import Egress
 from gateway.http import Front
@@ -24,11 +25,11 @@ from gateway.metrics import Metrics
 from gateway.nexus import CALLBACK_PATH, NexusSurface
 from gateway.operations import Operations
 from gateway.payloads import Payloads
-from gateway.pull import declared as pull_routes
 from gateway.pull.answering import Answering
 from gateway.pull.attendance import Attendance
 from gateway.pull.desk import Desk
 from gateway.pull.surface import PullSurface
+from gateway.rooms import ROUTERS
 from gateway.tasks import TasksSurface
 from gateway.ticker import Ticker
 from gateway.waiters import Waiters
@@ -216,6 +217,8 @@ class Mesh:
         await self.ticker.join()
         self.subscriber.subscribe(self.store.keys.registry_channel, self.catalog.hint)
         self.ticker.start()
+        self.checks = Checks(self)
+        self.checks.start()
         self._attending = asyncio.create_task(self.attendance.run(), name="mesh-attendance")
         self._started = True
 
@@ -223,6 +226,7 @@ class Mesh:
         """Finish what is being sent, hand the rest back, leave; also after a `start` that came to nothing."""
         if self._started:
             self._attending.cancel()
+            await self.checks.stop()
             store_answers = await self._finish_tries()
             if store_answers:
                 await self.desk.close_down(LEAVE_S)
@@ -325,10 +329,8 @@ def bare_app() -> FastAPI:
         summary="Durable RPC between agents: Nexus over HTTP, kept in Redis or Valkey.",
         redirect_slashes=False,  # it would redirect to whatever the request's Host names
     )
-    rooms = (routes, streams, batches, declared, declared_tasks, pull_routes, endpoints, contracts)
-    routers = [room.router for room in rooms]
-    problems.install(app, *routers)
-    for router in routers:
+    problems.install(app, *ROUTERS)
+    for router in ROUTERS:
         app.include_router(router)
     app.openapi = lambda: openapi.document(app)
     return app

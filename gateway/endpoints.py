@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 WATCHERS_MAX: Final = 32
 """Of one namespace: nobody can take the places of others."""
 WATCHERS_ALL_MAX: Final = 1_024
+SEARCH_CHARS_MAX: Final = 200
 PING_S: Final = 15.0
 WATCH_RETRY_MS: Final = 1_000
 NEVER: Final = "0"
@@ -133,7 +134,7 @@ def _filters(request: Request, service: str, operation: str) -> Filters:
             labels[key] = wanted if equals else None
         elif name.startswith("label."):
             labels[name.removeprefix("label.")] = value
-    return Filters(service, operation, labels)
+    return Filters(service, operation, labels, request.query_params.get("search", "")[:SEARCH_CHARS_MAX])
 
 
 _NOT_FOUND: Final[dict[int | str, dict[str, Any]]] = {
@@ -150,7 +151,8 @@ async def list_endpoints(
     request: Request,
     service: str = "",
     operation: str = "",
-    label: Annotated[list[str] | None, Query(description="`name` or `name=value`; all must hold")] = None,
+    label: Annotated[list[str] | None, Query(description="a tag, `name` or `name=value`; all must hold")] = None,
+    search: Annotated[str, Query(description="words that its name, description, tags or operations have")] = "",
     cursor: str = "",
     limit: Annotated[int, Query(ge=1, le=LIMIT_MAX)] = LIMIT,
     watch: Annotated[bool, Query(description="stream what is there, then every change")] = False,  # noqa: FBT002

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Final, NamedTuple
 
 from pydantic import ValidationError
@@ -67,6 +67,11 @@ class Catalog(Presence):
         self._served = 0
         self._wake = asyncio.Event()
         self._moved = asyncio.Event()
+
+    @property
+    def endpoints(self) -> Collection[Endpoint]:
+        """All living ones, whosever they are."""
+        return self._by_id.values()
 
     # Reads on the hot path ----------------------------------------------------------------------------------------
 

@@ -90,3 +90,7 @@ class Presence(ABC):
         await self._store.version_set(name, namespace, version, weight=weight, percent=percent, draining=draining)
         await self.refresh()
         return self.find(name, namespace)
+
+    async def at_work(self, endpoint_id: str) -> tuple[dict[str, int], dict[str, int]]:
+        """Attempts that answered 201 by instance (those with a version), and waiting operations by pin."""
+        return await self._store.running(endpoint_id), await self._store.pinned(endpoint_id)

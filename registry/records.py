@@ -22,22 +22,38 @@ LIMIT_MAX: Final = 200
 
 
 class Filters(NamedTuple):
-    """`service` and `operation` as registered; `labels` name -> value, or None for any value."""
+    """`service` and `operation` as registered; `labels` name -> value, or None for any value.
+
+    `search`: words that must all be found, in any case, in its name, description, labels, services or operations.
+    """
 
     service: str = ""
     operation: str = ""
     labels: Mapping[str, str | None] = MappingProxyType({})
+    search: str = ""
 
     def match(self, endpoint: Endpoint) -> bool:
         for name, value in self.labels.items():
             if name not in endpoint.labels or value not in (None, endpoint.labels[name]):
                 return False
+        if self.search and not _found(endpoint, self.search.casefold().split()):
+            return False
         if not self.service and not self.operation:
             return True
         for name, operations in (endpoint.services or {}).items():
             if self.service in ("", name) and (not self.operation or self.operation in (operations or {})):
                 return True
         return False
+
+
+def _found(endpoint: Endpoint, words: list[str]) -> bool:
+    texts = [endpoint.name, endpoint.spec.description]
+    texts += [f"{name}={value}" for name, value in endpoint.labels.items()]
+    for service in endpoint.spec.services or ():
+        texts += [service.name, service.description]
+        texts += [text for one in service.operations for text in (one.name, one.description)]
+    text = "\n".join(texts).casefold()
+    return all(word in text for word in words)
 
 
 class Page(NamedTuple):
@@ -135,6 +151,16 @@ def instance_record(
         record["lease_until"] = to_rfc3339(time.wall(instance.lease_end_ms))
     if instance.url:
         record["in_flight"] = instance.reach.in_flight
+    if instance.checks:
+        record["checks"] = {
+            kind: {
+                "state": "failing" if check.failing else "passing",
+                "since": to_rfc3339(check.since_ms),
+                "at": to_rfc3339(check.at_ms),
+                "why": check.why,
+            }
+            for kind, check in instance.checks.items()
+        }
     return record
 
 
@@ -147,7 +173,8 @@ def _health(judged: Judgement) -> dict[str, Any]:
 
 
 def _worth_showing(instance: Instance, judged: Judgement, time: StoreTime) -> bool:
-    """Not what drained to its end, nor what has been gone for long."""
+    """Not what left by itself and is gone, nor what has been gone for long."""
     if judged.health is not Health.OFFLINE:
         return True
-    return not instance.draining and time.wall(time.now()) - judged.since_ms < FORGET_MS
+    left = instance.draining and not (instance.drain is not None and instance.drain.told)
+    return not left and time.wall(time.now()) - judged.since_ms < FORGET_MS

@@ -1,0 +1,13 @@
+"""Every ordinary route of a gateway, in the order in which they are asked. The hot ones are found by app.py itself."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from gateway import batches, contracts, declared, declared_tasks, endpoints, routes, streams, versions
+from gateway.pull import declared as declared_pull
+
+ROUTERS: Final = tuple(
+    room.router
+    for room in (routes, streams, batches, declared, declared_tasks, declared_pull, endpoints, versions, contracts)
+)
