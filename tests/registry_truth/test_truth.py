@@ -278,3 +278,27 @@ def test_a_registry_that_was_away_takes_nobody_for_dead(dev: Dev, tmp_path: Path
         assert found.healths("alive") == ["healthy"]
         assert alive.process is not None
         assert alive.process.poll() is None
+
+
+def test_one_that_polls_is_judged_by_its_polls(dev: Dev, tmp_path: Path) -> None:
+    """P314, P309: told to drain, it is told so with its next poll; resumed, it gets work again."""
+    with Registry(dev, "polling", tmp_path) as found:
+        spec = {"target": {"kind": "pull"}, "policy": {"probe": PROBE}}
+        assert found.http.put("/v1/endpoints/polling", json=spec).status_code == 201
+
+        def poll() -> dict[str, Any]:
+            body = {"instance": "laptop", "version": "7", "wait_ms": 50}
+            return found.http.post("/v1/endpoints/polling/poll", json=body).json()
+
+        poll()
+        assert found.look()["laptop"]["health_why"] == "it asks for work"
+        assert found.http.post("/v1/endpoints/polling/instances/laptop/drain").status_code == 204
+        assert poll()["draining"] is True
+        assert found.until("laptop", "draining")["health_why"] == "it was told to drain"
+        assert found.http.post("/v1/endpoints/polling/instances/laptop/resume").status_code == 204
+        found.start(wait_s=0)
+        assert within(lambda: poll()["tasks"])[0]["operation"] == "run"
+        pinned = found.http.post(
+            "/v1/operations", json={"endpoint": "polling", "service": "s", "operation": "run", "version": "7"}
+        )
+        assert (pinned.status_code, pinned.json()["code"]) == (400, "version_of_pull")
