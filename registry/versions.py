@@ -44,7 +44,7 @@ def version_records(
             "waiting": waiting.get(name, 0),
             "instance_counts": {one.value: health[one] for one in Health},
             "instances": [
-                instance_record(one, judged, router.time, own=own) | {"running": running.get(one.id, 0)}
+                instance_record(endpoint, one, judged, router.time, own=own) | {"running": running.get(one.id, 0)}
                 for one, judged in mine
             ],
         }
