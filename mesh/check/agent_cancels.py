@@ -68,7 +68,8 @@ async def running(kit: Kit) -> str | None:
     _accepted(reply, "while the work runs")
     done = await kit.completion(order, 1, END)
     kit.one_execution(order)
-    if early and done.outcome[0] == "succeeded" and done.at_s - order.at_s > kit.took_s * 0.9:
+    # Well below 1: what the whole work takes was measured once, perhaps in a busier moment.
+    if early and done.outcome[0] == "succeeded" and done.at_s - order.at_s > kit.took_s * 0.6:
         return "The cancel was taken and changed nothing: watch for it in long work, and stop."
     return None
 

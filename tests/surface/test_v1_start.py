@@ -91,11 +91,11 @@ class TestAnswers:
     @pytest.mark.parametrize(
         ("prefer", "low_s", "high_s", "applied"),
         [
-            ("respond-async", 0, 0.2, "respond-async"),
-            ("wait=0", 0, 0.2, "wait=0"),
-            ("wait=0.3", 0.28, 0.7, "wait=0"),
-            ("wait=1", 0.98, 1.4, "wait=1"),
-            ("", 1.95, 2.6, None),
+            ("respond-async", 0, 1.2, "respond-async"),
+            ("wait=0", 0, 1.2, "wait=0"),
+            ("wait=0.3", 0.28, 1.5, "wait=0"),
+            ("wait=1", 0.98, 1.9, "wait=1"),
+            ("", 1.95, 4, None),
         ],
     )
     async def test_how_long(
