@@ -7,6 +7,7 @@
     meters.py     /proc, the store's counters    load.py      one load, metered
     calls.py      scenarios of calls             standing.py  parked operations, cold start
     durable.py    steps, replays, sleepers       durable_handlers.py  the handlers that have them
+    payload.py    one large payload              payload_agent.py     the handler that gives it back
     figures.py    values, units, targets         report.py    table and JSON
     machine.py    where it was measured
     profiling.py  where the gateway's time goes  profiled.py  the gateway under cProfile
@@ -28,7 +29,7 @@ from typing import Final
 import msgspec
 from rich.console import Console
 
-from bench import calls, durable, report, standing, wrk
+from bench import calls, durable, payload, report, standing, wrk
 from bench.figures import Figures, compare
 from bench.load import Options
 from bench.machine import describe
@@ -36,8 +37,8 @@ from bench.process import BenchFailed
 from mesh.clock import monotonic_s, now_ms, to_rfc3339
 from mesh.errors import MeshError
 
-SCENARIOS: Final = (*calls.KINDS, *durable.KINDS, "parked", "cold_start")
-QUICK: Final = {"seconds": 2.0, "repeats": 1, "parked": 2_000, "warmup": 1.0, "idle": 3.0}
+SCENARIOS: Final = (*calls.KINDS, *durable.KINDS, *payload.KINDS, "parked", "cold_start")
+QUICK: Final = {"seconds": 2.0, "repeats": 1, "parked": 2_000, "payload_mib": 96, "warmup": 1.0, "idle": 3.0}
 BUSY_LOAD: Final = 0.5
 CONSOLE_COLUMNS_MIN: Final = 140
 
@@ -53,12 +54,13 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--warmup", type=float, help="seconds of load before the window (2)")
     parser.add_argument("--idle", type=float, help="seconds that idle CPU is measured for (10)")
     parser.add_argument("--parked", type=int, help="operations to park (100000)")
+    parser.add_argument("--payload-mib", type=int, help="size of the large payload (1024)")
     parser.add_argument("--concurrency", type=int, default=64, help="callers at once (64)")
     parser.add_argument("--generator", choices=("pool", "wrk"), default="pool", help="wrk: synchronous scenarios only")
     parser.add_argument("--dir", metavar="DIR", default=tempfile.gettempdir(), help="where the data lies meanwhile")
     parser.add_argument("--profile", metavar="DIR", default="", help="profile the gateway; its top functions go there")
     chosen = parser.parse_args(arguments)
-    defaults = {"seconds": 10.0, "repeats": 3, "parked": 100_000, "warmup": 2.0, "idle": 10.0}
+    defaults = {"seconds": 10.0, "repeats": 3, "parked": 100_000, "payload_mib": 1_024, "warmup": 2.0, "idle": 10.0}
     for name, value in (QUICK if chosen.quick else defaults).items():
         if getattr(chosen, name) is None:
             setattr(chosen, name, value)
@@ -84,6 +86,7 @@ def options_of(chosen: argparse.Namespace) -> Options:
         repeats=chosen.repeats,
         concurrency=chosen.concurrency,
         parked=chosen.parked,
+        payload_mib=chosen.payload_mib,
         generator=chosen.generator,
         parent=str(Path(chosen.dir).resolve()),
         profile=chosen.profile,
@@ -99,6 +102,8 @@ async def measure(name: str, options: Options) -> Figures:
             return await standing.measure_cold_start(options)
         if name in durable.KINDS:
             return await durable.measure(name, options)
+        if name in payload.KINDS:
+            return await payload.measure(options)
         return await calls.measure(name, options)
     except (BenchFailed, MeshError, OSError) as error:
         figures = Figures(name)

@@ -39,6 +39,7 @@ class Target(NamedTuple):
 UNITS: Final = {
     "per_s": "operations/s",
     "per_op": "per operation",
+    "mib_per_s": "MiB/s",
     "ms": "ms",
     "s": "s",
     "us": "us of CPU per operation",
@@ -84,6 +85,8 @@ TARGETS: Final[dict[str, dict[str, Target]]] = {
 
 def unit_of(name: str) -> str:
     """The unit that the name ends in. Raises KeyError for a name without one."""
+    if name.endswith("_mib_per_s"):
+        return UNITS["mib_per_s"]
     if name.endswith(("_per_s", "_per_op")):
         return UNITS["_".join(name.split("_")[-2:])]
     return UNITS[name.rpartition("_")[2]]

@@ -30,6 +30,7 @@ class Options(msgspec.Struct, frozen=True):
     repeats: int = 3
     concurrency: int = 64
     parked: int = 100_000
+    payload_mib: int = 1_024
     generator: str = "pool"
     parent: str = ""
     profile: str = ""

@@ -9,6 +9,7 @@ from gateway.outcomes import encode_json, known_fields, nexus_answer, record_fie
 from gateway.payloads import DIGESTS, check_told
 from gateway.problems import problem
 from gateway.start_body import MESH_START, TIMEOUT_MS_MAX, as_v1, beside, read_order, read_start, with_parent
+from gateway.tasks import header_token
 from mesh.clock import now_ms
 from mesh.edge import Answer, HotRoute, Request
 from mesh.errors import Conflict, Malformed
@@ -147,10 +148,14 @@ class OperationsSurface:
         return Answer(202, headers, encode_json(known_fields(known)))
 
     async def input(self, request: Request) -> Answer:
-        """The input's own bytes and type; no type for null."""
-        principal = self._auth.authenticate(request.headers)
+        """The input's own bytes and type, for its caller and for whoever has the token of an attempt."""
         operation = request.raw_path[len(PATH) + 1 : -len(INPUT)].decode("latin-1")
-        known = await self._operations.get(operation, principal.namespace)
+        token = header_token(request)
+        if token:
+            self._operations.check_token(token, operation)
+            known = await self._operations.at_work(operation)
+        else:
+            known = await self._operations.get(operation, self._auth.authenticate(request.headers).namespace)
         headers = [(b"mesh-operation-id", operation.encode()), (b"cache-control", b"no-store")]
         if known.request.content_type is not None:
             headers.append((b"content-type", known.request.content_type.encode("latin-1")))

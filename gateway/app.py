@@ -212,7 +212,7 @@ class Mesh:
             alone=lambda: self.store.alone,
         )
         self.attendance = Attendance(self.catalog)
-        self._pull = PullSurface(self.desk, answering, self.attendance, self.catalog, self.auth)
+        self._pull = PullSurface(self.desk, answering, self.attendance, self.catalog, self.auth, self.operations)
         self._gauges()
         await self.ticker.join()
         self.subscriber.subscribe(self.store.keys.registry_channel, self.catalog.hint)

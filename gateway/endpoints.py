@@ -16,11 +16,10 @@ from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import StreamingResponse
 from fastapi.routing import APIRoute
 
-from gateway.http import Caller, request_of
 from gateway.query import check_query
 from mesh.clock import monotonic_s
 from mesh.edge import Headers
-from mesh.edge.bodies import read_body
+from mesh.edge.bodies import Caller, read_body, request_of
 from mesh.errors import Malformed, TooMany
 from mesh.wire import load_json
 from registry.records import LIMIT, LIMIT_MAX, Filters, endpoint_record, instance_record, page

@@ -6,42 +6,11 @@ for the declared FastAPI routes. Knows no operation.
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any, TypeAlias
+from typing import Any
 
-from mesh.edge import Answer, Headers, HotRoute, Request, Routes, serve
-from mesh.edge.bodies import Receive, read_body
+from mesh.edge import Answer, HotRoute, Routes, serve
+from mesh.edge.bodies import Caller, Receive, Scope, Send, read_body, request_of, send_answer
 from mesh.errors import MeshError
-
-Scope: TypeAlias = MutableMapping[str, Any]
-Send: TypeAlias = Callable[[MutableMapping[str, Any]], Awaitable[None]]
-
-
-class Caller:
-    """The other end of an ASGI request (exchange.Sink)."""
-
-    def __init__(self, receive: Receive) -> None:
-        self._receive = receive
-        self.disconnected = False
-        self.answered: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
-
-    def answer(self, answer: Answer) -> None:
-        self.answered.set_result(answer)
-
-    async def gone(self) -> None:
-        while (await self._receive())["type"] != "http.disconnect":
-            pass
-        self.disconnected = True
-
-    def left(self) -> bool:
-        return self.disconnected
-
-
-def request_of(scope: Scope, caller: Caller) -> Request:
-    """An ASGI request without its body."""
-    headers: Headers = [*scope["headers"]]
-    return Request(scope["method"], scope["raw_path"], scope["query_string"], headers, caller)
 
 
 class Front:
@@ -55,14 +24,7 @@ class Front:
         if scope["type"] != "http" or (route := self.hot.find(scope["method"], scope["raw_path"])) is None:
             await self.app(scope, receive, send)
             return
-        answer = await self.serve(route, scope, receive)
-        size = len(answer.body) if answer.stream is None else answer.stream.size
-        headers = [*answer.headers, (b"content-length", b"%d" % size)]
-        await send({"type": "http.response.start", "status": answer.status, "headers": headers})
-        if answer.stream is not None and scope["method"] != "HEAD":
-            async for piece in answer.stream.chunks():
-                await send({"type": "http.response.body", "body": piece, "more_body": True})
-        await send({"type": "http.response.body", "body": answer.body})
+        await send_answer(await self.serve(route, scope, receive), scope, send)
 
     async def serve(self, route: HotRoute, scope: Scope, receive: Receive) -> Answer:
         """The answer of `route` to an ASGI request."""

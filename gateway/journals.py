@@ -19,13 +19,15 @@ from gateway.waiters import wait_for
 from mesh.clock import monotonic_s, now_ms
 from mesh.errors import Conflict, Gone, TooMany, Unauthenticated
 from mesh.store.durable import JOURNAL, STREAM
-from mesh.store.layout import Line
+from mesh.store.layout import Line, decode_outcome
+from mesh.store.store import pack
 from mesh.store.verbs import LOOK, Append, Completion, Page, Step, Suspend, Task, Wanted
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Generator, Sequence
 
     from gateway.metrics import Metrics
+    from gateway.payloads import Payloads
     from gateway.waiters import Waiters
     from mesh.store.store import Store
     from mesh.tokens import Claim, CompletionTokens
@@ -77,12 +79,14 @@ class Journals(Reading):
         tokens: CompletionTokens,
         metrics: Metrics,
         wake: Callable[[str], None],
+        payloads: Payloads,
     ) -> None:
         """`wake` makes the ticker look at once (LOOK), or at the line of an endpoint."""
         super().__init__(store, waiters)
         self._tokens = tokens
         self._metrics = metrics
         self._wake = wake
+        self.payloads = payloads
         self._readers: Counter[str] = Counter()
         """How many reads wait for news of an operation."""
 
@@ -228,10 +232,17 @@ class Journals(Reading):
         """A journal entry as JSON. What the store left out of a child's is looked up with the child."""
         if line.child is None:
             return line.body
-        if line.body:
-            return child_entry(line.child, line.body)
-        child = await self._store.outcome(line.child[1])
-        return child_entry(line.child, child)
+        outcome = line.body or await self._store.outcome(line.child[1])
+        return child_entry(line.child, await self._with_payload(line.child[1], outcome))
+
+    async def _with_payload(self, child: str, packed: bytes) -> bytes:
+        """A child's outcome with its result in it, where that is kept elsewhere and not too much for a page (P403)."""
+        outcome = decode_outcome(packed) if packed else None
+        if outcome is None or outcome.data is None or outcome.data.size > self.payloads.body_bytes_max:
+            return packed
+        outcome.body = await self.payloads.read(child, outcome.data, self.payloads.body_bytes_max)
+        outcome.data = None
+        return pack(outcome)
 
 
 def raise_for_step(status: str, operation: str = "") -> None:

@@ -78,14 +78,13 @@ class Operations(Many, Journals):
         recheck: Callable[[], Awaitable[None]],
     ) -> None:
         """`rejoin` replaces a lost session, `recheck` raises StoreUnsafe when the store is no longer the one it was."""
-        super().__init__(store, waiters, tokens, metrics, courier.wake)
+        super().__init__(store, waiters, tokens, metrics, courier.wake, payloads)
         self._catalog = catalog
         self._router = router
         self._courier = courier
         self._desk = desk
         self._egress = egress
         self._session = session
-        self.payloads = payloads
         self._retention_ms = retention_ms
         self._rejoin = rejoin
         self._recheck = recheck
@@ -254,9 +253,11 @@ class Operations(Many, Journals):
         self._wake(moved.line)
         return moved.verdict
 
-    def check_token(self, token: str) -> None:
-        """Raises Unauthenticated for what is no completion token of this mesh."""
-        self._tokens.check(token, now_ms() / 1000)
+    def check_token(self, token: str, about: str = "") -> None:
+        """Raises Unauthenticated for what is no token of an attempt (of the operation `about`) of this mesh."""
+        claim = self._tokens.check(token, now_ms() / 1000)
+        if about and claim.operation_id != about:
+            raise Unauthenticated("the task token is of another operation", code="token_foreign")
 
     async def complete(
         self, token: str, completion: WireCompletion, *, about: str = "", large: Spooled | None = None

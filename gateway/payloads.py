@@ -10,12 +10,14 @@ import asyncio
 import hashlib
 import re
 import sys
+import tempfile
 from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import unquote, urlsplit
 
 from mesh.blobs.local import LocalBlobs
+from mesh.blobs.s3 import S3Blobs
 from mesh.blobs.spool import Spool, Spooled, Spooler
 from mesh.blobs.store import BlobStore, Stored
 from mesh.blobs.sweep import sweep
@@ -62,10 +64,9 @@ class Payloads:
         self.replies: Large | None = None
         """For replies to starts."""
         if settings.url:
-            local = LocalBlobs(Path(unquote(urlsplit(settings.url).path)) / namespace)
-            self.store = local
+            self.store, parts = place_of(settings, namespace)
             self.spooler = Spooler(
-                local.parts, bytes_max=settings.bytes_max, limit=LIMIT, free_bytes_min=settings.free_bytes_min
+                parts, bytes_max=settings.bytes_max, limit=LIMIT, free_bytes_min=settings.free_bytes_min
             )
             self.inline_bytes_max = min(settings.inline_bytes_max, body_bytes_max - 1)
             self.replies = Large(self.inline_bytes_max, body_bytes_max, self._take_reply)
@@ -160,6 +161,16 @@ class Payloads:
         """One turn of the clockwork."""
         await sleep(self._settings.sweep_ms / 1000)
         await self.sweep(store)
+
+
+def place_of(settings: BlobSettings, namespace: str) -> tuple[BlobStore, Path]:
+    """The store that settings name, and the directory for bodies on their way in. Raises ConfigError."""
+    split = urlsplit(settings.url)
+    if split.scheme == "file":
+        local = LocalBlobs(Path(unquote(split.path)) / namespace)
+        return local, local.parts
+    parts = settings.spool or Path(tempfile.gettempdir()) / "mesh-parts" / namespace
+    return S3Blobs(settings.url, namespace, endpoint=settings.endpoint, region=settings.region, parts=parts), parts
 
 
 class _Begun:

@@ -146,6 +146,13 @@ class Reading:
             raise unknown_operation(operation)
         return known
 
+    async def at_work(self, operation: str) -> Known:
+        """The record, for an agent that proved to have an attempt of it. Raises NotFound once it is gone."""
+        known = await self.read(operation)
+        if known is None:
+            raise unknown_operation(operation)
+        return known
+
     async def input(self, operation: str) -> bytes:
         """The input that a record has in itself."""
         return await self._store.input(operation) or b""

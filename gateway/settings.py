@@ -8,7 +8,7 @@ Reads nothing: the file and the environment are settings_file.py. No message sho
     [[namespaces]] name, keys, webhook_secret, admin
     [egress]      allow, allow_loopback
     [tokens]      current, keys (a table: key id = secret)
-    [blobs]       url, inline_bytes_max, bytes_max, free_bytes_min, grace_ms, sweep_ms
+    [blobs]       url, endpoint, region, spool, inline_bytes_max, bytes_max, free_bytes_min, grace_ms, sweep_ms
 
 `MESH_STORE_URL` stands for store.url, `MESH_TOKEN_SECRET` for one current completion key (settings_file.py).
 """
@@ -205,15 +205,24 @@ class TokenSettings(_Table):
 
 def _blobs_url(url: str) -> None:
     parts = urlsplit(url)
-    if url and not (parts.scheme == "file" and parts.path.startswith("/") and not parts.netloc):
-        raise ConfigError("large payloads are kept at file:///DIRECTORY")
+    local = parts.scheme == "file" and parts.path.startswith("/") and not parts.netloc
+    bucket = parts.scheme == "s3" and parts.netloc and not parts.query and "@" not in parts.netloc
+    if url and not (local or bucket):
+        raise ConfigError("large payloads are kept at file:///DIRECTORY or s3://BUCKET/PREFIX")
 
 
 class BlobSettings(_Table):
     """Where large payloads are kept; without `url` the data directory of `mesh dev`, under `mesh serve` nowhere."""
 
     url: Annotated[str, _checked(_blobs_url)] = Field(
-        default="", description="file:///DIRECTORY that all gateways of the mesh share"
+        default="", description="file:///DIRECTORY that all gateways of the mesh share, or s3://BUCKET/PREFIX"
+    )
+    endpoint: str = Field(
+        default="", pattern=r"^(https?://[^\s@?#]+)?$", description="the URL of an S3-compatible store that is not AWS"
+    )
+    region: str = Field(default="", pattern=r"^[a-z0-9-]{0,64}$", description="the region of the bucket")
+    spool: Path | None = Field(
+        default=None, strict=False, description="a directory of this machine for payloads on their way to a bucket"
     )
     inline_bytes_max: int = Field(
         default=256 * 1024,

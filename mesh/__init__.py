@@ -40,6 +40,7 @@ if TYPE_CHECKING:
         durable,
     )
     from mesh.agent.serve import pull, serve
+    from mesh.blob import Blob
     from mesh.client import (
         Chunk,
         Client,
@@ -57,6 +58,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Agent",
+    "Blob",
     "Call",
     "CallRefused",
     "CancelRequested",
@@ -97,6 +99,7 @@ _ROOMS: Final = {
     **dict.fromkeys(("LeaseLost", "QuorumMissed", "Retry", "StepFailed", "StepTimedOut"), "mesh.agent.durable"),
     **dict.fromkeys(("Suspended", "SyncContext", "durable"), "mesh.agent.durable"),
     **dict.fromkeys(("pull", "serve"), "mesh.agent.serve"),
+    "Blob": "mesh.blob",
     **dict.fromkeys(("MeshError", "Refusal", "Unavailable"), "mesh.errors"),
 }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Annotated, Any, Final, cast
 
 import typer
@@ -11,9 +12,11 @@ from gateway.cli.exits import Exit, Problem
 from gateway.cli.options import ApiKey, Json, Labels, Url, check_seconds, pairs, read_json
 from gateway.cli.show import Show, between, span
 from gateway.cli.wire import Gateway, Reply, Unreached
+from mesh.blob import OCTETS, Blob
 from mesh.clock import monotonic_s, pause
 from mesh.errors import MeshError, TooMany, Unavailable
 from mesh.ids import secret_bytes
+from mesh.wire.digests import digest_field
 
 POLL_S: Final = 20.0
 POLL_GRACE_S: Final = 10.0
@@ -21,6 +24,9 @@ REPEAT_S: Final = 0.5
 WAIT_DEFAULT_S: Final = 60.0
 DEADLINE_MIN_S: Final = 0.001
 CAUSES_SHOWN_MAX: Final = 3
+SHOWN_BYTES_MAX: Final = 8 << 20
+"""A result above this is not for a terminal, nor for a pipe by accident."""
+SLOWEST_BYTES_PER_S: Final = 4 << 20
 FORMATS: Final = ("nexus", "cloudevents", "cloudevents-binary")
 
 
@@ -30,6 +36,16 @@ def call(
     operation: Annotated[str, typer.Argument(help="Operation of that service.")],
     input_: Annotated[
         str | None, typer.Option("--input", "-i", metavar="JSON", help="JSON, @FILE, or - for standard input.")
+    ] = None,
+    input_file: Annotated[
+        Path | None,
+        typer.Option("--input-file", metavar="FILE", help="The input is this file, of any type and size."),
+    ] = None,
+    content_type: Annotated[
+        str, typer.Option("--content-type", metavar="TYPE", help="What the input file is.")
+    ] = OCTETS,
+    output_file: Annotated[
+        Path | None, typer.Option("--output-file", "-o", metavar="FILE", help="Write the result to this file.")
     ] = None,
     wait: Annotated[
         float | None, typer.Option("--wait", "-w", metavar="SECONDS", help="How long to wait for the result. [60]")
@@ -70,6 +86,7 @@ def call(
       mesh call greeter greeter greet --input '"Ada"'
       mesh call checks checks lint -i @request.json --wait 120
       mesh call reports reports nightly --at 2026-11-23T02:00:00+01:00
+      mesh call copier copier copy --input-file big.bin --output-file copy.bin
       mesh call checks checks lint --async --key nightly-2026-11-22 --callback https://example.com/done
     """  # noqa: D301 - \b keeps the lines of an example
     show = Show(as_json)
@@ -96,8 +113,14 @@ def call(
         fields["labels"] = pairs(label, "--label")
     given = bool(key)
     key = key or secret_bytes(12).hex()
+    if input_file is not None and input_ is not None:
+        raise Problem("--input and --input-file exclude each other")
+    body = _body(fields, input_) if input_file is None else _file(input_file, content_type)
     with Gateway(url, api_key) as gateway:
-        _Call(gateway, show, key, wait_s, given=given).run(_body(fields, input_))
+        calling = _Call(gateway, show, key, wait_s, given=given, output=output_file)
+        if isinstance(body, Blob):
+            calling.describe(fields, body)
+        calling.run(body)
 
 
 def _body(fields: dict[str, Any], input_: str | None) -> bytes:
@@ -109,10 +132,21 @@ def _body(fields: dict[str, Any], input_: str | None) -> bytes:
     return head[:-1] + b', "input": ' + raw + b"}"
 
 
+def _file(path: Path, content_type: str) -> Blob:
+    """Raises Problem."""
+    try:
+        with path.open("rb"):
+            return Blob(path, content_type=content_type)
+    except OSError as fault:
+        raise Problem(f"--input-file {path} cannot be read: {fault.strerror}") from None
+
+
 class _Call:
     """One call, from its start to what is known when the wait is over."""
 
-    def __init__(self, gateway: Gateway, show: Show, key: str, wait_s: float, *, given: bool) -> None:
+    def __init__(
+        self, gateway: Gateway, show: Show, key: str, wait_s: float, *, given: bool, output: Path | None
+    ) -> None:
         self._gateway = gateway
         self._show = show
         self._key = key
@@ -120,10 +154,23 @@ class _Call:
         self._wait_s = wait_s
         self._until_s = monotonic_s() + wait_s
         self._told = False
+        self._output = output
+        self._headers: dict[str, str] = {}
+        self._sending_s = 0.0
         self._unsure = False
         """A request of this call may have arrived without its answer: the operation of that key may be its own."""
 
-    def run(self, body: bytes) -> None:
+    def describe(self, fields: dict[str, Any], blob: Blob) -> None:
+        """The input is a file: the order goes in a header (P391)."""
+        self._headers = {
+            "mesh-start": json.dumps(fields),
+            "content-type": blob.content_type or OCTETS,
+            "content-length": str(blob.size),
+            "content-digest": digest_field(blob.sha256),
+        }
+        self._sending_s = blob.size / SLOWEST_BYTES_PER_S
+
+    def run(self, body: bytes | Blob) -> None:
         """Raises Problem for every end but success."""
         reply = self._start(body)
         record = reply.json()
@@ -133,13 +180,13 @@ class _Call:
             record = self._wait(record["id"]) or self._look(record)
         if replayed and self._given and not self._unsure:
             self._show.note(f"the key was used before: this is the operation of that time, {record['id']}")
-        finish(self._gateway, self._show, record, waited_s=self._wait_s)
+        finish(self._gateway, self._show, record, waited_s=self._wait_s, output=self._output)
 
-    def _start(self, body: bytes) -> Reply:
+    def _start(self, body: bytes | Blob) -> Reply:
         """Accepted, or a refusal. A lost answer is asked for again: the key makes that safe."""
         patience = f"wait={max(1, round(min(self._wait_s, POLL_S)))}" if self._wait_s > 0 else "respond-async"
-        headers = {"idempotency-key": self._key, "prefer": patience}
-        timeout_s = min(self._wait_s, POLL_S) + POLL_GRACE_S
+        headers = {**self._headers, "idempotency-key": self._key, "prefer": patience}
+        timeout_s = min(self._wait_s, POLL_S) + POLL_GRACE_S + self._sending_s
         while True:
             try:
                 return self._gateway.ask("POST", "/v1/operations", body=body, headers=headers, timeout_s=timeout_s)
@@ -158,6 +205,7 @@ class _Call:
                     "GET",
                     f"/v1/operations/{operation_id}/result",
                     query={"wait": f"{wait_s:.3f}"},
+                    headers={"range": "bytes=0-0"},  # of a large result, a byte is enough to know that it is there
                     timeout_s=wait_s + POLL_GRACE_S,
                 )
                 if reply.status != 202:  # noqa: PLR2004
@@ -193,15 +241,26 @@ def _sent(error: MeshError) -> dict[str, Any]:
     return {"sent": error.sent} if isinstance(error, Unreached) else {"code": error.code}
 
 
-def finish(gateway: Gateway, show: Show, record: dict[str, Any], *, waited_s: float) -> None:
+def finish(
+    gateway: Gateway, show: Show, record: dict[str, Any], *, waited_s: float, output: Path | None = None
+) -> None:
     """Print what became of an operation. Raises Problem (exit 1 or 5) unless it succeeded or nobody waited."""
     state, operation_id = record["state"], record["id"]
     if state == "succeeded":
+        result_path = f"/v1/operations/{operation_id}/result"
+        written = gateway.download(result_path, output) if output is not None else 0
         if not show.json(record):
             took = between(record["created_at"], record["closed_at"])
             attempts = "" if record["attempt"] == 1 else f", attempt {record['attempt']}"
             show.note(f"succeeded in {took}{attempts}: operation {operation_id}")
-            result = gateway.ask("GET", f"/v1/operations/{operation_id}/result")
+            if output is not None:
+                show.note(f"{written} bytes written to {output}")
+                return
+            size = int(record.get("result_dataref", {"bytes": 0})["bytes"])
+            if size > SHOWN_BYTES_MAX:
+                show.note(f"the result has {size} bytes; --output-file writes it to a file")
+                return
+            result = gateway.ask("GET", result_path)
             show.result(result.body, result.headers.get("content-type"))
         return
     if record["closed_at"] is not None:

@@ -16,7 +16,11 @@ from mesh.errors import ConfigError, ReplyInvalid
 from mesh.gateways import GATEWAY, gateways_of
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import httpx
+
+    from mesh.blob import Blob
 
 CONNECT_TIMEOUT_S: Final = 5.0
 REPLY_TIMEOUT_S: Final = 15.0
@@ -84,7 +88,7 @@ class Gateway:
         path: str,
         *,
         query: Mapping[str, Any] | None = None,
-        body: bytes | None = None,
+        body: bytes | Blob | None = None,
         headers: Mapping[str, str] | None = None,
         timeout_s: float = REPLY_TIMEOUT_S,
         also: tuple[int, ...] = (424,),
@@ -96,7 +100,7 @@ class Gateway:
         import httpx  # noqa: PLC0415 - a tenth of a second that `mesh --help` does not have
 
         sent = {**self._headers, **(headers or {})}
-        if body is not None:
+        if isinstance(body, bytes):
             sent.setdefault("content-type", "application/json")
         query = {name: value for name, value in (query or {}).items() if value is not None and value != ""}
         for others in reversed(range(len(self._urls))):
@@ -105,7 +109,7 @@ class Gateway:
                     method,
                     self.url + path,
                     params=query or None,
-                    content=body,
+                    content=body if isinstance(body, bytes | None) else iter(body),
                     headers=sent,
                     timeout=httpx.Timeout(timeout_s, connect=CONNECT_TIMEOUT_S),
                 )
@@ -118,6 +122,20 @@ class Gateway:
                 if not others:
                     return _checked(reply, also)
         raise AssertionError  # the last of them returns or raises
+
+    def download(self, path: str, target: Path) -> int:
+        """What is at `path`, to a file that is replaced once all of it is there; its bytes. Raises as `ask`."""
+        draft, size = target.with_name(f".{target.name}.part"), 0
+        try:
+            with self.stream(path, {}) as pieces, draft.open("wb") as file:
+                for piece in pieces:
+                    size += file.write(piece)
+            draft.replace(target)
+        except OSError as fault:
+            raise Problem(f"{target} cannot be written: {fault.strerror}", "Name another --output-file.") from None
+        finally:
+            draft.unlink(missing_ok=True)
+        return size
 
     def get(self, path: str, **query: Any) -> Any:
         """The JSON at `path`."""

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import msgspec
 
+from gateway.payloads import dataref
 from gateway.pull.salvage import take_apart
 from mesh.clock import to_rfc3339
 from mesh.errors import Malformed, Unprocessable
@@ -87,8 +88,9 @@ class AnswersBody(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class TaskBody(msgspec.Struct, omit_defaults=True, kw_only=True):
-    """One attempt as it is handed out. Neither `input` nor `input_base64`: Nexus null.
+    """One attempt as it is handed out. Neither `input` nor `input_base64` nor `dataref`: Nexus null.
 
+    `dataref`: a large input, `{url, digest, bytes, content_type}`, to be fetched from any gateway with the task token.
     `headers`: the caller's that travel; what the mesh itself says is in the fields. `journal`: entries it has.
     `deadline`, `timeout_ms`: when the operation ends at the latest, if it does.
     """
@@ -104,6 +106,7 @@ class TaskBody(msgspec.Struct, omit_defaults=True, kw_only=True):
     input: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
     input_base64: str | None = None
     content_type: str | None = None
+    dataref: dict[str, Any] | None = None
     headers: dict[str, str] = {}
     journal: int = 0
     cancel: bool = False
@@ -247,7 +250,10 @@ def task_json(work: Work, token: str, lease_ms: int, now_ms: int) -> bytes:
         cancel=head.cancel_asked == 1,
     )
     content_type = request.content_type
-    if content_type is not None or body:
+    if request.data is not None:
+        task.dataref = dataref(f"/v1/operations/{work.id}/input", request.data, content_type)
+        task.content_type = content_type
+    elif content_type is not None or body:
         if (content_type == _JSON or _is_json(content_type)) and readable_json(body):
             task.input = msgspec.Raw(body)
         else:

@@ -24,16 +24,20 @@ from gateway.pull.frames import (
 from gateway.tasks import header_token
 from mesh.edge import Answer, HotRoute, Request
 from mesh.errors import Conflict, MeshError, NotFound, Unavailable
-from mesh.wire import readable_json, split_path
+from mesh.wire import parse_links, readable_json, split_path
+from mesh.wire.replies import Completion
 from registry.spec import check_instance
 
 if TYPE_CHECKING:
     from gateway.auth import Auth
+    from gateway.operations import Operations
     from gateway.pull.answering import Answering
     from gateway.pull.attendance import Attendance
     from gateway.pull.desk import Desk
     from gateway.pull.frames import PollBody
     from gateway.pull.window import Poll
+    from mesh.blobs.spool import Spooled
+    from mesh.streams import Intake
     from registry.catalog import Catalog, Endpoint
 
 ENDPOINTS: Final = b"/v1/endpoints/"
@@ -52,14 +56,24 @@ _instance = lru_cache(maxsize=4096)(check_instance)
 class PullSurface:
     """Route functions; `find` names the one for a request."""
 
-    def __init__(self, desk: Desk, answering: Answering, attendance: Attendance, catalog: Catalog, auth: Auth) -> None:
+    def __init__(
+        self,
+        desk: Desk,
+        answering: Answering,
+        attendance: Attendance,
+        catalog: Catalog,
+        auth: Auth,
+        operations: Operations,
+    ) -> None:
         self._desk = desk
         self._answering = answering
         self._attendance = attendance
         self._catalog = catalog
         self._auth = auth
+        self._operations = operations
         self._poll = HotRoute(self.poll, problem)
         self._verb = HotRoute(self.verb, problem)
+        self._complete = HotRoute(self.verb, problem, self._take_result)
 
     def find(self, method: str, raw_path: bytes) -> HotRoute | None:
         """POST .../poll and the verbs of tasks."""
@@ -67,7 +81,17 @@ class PullSurface:
             return None
         if raw_path.endswith(POLL) and raw_path.startswith(ENDPOINTS):
             return self._poll
-        return self._verb if raw_path.startswith(TASKS) and raw_path[len(TASKS) :] in STATES else None
+        if not raw_path.startswith(TASKS) or raw_path[len(TASKS) :] not in STATES:
+            return None
+        return self._complete if raw_path.endswith(b"/complete") else self._verb
+
+    def _take_result(self, request: Request) -> Intake | None:
+        """The result of one attempt may be large (P390), of whoever has its token."""
+        token = header_token(request)
+        if not token:
+            return None
+        self._operations.check_token(token)
+        return self._operations.payloads.take(request)
 
     # Poll ---------------------------------------------------------------------------------------------------------
 
@@ -142,9 +166,21 @@ class PullSurface:
                     body.state = STATES[name]
             statuses = await self._answering.answer(bodies)
             return Answer(200, [_JSON, _NO_STORE], b'{"tasks":%b}' % statuses_json(statuses, bodies))
+        if request.intake is not None:
+            await self._complete_large(request, token, await request.intake.finish())
+            return Answer(200, [_JSON, _NO_STORE], encode_json({"status": "ok"}))
         (status,) = await self._answering.answer([_single(name, request, token)], strict=True)
         raise_for_answer(status)
         return Answer(200, [_JSON, _NO_STORE], encode_json({"status": status}))
+
+
+    async def _complete_large(self, request: Request, token: str, large: Spooled) -> None:
+        content_type = request.first.get(b"content-type", b"").decode("latin-1")
+        if content_type in ("", FORM):
+            content_type = "application/octet-stream"
+        links = parse_links(request.all(b"nexus-link"))
+        completion = Completion("succeeded", token, "", None, None, links, content_type, b"", None)
+        await self._operations.complete(token, completion, large=large)
 
 
 async def _watch(request: Request, poll: Poll) -> None:

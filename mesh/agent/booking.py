@@ -11,15 +11,19 @@ from typing import Final
 
 import msgspec
 
+from mesh.agent.completion import SLOWEST_BYTES_PER_S
 from mesh.agent.outbox import Answer, Outbox
 from mesh.agent.tasks import Status, answer_of, read_statuses, too_large
-from mesh.errors import PeerFault
+from mesh.blob import Blob
+from mesh.errors import MeshError
 from mesh.pool import Pool, Reply, Target
 from mesh.wire import RawHeader
+from mesh.wire.digests import CONTENT_DIGEST
 
 COMPLETE: Final = b"/v1/tasks/complete"
 TIMEOUT_S: Final = 10.0
 REPLY_BYTES_MAX: Final = 1 << 20
+_TRAVELS: Final = (b"content-type", b"nexus-link", CONTENT_DIGEST)
 _JSON: Final[RawHeader] = (b"content-type", b"application/json")
 
 logger: Final = logging.getLogger("mesh.agent")
@@ -44,7 +48,7 @@ class Booking:
             for gateway in self._gateways:
                 try:
                     reply = await self._send(gateway, answers)
-                except PeerFault as fault:
+                except MeshError as fault:
                     logger.info("answers are not taken yet: %s", fault.detail)
                     continue
                 sent = self._judge(gateway, answers, reply)
@@ -58,16 +62,18 @@ class Booking:
 
     async def _send(self, gateway: Target, answers: list[Answer]) -> Reply:
         first = answers[0]
+        body: bytes | Blob
         if first.outcome is not None and first.outcome.state == "succeeded":
             headers = [(b"mesh-task-token", first.token.encode("latin-1"))]
-            headers += [one for one in first.outcome.headers if one[0] in (b"content-type", b"nexus-link")]
-            body = first.outcome.body
+            headers += [one for one in first.outcome.headers if one[0] in _TRAVELS]
+            body = first.outcome.blob or first.outcome.body
         else:
             headers = [_JSON]
             parts = [one.body if one.outcome is None else answer_of(one.token, one.outcome) for one in answers]
             body = b'{"tasks":[%b]}' % b",".join(parts)
+        timeout_s = TIMEOUT_S if isinstance(body, bytes) else TIMEOUT_S + body.size / SLOWEST_BYTES_PER_S
         return await self._pool.post(
-            gateway, gateway.under(COMPLETE), headers, body, timeout_s=TIMEOUT_S, reply_bytes_max=REPLY_BYTES_MAX
+            gateway, gateway.under(COMPLETE), headers, body, timeout_s=timeout_s, reply_bytes_max=REPLY_BYTES_MAX
         )
 
     def _judge(self, gateway: Target, answers: list[Answer], reply: Reply) -> bool:

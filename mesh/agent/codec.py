@@ -14,6 +14,7 @@ from typing import Any, Final, cast, get_args
 from pydantic import PydanticUserError, TypeAdapter, ValidationError
 from pydantic_core import PydanticSerializationError
 
+from mesh.blob import Blob
 from mesh.errors import ConfigError
 
 JSON: Final = "application/json"
@@ -32,20 +33,27 @@ class Codec:
     model that writes them as text (`ser_json_inf_nan="strings"`) may have them.
     """
 
-    __slots__ = ("_adapter", "_any", "_bytes", "_dump", "_load", "type")
+    __slots__ = ("_adapter", "_any", "_bytes", "_dump", "_load", "blob", "type")
 
     def __init__(self, type_: Any) -> None:
         """Raises ConfigError when pydantic cannot describe `type_`."""
         self.type = type_
         self._bytes = type_ is bytes or type_ is bytearray
         self._any = type_ is Any or type_ is object
+        self.blob = type_ is Blob
+        """The value is the body itself, of any type and size."""
         try:
-            self._adapter: TypeAdapter[Any] = TypeAdapter(Any if self._any else type_)
+            self._adapter: TypeAdapter[Any] = TypeAdapter(Any if self._any or self.blob else type_)
         except PydanticUserError as error:
             message = f"{type_!r} cannot be an operation's input or output: {error.message}"
             raise ConfigError(message) from error
         self._load = self._adapter.validate_json
         self._dump = self._adapter.dump_json
+
+    @property
+    def takes_blobs(self) -> bool:
+        """Whether a Blob is of the type."""
+        return self.blob or self._any
 
     @property
     def name(self) -> str:
@@ -54,6 +62,8 @@ class Codec:
 
     def decode(self, content_type: str | None, body: bytes) -> Any:
         """The value of a body. Raises Undecodable."""
+        if self.blob:
+            return Blob(data=body, content_type=content_type)
         if content_type != JSON:
             if not content_type:
                 if body:
@@ -78,7 +88,13 @@ class Codec:
             raise Undecodable(_explain(error)) from None
 
     def encode(self, value: Any) -> tuple[str | None, bytes]:
-        """Media type and bytes; `(None, b"")` for None. Raises Undecodable for a value that is not of the type."""
+        """Media type and bytes; `(None, b"")` for None. Raises Undecodable for a value that is not of the type.
+
+        A Blob is no value to encode: it is streamed by whoever can.
+        """
+        if self.blob or isinstance(value, Blob):
+            found = type(value).__name__
+            raise Undecodable(f"{found} given: a mesh.Blob is declared as mesh.Blob, and nothing else is")
         if value is None:
             return None, b""
         if (self._bytes or self._any) and isinstance(value, (bytes, bytearray)):
@@ -106,7 +122,7 @@ class Codec:
 
     def schema(self, *, output: bool) -> dict[str, Any] | None:
         """JSON Schema for the registry; None where it would say nothing, or where the wire carries no JSON."""
-        if self._bytes or self._any or self.type is None or self.type is type(None):
+        if self._bytes or self._any or self.blob or self.type is None or self.type is type(None):
             return None
         try:
             return self._adapter.json_schema(mode="serialization" if output else "validation", by_alias=True) or None

@@ -17,12 +17,14 @@ from nexusrpc import HandlerError, Link, OperationError
 from mesh import trace
 from mesh.agent.codec import Codec
 from mesh.agent.inbound import MESH_CALLBACK, Callback, merged
-from mesh.agent.outcome import Outcome, linked, raised, succeeded
+from mesh.agent.outcome import Outcome, digested, linked, raised, succeeded
 from mesh.clock import now_ms, sleep, to_http_date, to_rfc3339
 from mesh.errors import Conflict, Gone, MeshError, NotFound, PeerFault, Refusal, ReplyTimeout, Unauthenticated
 from mesh.ids import jittered
 from mesh.pool import POOL_CLOSED, Pool, Reply, Target
+from mesh.streams import Source
 from mesh.wire import RawHeader, check_callback_headers, failure_json, load_json, operation_failure
+from mesh.wire.digests import CONTENT_DIGEST
 
 RETRY_FIRST_MS: Final = 200
 RETRY_MAX_MS: Final = 10_000
@@ -32,6 +34,8 @@ RETRY_AFTER_MAX_MS: Final = 3_600_000
 RETRY_FOR_MS: Final = 24 * 3_600_000
 """After a day nobody waits, and the result no longer fills the agent's memory."""
 TIMEOUT_S: Final = 10.0
+SLOWEST_BYTES_PER_S: Final = 4 << 20
+"""A result that is streamed has its time for that on top (P393)."""
 REPLY_BYTES_MAX: Final = 64 << 10
 FINAL: Final = frozenset({400, 401, 403, 404, 409, 410, 501})
 """Answers that no repetition changes: refused, or delivered before (P50 to P52)."""
@@ -62,7 +66,7 @@ def completion_of(outcome: Outcome, operation_token: str, started_at_ms: int) ->
     """
     state = "failed" if outcome.state == "error" else outcome.state
     body = outcome.body
-    headers = [header for header in outcome.headers if header[0] in (b"content-type", b"nexus-link")]
+    headers = [header for header in outcome.headers if header[0] in (b"content-type", b"nexus-link", CONTENT_DIGEST)]
     if outcome.state == "error":
         cause = load_json(outcome.body)
         headers = [(b"content-type", b"application/json")]
@@ -88,7 +92,7 @@ async def deliver(
     pool: Pool,
     callback: Callable[[], Callback],
     headers: list[RawHeader],
-    body: bytes,
+    body: bytes | Source,
     *,
     others: Sequence[Target] = (),
     retry_for_ms: int = RETRY_FOR_MS,
@@ -102,6 +106,7 @@ async def deliver(
     """
     give_up_at_ms = now_ms() + retry_for_ms
     delay_ms = RETRY_FIRST_MS
+    timeout_s = TIMEOUT_S if isinstance(body, bytes) else TIMEOUT_S + body.size / SLOWEST_BYTES_PER_S
     while True:
         to = callback()
         destinations = [(to.target, to.target.path)]
@@ -112,7 +117,7 @@ async def deliver(
         for target, path in destinations:
             try:
                 reply = await pool.post(
-                    target, path, [*to.headers, *headers], body, timeout_s=TIMEOUT_S, reply_bytes_max=REPLY_BYTES_MAX
+                    target, path, [*to.headers, *headers], body, timeout_s=timeout_s, reply_bytes_max=REPLY_BYTES_MAX
                 )
             except PeerFault as fault:
                 if fault.code == POOL_CLOSED:
@@ -169,13 +174,14 @@ async def complete(
     destination = Callback(callback_url, target, check_callback_headers(replayed), token, gateway)
     outcome = succeeded(Codec(Any), result) if error is None else raised(error, "complete")
     known_as = public_tokens.get(str)
-    outcome = linked(outcome, links)
+    outcome = await digested(linked(outcome, links))
     head, body = completion_of(outcome, known_as(operation_token), now_ms() if started_at_ms is None else started_at_ms)
     head = traced(head, destination, trace.outgoing())
     pool = agent_pool()
     own = Pool() if pool is None else pool
     try:
-        status = await deliver(own, lambda: destination, head, body, retry_for_ms=int(retry_for_s * 1000))
+        sent, for_ms = outcome.blob or body, int(retry_for_s * 1000)
+        status = await deliver(own, lambda: destination, head, sent, retry_for_ms=for_ms)
     finally:
         if own is not pool:
             await own.close()

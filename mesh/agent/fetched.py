@@ -10,6 +10,7 @@ import logging
 from typing import Final
 
 from mesh.agent import outcome as outcomes
+from mesh.agent.arrivals import Arrivals
 from mesh.agent.host import Host
 from mesh.agent.inbound import MESH_CALLBACK
 from mesh.agent.outbox import Outbox
@@ -26,12 +27,13 @@ logger: Final = logging.getLogger("mesh.agent")
 class Fetched:
     """The fetched runs of one agent, at most `slots` of them at once."""
 
-    def __init__(self, host: Host, work: Work, routes: Routes, outbox: Outbox, slots: int) -> None:
+    def __init__(self, host: Host, work: Work, routes: Routes, outbox: Outbox, slots: int, arrivals: Arrivals) -> None:
         self._host = host
         self._work = work
         self._routes = routes
         self._outbox = outbox
         self._slots = slots
+        self._arrivals = arrivals
         self._runs: dict[str, Run] = {}
         self._outside: set[asyncio.Task[None]] = set()
         self._callbacks: dict[str, Target] = {}
@@ -45,7 +47,9 @@ class Fetched:
         """Run it; whatever comes of it goes into the outbox."""
         try:
             route = self._routes.named(task.service, task.operation)
-            head, body = head_of(task, gateway, self._callback(gateway)), input_of(task)
+            head = head_of(task, gateway, self._callback(gateway))
+            data = task.dataref
+            body = input_of(task) if data is None else self._arrivals.pending(route, task, data, gateway)
         except NotFound as error:
             self._outbox.put(task.task_token, outcomes.refusal("NOT_FOUND", error.detail))
             return

@@ -13,6 +13,7 @@ from typing import Final
 from nexusrpc.handler import CancelOperationContext
 
 from mesh.agent import outcome as outcomes
+from mesh.agent.arrivals import Pending
 from mesh.agent.codec import Undecodable
 from mesh.agent.context import Cancellation
 from mesh.agent.inbound import StartHead
@@ -20,6 +21,7 @@ from mesh.agent.outcome import Outcome
 from mesh.agent.routes import Route
 from mesh.agent.runs import TOKEN_PREFIX, Run
 from mesh.agent.work import CANCELED, STOPPING, Work, moment
+from mesh.blob import Blob
 from mesh.clock import now_ms
 
 SHARE_OF_TIMEOUT: Final = 0.5
@@ -39,17 +41,17 @@ class Host:
 
     # -- start
 
-    async def start(self, route: Route, head: StartHead, body: bytes) -> Outcome:
+    async def start(self, route: Route, head: StartHead, body: bytes | Blob) -> Outcome:
         """Answer one start request. Never raises for what a caller sent or a handler did."""
         entered = self.enter(route, head, body)
         if not isinstance(entered, Run):
             return entered
         return entered.outcome or await self._answer(entered, head)
 
-    def enter(self, route: Route, head: StartHead, body: bytes) -> Run | Outcome:
+    def enter(self, route: Route, head: StartHead, body: bytes | Blob | Pending) -> Run | Outcome:
         """The run of a start, begun now or before; or its answer, where that is known or there is to be no run."""
         key = f"{route.id} {head.request_id}" if head.request_id else ""
-        fingerprint = hash((head.content_type, body))
+        fingerprint = hash((head.content_type, body if isinstance(body, bytes) else body.sha256))
         run = self._runs.find(key)
         if run is not None and run.leaving and head.number("mesh-attempt") > run.attempt:
             run = None  # it was woken before we read that it may sleep
@@ -65,7 +67,7 @@ class Host:
             if refused is not None:
                 return refused
             try:
-                value = route.input.decode(head.content_type, body)
+                value = body if isinstance(body, Blob | Pending) else route.input.decode(head.content_type, body)
             except Undecodable as error:
                 return outcomes.refusal("BAD_REQUEST", f"the input cannot be read: {error}")
             run = Run(route, key, fingerprint, head.callback, head.number("mesh-attempt"), now_ms())

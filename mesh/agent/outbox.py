@@ -37,7 +37,7 @@ class Outbox:
 
     def put(self, token: str, outcome: Outcome) -> None:
         """How a run ended."""
-        if len(outcome.body) > FRAME_BYTES_MAX:
+        if outcome.blob is not None or len(outcome.body) > FRAME_BYTES_MAX:
             self._answers.append(Answer(token, b"", outcome))
         else:
             self._answers.append(Answer(token, answer_of(token, outcome)))

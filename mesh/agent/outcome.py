@@ -12,7 +12,8 @@ from typing import Any, Final, NamedTuple
 import nexusrpc
 from nexusrpc import HandlerError, HandlerErrorType, OperationError
 
-from mesh.agent.codec import BYTES, JSON, Codec
+from mesh.agent.codec import BYTES, JSON, Codec, Undecodable
+from mesh.blob import Blob
 from mesh.errors import Malformed
 from mesh.wire import (
     HANDLER_ERRORS,
@@ -26,6 +27,7 @@ from mesh.wire import (
     headers_for_operation_error,
     operation_failure,
 )
+from mesh.wire.digests import CONTENT_DIGEST, digest_field
 
 CAUSES_MAX: Final = 16
 logger: Final = logging.getLogger("mesh.agent")
@@ -49,12 +51,31 @@ class Outcome(NamedTuple):
     body: bytes
     state: str
     retryable: bool = False
+    blob: Blob | None = None
+    """In place of `body`: a result that is streamed."""
 
 
 def succeeded(codec: Codec, value: Any, links: Sequence[nexusrpc.Link] = ()) -> Outcome:
     """200 with the value. Raises Undecodable when it is not of the promised type."""
+    if isinstance(value, Blob) and codec.takes_blobs:
+        return linked(Outcome(200, _blob_headers(value), b"", "succeeded", blob=value), links)
     media_type, body = codec.encode(value)
     return linked(Outcome(200, _SUCCEEDED[media_type], body, "succeeded"), links)
+
+
+async def digested(outcome: Outcome) -> Outcome:
+    """With the digest of a result that is streamed, so that whoever gets it knows whether it got it."""
+    if outcome.blob is None:
+        return outcome
+    told = digest_field(await outcome.blob.digest()).encode()
+    return outcome._replace(headers=(*outcome.headers, (CONTENT_DIGEST, told)))
+
+
+def _blob_headers(blob: Blob) -> tuple[RawHeader, ...]:
+    content_type = blob.content_type or BYTES
+    if not content_type.isascii() or not content_type.isprintable():
+        raise Undecodable(f"the Blob's content_type {content_type[:100]!r} is no media type")
+    return ((b"content-type", content_type.encode()), (b"nexus-operation-state", b"succeeded"))
 
 
 def running(token: str, links: Sequence[nexusrpc.Link] = ()) -> Outcome:

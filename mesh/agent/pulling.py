@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from socket import gethostname
 from typing import Any, Final
 
+from mesh.agent.arrivals import Arrivals
 from mesh.agent.fetched import Fetched
 from mesh.agent.host import Host
 from mesh.agent.outbox import Outbox
@@ -39,6 +40,7 @@ class Pulling:
         declared: dict[str, Any] | None,
         lease_ms: int,
         slots: int,
+        arrivals: Arrivals,
         force: bool,
         refused: Callable[[str], None] | None,
     ) -> None:
@@ -65,7 +67,7 @@ class Pulling:
         self._puller = Puller(
             pool,
             gateways,
-            Fetched(host, work, routes, outbox, slots),
+            Fetched(host, work, routes, outbox, slots, arrivals),
             outbox,
             endpoint=endpoint,
             instance=instance,

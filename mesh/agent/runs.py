@@ -15,6 +15,7 @@ from mesh.agent.context import Cancellation
 from mesh.agent.inbound import Callback
 from mesh.agent.outcome import Outcome
 from mesh.agent.routes import Route
+from mesh.blob import Blob
 from mesh.clock import monotonic_s
 from mesh.ids import short_id
 from mesh.wire import RawHeader
@@ -142,7 +143,7 @@ class Runs:
         self._remember_s = remember_s
         self._by_key: dict[str, Run] = {}
         self._by_token: dict[str, Run] = {}
-        self._answers: dict[str, tuple[int, int, int, tuple[RawHeader, ...], bytes, str]] = {}
+        self._answers: dict[str, tuple[int, int, int, tuple[RawHeader, ...], bytes, str, Blob | None]] = {}
         self._ended_tokens: set[str] = set()
         self._inner: dict[str, str] = {}
         self._outer: dict[str, str] = {}
@@ -159,8 +160,8 @@ class Runs:
         found = self._answers.get(key)
         if found is None:
             return None
-        fingerprint, attempt, status, headers, body, state = found
-        return Ended(fingerprint, attempt, Outcome(status, headers, body, state))
+        fingerprint, attempt, status, headers, body, state, blob = found
+        return Ended(fingerprint, attempt, Outcome(status, headers, body, state, blob=blob))
 
     def by_token(self, token: str) -> Run | None:
         return self._by_token.get(token)
@@ -206,6 +207,7 @@ class Runs:
         if run.key:
             self._answers[run.key] = (
                 run.fingerprint, run.attempt, outcome.status, tuple(outcome.headers), outcome.body, outcome.state,
+                outcome.blob,
             )  # fmt: skip
         if run.token:
             self._ended_tokens.add(run.token)

@@ -14,13 +14,14 @@ A server is not part of it: `uvicorn module:agent` serves an Agent as any ASGI a
 from __future__ import annotations
 
 import os
-from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Final, Literal, TypeAlias
+from typing import Any, Final, Literal
 
 from nexusrpc.handler import OperationHandlerMiddleware
 
 from mesh.agent import outcome as outcomes
+from mesh.agent.arrivals import BLOB_BYTES_MAX, INLINE_BYTES, LIMIT, Arrivals
 from mesh.agent.host import Host
 from mesh.agent.hosting import LINGER_MS, Hosting
 from mesh.agent.inbound import path_of, read_cancel, read_start
@@ -30,10 +31,13 @@ from mesh.agent.pulling import Pulling
 from mesh.agent.registration import TTL_MS, Registration
 from mesh.agent.routes import Routes as Handlers
 from mesh.agent.work import Work
+from mesh.blob import Blob
 from mesh.edge import Answer, HotRoute, Request, Routes
-from mesh.errors import ConfigError, Malformed, MeshError, NotFound
+from mesh.edge.bodies import Caller, Receive, Scope, Send, read_body, request_of, send_answer
+from mesh.errors import ConfigError, Malformed, MeshError, NotFound, TooMany, Unavailable
 from mesh.gateways import gateways_of
 from mesh.pool import Pool, Target
+from mesh.streams import Intake
 from mesh.wire import RawHeader, check_endpoint
 
 INPUT_BYTES_MAX: Final = 2 << 20
@@ -44,10 +48,6 @@ THREADS: Final = 32
 SLOTS: Final = 64
 DRAIN_S: Final = 10.0
 HEADER_BYTES_MAX: Final = 32 << 10
-
-Scope: TypeAlias = MutableMapping[str, Any]
-Receive: TypeAlias = Callable[[], Awaitable[MutableMapping[str, Any]]]
-Send: TypeAlias = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 
 class Agent:
@@ -81,7 +81,9 @@ class Agent:
     threads           threads for plain `def` handlers, and as many for plain `def` steps
     linger_ms         how long a durable handler that only waits, for a child or a time, stays in memory before it is
                       suspended; longer saves replays, shorter saves memory
-    input_bytes_max   above: BAD_REQUEST
+    input_bytes_max   above: BAD_REQUEST, unless the handler's input is declared as `mesh.Blob`
+    blob_bytes_max, blob_directory   of such inputs: the largest, and where they are kept while they are used; default:
+                      below the system's directory for temporary files
     drain_s           at shutdown, what running work gets to finish
     middleware        nexusrpc's OperationHandlerMiddleware, the first one outermost
 
@@ -115,6 +117,8 @@ class Agent:
         threads: int = THREADS,
         linger_ms: int = LINGER_MS,
         input_bytes_max: int = INPUT_BYTES_MAX,
+        blob_bytes_max: int = BLOB_BYTES_MAX,
+        blob_directory: str | os.PathLike[str] | None = None,
         drain_s: float = DRAIN_S,
         middleware: Sequence[OperationHandlerMiddleware] = (),
     ) -> None:
@@ -155,8 +159,9 @@ class Agent:
         """Set before `begin`: told why the registry will never have this agent. None: tried again."""
         self._registration: Registration | None = None
         self._pulling: Pulling | None = None
-        self._call = HotRoute(self._run, _refused)
-        self.hot = Routes(self._find, input_bytes_max, HEADER_BYTES_MAX, "the limit of this agent (input_bytes_max)")
+        self._blobs = Arrivals(endpoint, blob_bytes_max, blob_directory, input_bytes_max)
+        self._call = HotRoute(self._run, _refused, self._take)
+        self.hot = Routes(self._find, input_bytes_max, HEADER_BYTES_MAX, LIMIT, min(INLINE_BYTES, input_bytes_max - 1))
         """What mesh/edge, the server of `run`, answers without ASGI."""
         self._open()
 
@@ -167,24 +172,33 @@ class Agent:
             if scope["type"] == "lifespan":
                 await self._lifespan(receive, send)
             return
-        outcome = await self._handle(scope, receive)
-        if outcome is not None:
-            headers = [*outcome.headers, (b"content-length", b"%d" % len(outcome.body))]
-            await send({"type": "http.response.start", "status": outcome.status, "headers": headers})
-            await send({"type": "http.response.body", "body": outcome.body})
+        answer = await self._handle(scope, receive)
+        if answer is not None:
+            await send_answer(answer, scope, send)
 
-    async def _handle(self, scope: Scope, receive: Receive) -> Outcome | None:
+    async def _handle(self, scope: Scope, receive: Receive) -> Answer | None:
         """None when the caller went away before its request was complete."""
         if scope["method"] != "POST":
-            return _other_method(scope, self.prefix)
+            return _answered(_other_method(scope, self.prefix))
         try:
-            raw_path = path_of(scope)
-            body = await self._body(receive)
-        except Malformed as error:
-            return outcomes.refusal("BAD_REQUEST", error.detail)
-        return None if body is None else await self._answer(raw_path, scope["query_string"], scope["headers"], body)
+            request = request_of({**scope, "raw_path": path_of(scope)}, Caller(receive))
+            await read_body(request, receive, self.hot, self._call)
+            return await self._run(request)
+        except MeshError as error:
+            return None if error.code == "disconnected" else _refused(error)
 
-    async def _answer(self, raw_path: bytes, query: bytes, headers: Iterable[RawHeader], body: bytes) -> Outcome:
+    def _find(self, method: str, _raw_path: bytes) -> HotRoute | None:
+        return self._call if method == "POST" else None
+
+    def _take(self, request: Request) -> Intake | None:
+        """A large input, for an operation that takes a Blob. Raises StorageFull, TooMany, TooLarge."""
+        try:
+            route, is_cancel = self._routes.find(request.raw_path)
+        except MeshError:
+            return None  # said when its path is looked at
+        return None if is_cancel or not route.input.blob else self._blobs.take(request.first)
+
+    async def _answer(self, raw_path: bytes, query: bytes, headers: Iterable[RawHeader], body: bytes | Blob) -> Outcome:
         try:
             route, is_cancel = self._routes.find(raw_path)
             if is_cancel:
@@ -197,28 +211,9 @@ class Agent:
             return outcomes.refusal("BAD_REQUEST", error.detail)
         return await self._host.start(route, head, body)
 
-    def _find(self, method: str, _raw_path: bytes) -> HotRoute | None:
-        return self._call if method == "POST" else None
-
     async def _run(self, request: Request) -> Answer:
-        outcome = await self._answer(request.raw_path, request.query, request.headers, request.body)
-        return Answer(outcome.status, outcome.headers, outcome.body)
-
-    async def _body(self, receive: Receive) -> bytes | None:
-        chunks: list[bytes] = []
-        size = 0
-        while True:
-            message = await receive()
-            if message["type"] == "http.disconnect":
-                return None
-            chunk: bytes = message.get("body", b"")
-            size += len(chunk)
-            if size > self._input_bytes_max:
-                detail = f"the input is larger than {self._input_bytes_max} bytes"
-                raise Malformed(detail)
-            if not message.get("more_body"):
-                return b"".join([*chunks, chunk]) if chunks else chunk
-            chunks.append(chunk)
+        body = request.body if request.intake is None else await self._blobs.arrived(request.intake, request.first)
+        return _answered(await self._answer(request.raw_path, request.query, request.headers, body))
 
     # -- life
 
@@ -243,7 +238,7 @@ class Agent:
             self._pulling = Pulling(
                 self._pool, self.gateways, self._host, self._work, self._routes, key=self._key, endpoint=self.endpoint,
                 instance=self._instance, version=self._version, declared=declared, lease_ms=self._lease_ms,
-                slots=self._slots, force=self._force, refused=self.refused,
+                slots=self._slots, arrivals=self._blobs, force=self._force, refused=self.refused,
             )  # fmt: skip
             self._pulling.begin()
             return
@@ -293,6 +288,7 @@ class Agent:
 
     def _open(self) -> None:
         self._pool = Pool(max_waiting=self._running_max)  # every run may have a completion to send at once
+        self._blobs.fetch_by(self._pool, self.gateways)
         hosting = Hosting(
             self._pool, self.gateways, self._key, steps=self._steps, handlers=self._executor, linger_ms=self._linger_ms
         )
@@ -332,10 +328,16 @@ def pull(endpoint: str, services: Iterable[Any], **options: Any) -> None:
     serve(endpoint, services, mode="pull", **options)
 
 
+def _answered(outcome: Outcome) -> Answer:
+    return Answer(outcome.status, outcome.headers, outcome.body, outcome.blob)
+
+
 def _refused(error: Exception) -> Answer:
-    detail = error.detail if isinstance(error, MeshError) else "internal error"
-    outcome = outcomes.refusal("BAD_REQUEST" if isinstance(error, MeshError) else "INTERNAL", detail)
-    return Answer(outcome.status, outcome.headers, outcome.body)
+    if isinstance(error, TooMany | Unavailable):
+        kind = "RESOURCE_EXHAUSTED" if isinstance(error, TooMany) else "UNAVAILABLE"
+        return _answered(outcomes.refusal(kind, error.detail, retry_after_s=error.retry_after_s))
+    kind, detail = ("BAD_REQUEST", error.detail) if isinstance(error, MeshError) else ("INTERNAL", "internal error")
+    return _answered(outcomes.refusal(kind, detail))
 
 
 def _other_method(scope: Scope, prefix: str) -> Outcome:

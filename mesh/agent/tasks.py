@@ -20,6 +20,15 @@ from mesh.pool import Target
 from mesh.wire import parse_links
 
 
+class DataRef(msgspec.Struct):
+    """A large input: where it is on any gateway, what it is."""
+
+    url: str
+    digest: str
+    bytes: int
+    content_type: str | None = None
+
+
 class Task(msgspec.Struct):
     """One attempt, from this gateway's frame."""
 
@@ -34,6 +43,7 @@ class Task(msgspec.Struct):
     input: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
     input_base64: str | None = None
     content_type: str | None = None
+    dataref: DataRef | None = None
     headers: dict[str, str] = {}
     journal: int = 0
     cancel: bool = False

@@ -17,6 +17,7 @@ from nexusrpc.handler import StartOperationContext, StartOperationResultAsync, S
 
 from mesh import trace
 from mesh.agent import outcome as outcomes
+from mesh.agent.arrivals import Pending
 from mesh.agent.codec import Undecodable
 from mesh.agent.completion import FINAL, completion_of, deliver, pools, public_tokens, traced
 from mesh.agent.context import Call, running
@@ -178,7 +179,13 @@ class Work:
         trace.enter(ctx.headers)
         public_tokens.set(self.runs.outer)
         try:
-            outcome = self._returned(run, ctx, await run.route.start(ctx, value))
+            if isinstance(value, Pending):
+                value = await value.get()
+            answer = await run.route.start(ctx, value)
+            del value  # a large input goes with the last reference
+            outcome = self._returned(run, ctx, answer)
+            if outcome.blob is not None:
+                outcome = await outcomes.digested(outcome)
         except asyncio.CancelledError:
             outcome = self._interrupted(run)
         except Suspended as why:
@@ -274,6 +281,7 @@ class Work:
             logger.warning("%s failed in a way worth repeating; left to the next attempt", where)
             return
         headers, body = completion_of(outcome, run.token, run.started_at_ms)
+        body = outcome.blob or body
         if run.ctx is not None and run.callback is not None:
             headers = traced(headers, run.callback, trace.received(run.ctx.headers))
         try:

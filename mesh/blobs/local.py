@@ -67,7 +67,7 @@ class LocalBlobs:
                 yield found[at : at + OWNERS_PAGE]
 
     async def sweep_parts(self, before_ms: int) -> int:
-        return await _in_thread(_sweep_parts, self.parts, before_ms)
+        return await _in_thread(sweep_parts, self.parts, before_ms)
 
     # -- inside, in threads
 
@@ -140,7 +140,8 @@ def _older(shelf: str, before_ms: int) -> list[str]:
     return found
 
 
-def _sweep_parts(parts: Path, before_ms: int) -> int:
+def sweep_parts(parts: Path, before_ms: int) -> int:
+    """Delete what uploads left in a directory that was last written to before a time; how many. Blocks."""
     swept = 0
     with contextlib.suppress(OSError):
         for one in parts.iterdir():

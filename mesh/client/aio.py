@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
+import hashlib
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from typing import Any, Generic, Self, Unpack, cast, overload
 
 import httpx
 from nexusrpc import Operation
 
+from mesh.blob import PIECE_BYTES, Blob
 from mesh.client import batch as batches
 from mesh.client import flow as flows
+from mesh.client.asking import REPEATED, Answer, Flow, Pause, T, Unreached
 from mesh.client.errors import (
     GatewayUnreachable,
     refusal,
 )
 from mesh.client.events import Chunk, Event, EventReader, chunk_of
-from mesh.client.flow import Answer, Pause, Unreached
 from mesh.client.order import Called, Order, Page, Record, codec_of
 from mesh.client.shared import LIMITS, Base, I, O, StartOptions
 from mesh.clock import monotonic_s, sleep
@@ -87,10 +90,11 @@ class Client(Base):
     ) -> OperationHandle[Any]:
         """Start an operation; it is durable when this returns. `wait_s`: wait that long for its end, at most.
 
-        `what` is `Contract.operation, input` or `service, operation, input`; input None is Nexus null. With nexus-rpc
+        `what` is `Contract.operation, input` or `service, operation, input`; input None is Nexus null. A `mesh.Blob` or
+        the path of a file is streamed; with `output=mesh.Blob` so is the result, to a temporary file. With nexus-rpc
         before 1.5 an operation does not know its service: `Contract, Contract.operation, input`.
         """
-        order = self.order(endpoint, what, options)
+        order = await self._order(endpoint, what, options)
         placed = await self._run(flows.start(order, wait_s, self.retry_for_s))
         return OperationHandle(self, placed.id, placed.record, order.called, replayed=placed.replayed)
 
@@ -124,7 +128,14 @@ class Client(Base):
 
         Raises OperationFailed, OperationCanceled, OperationTimedOut, and StillRunning when `timeout_s` is over first.
         """
-        return await self._run(flows.call(self.order(endpoint, what, options), timeout_s, self.retry_for_s))
+        order = await self._order(endpoint, what, options)
+        return await self._run(flows.call(order, timeout_s, self.retry_for_s))
+
+    async def _order(self, endpoint: str, what: tuple[Any, ...], options: StartOptions) -> Order:
+        order = self.order(endpoint, what, options)
+        if isinstance(order.value, Blob):
+            await order.value.digest()  # it will be asked for where nothing can be awaited
+        return order
 
     def prepare(self, endpoint: str, /, *what: Any, **options: Unpack[StartOptions]) -> Order:
         """A start for `start_many`, named as in `start`; nothing is asked."""
@@ -198,7 +209,7 @@ class Client(Base):
                                 return
                     else:
                         trouble = refusal(reply.status_code, await reply.aread(), 0)
-                        if reply.status_code not in flows.REPEATED:
+                        if reply.status_code not in REPEATED:
                             raise trouble
                         self.leave(at)
             except httpx.TransportError as fault:
@@ -207,7 +218,7 @@ class Client(Base):
                 raise trouble
             await sleep(reader.retry_ms / 1000)
 
-    async def _run(self, flow: flows.Flow[flows.T]) -> flows.T:
+    async def _run(self, flow: Flow[T]) -> T:
         answer: Answer | Unreached | None = None
         while True:
             try:
@@ -220,9 +231,29 @@ class Client(Base):
                 continue
             at = self.at
             try:
-                answer = self.answer(await self._http.request(**self.request(step, at)), at)
+                if step.keep:
+                    answer = await self._keep(self.request(step, at), at)
+                else:
+                    answer = self.answer(await self._http.request(**self.request(step, at)), at)
             except httpx.TransportError as fault:
                 answer = self.fault(fault, at)
+
+    def streamed(self, blob: Blob) -> Any:
+        return blob.chunks()
+
+    async def _keep(self, request: dict[str, Any], at: int) -> Answer | Unreached:
+        """A 200 to a temporary file, any other reply as ever."""
+        async with self._http.stream(**request) as reply:
+            if reply.status_code != 200:  # noqa: PLR2004
+                await reply.aread()
+                return self.answer(reply, at)
+            blob, found = Blob.temporary(content_type=reply.headers.get("content-type")), hashlib.sha256()
+            loop = asyncio.get_running_loop()
+            with await loop.run_in_executor(None, blob.writing) as file:
+                async for piece in reply.aiter_bytes(PIECE_BYTES):
+                    found.update(piece)
+                    await loop.run_in_executor(None, file.write, piece)
+            return self.kept(reply, blob, found.hexdigest())
 
 
 class OperationHandle(Generic[O]):

@@ -12,19 +12,9 @@ from typing import Any, Final, cast
 import msgspec
 
 from mesh.agent.codec import BYTES, Undecodable
+from mesh.client.asking import REPEATED, RETRY_FIRST_S, RETRY_MAX_S, Answer, Ask, Flow, Pause, exchange
 from mesh.client.errors import refusal
-from mesh.client.flow import (
-    REPEATED,
-    RETRY_FIRST_S,
-    RETRY_MAX_S,
-    Answer,
-    Ask,
-    Flow,
-    Pause,
-    Placed,
-    exchange,
-    start_fields,
-)
+from mesh.client.flow import Placed, start_fields
 from mesh.client.order import Order, Record
 from mesh.clock import monotonic_s
 from mesh.errors import ConfigError, MeshError, Unavailable

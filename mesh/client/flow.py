@@ -1,75 +1,35 @@
 """What a client says to a gateway, without saying it: each verb is a generator of steps, the same for both clients.
 
-A step is an `Ask` (answered with an `Answer`, or with `Unreached` when no reply came) or a `Pause`. Owns paths, bodies,
-the repeats and their bounds. Does no I/O: aio.py does.
+Owns paths and bodies; what a step is, and how a request is repeated, is asking.py. Does no I/O: aio.py does.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Generator, Mapping
-from typing import Any, Final, NamedTuple, TypeAlias, TypeVar, cast
+from collections.abc import Mapping
+from typing import Any, Final, NamedTuple, cast
 from urllib.parse import quote, urlencode
 
 import msgspec
 
 from mesh.agent.codec import BYTES, Codec, Undecodable
-from mesh.client.errors import UNSUCCESSFUL, GatewayUnreachable, OperationFailed, StillRunning, refusal
+from mesh.blob import Blob
+from mesh.client.asking import Answer, Ask, Flow, exchange
+from mesh.client.errors import UNSUCCESSFUL, OperationFailed, StillRunning, refusal
 from mesh.client.order import Order, Page, Record
 from mesh.clock import monotonic_s
-from mesh.errors import ConfigError, MeshError, ReplyInvalid, TooMany, Unavailable
-from mesh.ids import jittered
+from mesh.errors import ConfigError, ReplyInvalid, TooMany, Unavailable
 from mesh.wire import quote_segment
+from mesh.wire.digests import digest_field
 
 WAIT_S: Final = 20
 """One long poll; proxies in between cut connections that stay quiet for longer."""
 RETRY_FOR_S: Final = 30.0
-RETRY_FIRST_S: Final = 0.1
-RETRY_MAX_S: Final = 2.0
-RETRY_SPREAD: Final = 0.2
-RETRY_AFTER_MAX_S: Final = 30
 REPLY_TIMEOUT_S: Final = 10.0
 """Beyond the wait that was asked for."""
-REPEATED: Final = frozenset({429, 502, 503, 504})
-"""Statuses that are repeated unless the answer itself says that it is no use."""
-AWAY: Final = frozenset({502, 503, 504})
-"""Of a gateway that another one may stand in for."""
-
-T = TypeVar("T")
-
-
-class Ask(NamedTuple):
-    """One request. `path` has its query; `timeout_s` bounds the reply."""
-
-    method: str
-    path: str
-    headers: dict[str, str]
-    body: bytes
-    timeout_s: float
-
-
-class Answer(NamedTuple):
-    """A reply. Header names are in lower case."""
-
-    status: int
-    headers: Mapping[str, str]
-    body: bytes
-
-
-class Unreached(NamedTuple):
-    """No reply; the request may have arrived or not."""
-
-    why: str
-
-
-class Pause(NamedTuple):
-    """Wait."""
-
-    seconds: float
-
-
-Flow: TypeAlias = Generator["Ask | Pause", "Answer | Unreached | None", T]
-
+LARGE_BYTES: Final = 1 << 20
+"""JSON above this does not go inside an order: gateways bound what they read as one."""
+SLOWEST_BYTES_PER_S: Final = 4 << 20
 
 class Placed(NamedTuple):
     """An accepted start. `raw` are the record's fields as they came, for what is decoded by type."""
@@ -84,6 +44,41 @@ _fields: Final = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 
 
 # -- verbs
+
+
+def start(order: Order, wait_s: float, retry_for_s: float) -> Flow[Placed]:
+    """Accepted and durable, or a refusal. `wait_s` > 0: the answer may already be the end."""
+    if isinstance(order.value, Blob) and order.called.input.takes_blobs:
+        return (yield from _start_large(order, order.value, wait_s, retry_for_s))
+    try:
+        media_type, body = order.called.input.encode(order.value)
+    except Undecodable as error:
+        message = f"the input is not what {order.called.operation} takes: {error}"
+        raise ConfigError(message, code="input_invalid") from None
+    if media_type == BYTES:
+        return (yield from _start_bytes(order, body, retry_for_s))
+    if len(body) > LARGE_BYTES:
+        return (yield from _start_large(order, Blob(data=body, content_type=media_type), wait_s, retry_for_s))
+    fields = start_fields(order, media_type, body)
+    headers = {**_headers_of(order, wait_s), "content-type": "application/json"}
+    ask = Ask("POST", "/v1/operations", headers, msgspec.json.encode(fields), wait_s + REPLY_TIMEOUT_S)
+    return _placed((yield from exchange(ask, retry_for_s)))
+
+
+def _start_large(order: Order, blob: Blob, wait_s: float, retry_for_s: float) -> Flow[Placed]:
+    """The order goes in a header, so that the input can be streamed (P391)."""
+    size = blob.size
+    headers = {
+        **_headers_of(order, wait_s),
+        # Of a header's characters only: what is no ASCII is escaped.
+        "mesh-start": json.dumps(start_fields(order, None, b"")),
+        "content-length": str(size),
+        "content-digest": digest_field(blob.sha256),
+    }
+    if blob.content_type is not None or size:
+        headers["content-type"] = blob.content_type or BYTES
+    timeout_s = wait_s + REPLY_TIMEOUT_S + size / SLOWEST_BYTES_PER_S
+    return _placed((yield from exchange(Ask("POST", "/v1/operations", headers, blob, timeout_s), retry_for_s)))
 
 
 def start_fields(order: Order, media_type: str | None, body: bytes) -> dict[str, Any]:
@@ -104,24 +99,15 @@ def start_fields(order: Order, media_type: str | None, body: bytes) -> dict[str,
     return {**fields, **order.begin}
 
 
-def start(order: Order, wait_s: float, retry_for_s: float) -> Flow[Placed]:
-    """Accepted and durable, or a refusal. `wait_s` > 0: the answer may already be the end."""
-    try:
-        media_type, body = order.called.input.encode(order.value)
-    except Undecodable as error:
-        message = f"the input is not what {order.called.operation} takes: {error}"
-        raise ConfigError(message, code="input_invalid") from None
-    if media_type == BYTES:
-        return (yield from _start_bytes(order, body, retry_for_s))
-    fields = start_fields(order, media_type, body)
-    headers = {
+def _headers_of(order: Order, wait_s: float) -> dict[str, str]:
+    return {
         **order.headers,
-        "content-type": "application/json",
         "idempotency-key": order.key,
         "prefer": f"wait={max(1, round(wait_s))}" if wait_s > 0 else "respond-async",
     }
-    ask = Ask("POST", "/v1/operations", headers, msgspec.json.encode(fields), wait_s + REPLY_TIMEOUT_S)
-    answer = yield from exchange(ask, retry_for_s)
+
+
+def _placed(answer: Answer) -> Placed:
     raw = _object(answer)
     record = _record(answer)
     return Placed(record["id"], record, raw, answer.headers.get("idempotency-replayed") == "true")
@@ -162,7 +148,7 @@ def call(order: Order, timeout_s: float | None, retry_for_s: float) -> Flow[Any]
     until_s = None if timeout_s is None else monotonic_s() + timeout_s
     wait_s = WAIT_S if timeout_s is None else min(WAIT_S, timeout_s)
     placed = yield from start(order, wait_s, retry_for_s if timeout_s is None else min(retry_for_s, timeout_s))
-    if placed.record["state"] == "succeeded" and "result" in placed.raw:
+    if placed.record["state"] == "succeeded" and "result" in placed.raw and not order.called.output.blob:
         return _decode(order.called.output, placed.id, "application/json", bytes(placed.raw["result"]))
     left_s = None if until_s is None else until_s - monotonic_s()
     return (yield from result(placed.id, order.called.output, left_s, retry_for_s))
@@ -176,11 +162,14 @@ def result(operation_id: str, output: Codec, timeout_s: float | None, retry_for_
         path = f"{_path(operation_id)}/result?wait={wait_s:.3f}"
         patience_s = retry_for_s if until_s is None else max(0.0, min(retry_for_s, until_s - monotonic_s()))
         try:
-            answer = yield from exchange(Ask("GET", path, {}, b"", wait_s + REPLY_TIMEOUT_S), patience_s, also=(424,))
+            ask = Ask("GET", path, {}, b"", wait_s + REPLY_TIMEOUT_S, output.blob)
+            answer = yield from exchange(ask, patience_s, also=(424,))
         except (TooMany, Unavailable) as trouble:
             if patience_s < retry_for_s:
                 raise StillRunning(operation_id) from trouble  # it was the caller's patience that ended
             raise
+        if answer.blob is not None:
+            return answer.blob
         if answer.status == 200:  # noqa: PLR2004
             return _decode(output, operation_id, answer.headers.get("content-type"), answer.body)
         if answer.status == 424:  # noqa: PLR2004
@@ -224,65 +213,6 @@ def events_path(operation_id: str) -> str:
 def stream_path(operation_id: str) -> str:
     """Where the stream of what the handler emits is."""
     return f"{_path(operation_id)}/stream"
-
-
-# -- asking
-
-
-def exchange(ask: Ask, retry_for_s: float, *, also: tuple[int, ...] = (), any_status: bool = False) -> Flow[Answer]:
-    """Ask until there is an answer for good; safe, since every start carries its key and all else is idempotent.
-
-    Faults, REPEATED statuses and others from 500 up that are marked retryable are repeated for `retry_for_s`, never
-    before `Retry-After`. Raises the refusal of any other status from 400 up, unless it is in `also`.
-    """
-    give_up_s = monotonic_s() + retry_for_s
-    delay_s = RETRY_FIRST_S
-    while True:
-        answer = yield ask
-        after_s = 0
-        if isinstance(answer, Answer):
-            after_s = _retry_after_s(answer)
-            if not _repeated(answer) or (any_status and _of_operation(answer)):
-                if answer.status < 400 or any_status or answer.status in also:  # noqa: PLR2004
-                    return answer
-                raise refusal(answer.status, answer.body, after_s)
-            trouble: MeshError = refusal(answer.status, answer.body, after_s)
-        else:
-            trouble = GatewayUnreachable(answer.why if answer is not None else "no answer")
-        pause_s = max(jittered(delay_s * 1000, RETRY_SPREAD) / 1000, min(after_s, RETRY_AFTER_MAX_S))
-        if monotonic_s() + pause_s > give_up_s:
-            raise trouble
-        yield Pause(pause_s)
-        delay_s = min(delay_s * 2, RETRY_MAX_S)
-
-
-def _repeated(answer: Answer) -> bool:
-    if answer.status not in REPEATED and answer.status < 500:  # noqa: PLR2004
-        return False
-    marked = _marked(answer)
-    return answer.status in REPEATED if marked is None else marked
-
-
-def _of_operation(answer: Answer) -> bool:
-    """Whether it is how an operation ended, which the gateway passes on, and not the gateway's own."""
-    headers = answer.headers
-    return "mesh-operation-id" in headers and headers.get("mesh-failure-source") != "gateway"
-
-
-def _marked(answer: Answer) -> bool | None:
-    """What the answer says of its own repetition: `retryable` of a problem, or the header of Nexus answers."""
-    if answer.headers.get("content-type", "").partition(";")[0] == "application/problem+json":
-        try:
-            said = json.loads(answer.body).get("retryable")
-        except (ValueError, AttributeError):
-            said = None
-        return said if isinstance(said, bool) else None
-    return {"true": True, "false": False}.get(answer.headers.get("nexus-request-retryable", "").lower())
-
-
-def _retry_after_s(answer: Answer) -> int:
-    text = answer.headers.get("retry-after", "")
-    return int(text) if text.isascii() and text.isdigit() and len(text) < 7 else 0  # noqa: PLR2004
 
 
 def _path(operation_id: str) -> str:

@@ -16,6 +16,15 @@ from mesh.errors import ConfigError
 from mesh.ids import secret_bytes
 
 
+class DataRef(TypedDict):
+    """A large input or result (P392)."""
+
+    url: str
+    digest: str
+    bytes: int
+    content_type: str | None
+
+
 class Record(TypedDict):
     """An operation as /v1 shows it (P65). Times are RFC 3339; `result` only when it ended and is JSON."""
 
@@ -43,7 +52,9 @@ class Record(TypedDict):
     idempotency_key: NotRequired[str]
     links: NotRequired[list[dict[str, str]]]
     trace: NotRequired[dict[str, str]]
+    input_dataref: NotRequired[DataRef]
     result: NotRequired[Any]
+    result_dataref: NotRequired[DataRef]
     result_base64: NotRequired[str]
     result_type: NotRequired[str | None]
     failure: NotRequired[dict[str, Any]]

@@ -8,19 +8,20 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import Any, Final, TypedDict, TypeVar
+from typing import Any, Final, TypedDict, TypeVar, cast
 
 import httpx
 import nexusrpc
 
-from mesh.client import flow as flows
+from mesh.blob import Blob
+from mesh.client.asking import AWAY, Answer, Ask, Unreached
 from mesh.client.events import EventReader
-from mesh.client.flow import Answer, Ask, Unreached
 from mesh.client.order import Order, called, new_key
 from mesh.errors import ConfigError, Malformed
 from mesh.gateways import gateways_of
 from mesh.trace import continued
 from mesh.wire import Link, format_links
+from mesh.wire.digests import told_digest
 
 CONNECT_TIMEOUT_S: Final = 5.0
 CONNECTIONS_MAX: Final = 100
@@ -79,9 +80,22 @@ class Base:
             "method": ask.method,
             "url": self._gateways[at % len(self._gateways)] + ask.path,
             "headers": self._headers | ask.headers,
-            "content": ask.body or None,
+            "content": (ask.body or None) if isinstance(ask.body, bytes) else self.streamed(ask.body),
             "timeout": httpx.Timeout(ask.timeout_s, connect=CONNECT_TIMEOUT_S),
         }
+
+    def streamed(self, blob: Blob) -> Any:
+        """A body as this client's httpx streams it."""
+        return iter(blob)
+
+    @staticmethod
+    def kept(reply: httpx.Response, blob: Blob, found: str) -> Answer | Unreached:
+        """A reply that was streamed to `blob`, whose SHA-256 is `found`."""
+        told = told_digest({name.encode(): value.encode("latin-1") for name, value in reply.headers.items()})
+        if told is not None and told != found:
+            blob.close()
+            return Unreached(f"what came from {reply.url.host} has another digest than it was to have")
+        return Answer(reply.status_code, reply.headers, b"", blob)
 
     def watching(self, path: str, reader: EventReader) -> Ask:
         headers = {"accept": "text/event-stream"}
@@ -95,7 +109,7 @@ class Base:
             self.at = at + 1
 
     def answer(self, reply: httpx.Response, at: int) -> Answer:
-        if reply.status_code in flows.AWAY:
+        if reply.status_code in AWAY:
             self.leave(at)
         return Answer(reply.status_code, reply.headers, reply.content)
 
@@ -119,7 +133,7 @@ class Base:
         return Order(
             endpoint,
             operation,
-            rest[0] if rest else None,
+            _value(rest[0]) if rest else None,
             options.get("idempotency_key") or new_key(),
             options.get("callback"),
             {name: value for name in names if (value := options.get(name)) is not None},
@@ -136,6 +150,11 @@ def _begin(delay_ms: int | None, start_at: str | datetime | None) -> dict[str, A
             raise ConfigError(message)
         start_at = start_at.isoformat()
     return {name: value for name, value in (("delay_ms", delay_ms), ("start_at", start_at)) if value is not None}
+
+
+def _value(value: Any) -> Any:
+    """A path means the file."""
+    return Blob(cast("os.PathLike[str]", value)) if isinstance(value, os.PathLike) else value
 
 
 def _headers(headers: Mapping[str, str], links: Sequence[nexusrpc.Link]) -> dict[str, str]:

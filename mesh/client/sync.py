@@ -5,17 +5,19 @@ Owns blocking I/O only; the words are flow.py's.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Generic, Self, Unpack, cast, overload
 
 import httpx
 from nexusrpc import Operation
 
+from mesh.blob import PIECE_BYTES, Blob
 from mesh.client import batch as batches
 from mesh.client import flow as flows
+from mesh.client.asking import REPEATED, Answer, Flow, Pause, T, Unreached
 from mesh.client.errors import GatewayUnreachable, refusal
 from mesh.client.events import Chunk, Event, EventReader, chunk_of
-from mesh.client.flow import Answer, Pause, Unreached
 from mesh.client.order import Called, Order, Page, Record, codec_of
 from mesh.client.shared import LIMITS, Base, I, O, StartOptions
 from mesh.clock import monotonic_s, pause
@@ -186,7 +188,7 @@ class SyncClient(Base):
                                 return
                     else:
                         trouble = refusal(reply.status_code, reply.read(), 0)
-                        if reply.status_code not in flows.REPEATED:
+                        if reply.status_code not in REPEATED:
                             raise trouble
                         self.leave(at)
             except httpx.TransportError as fault:
@@ -195,7 +197,7 @@ class SyncClient(Base):
                 raise trouble
             pause(reader.retry_ms / 1000)
 
-    def _run(self, flow: flows.Flow[flows.T]) -> flows.T:
+    def _run(self, flow: Flow[T]) -> T:
         answer: Answer | Unreached | None = None
         while True:
             try:
@@ -208,9 +210,25 @@ class SyncClient(Base):
                 continue
             at = self.at
             try:
-                answer = self.answer(self._http.request(**self.request(step, at)), at)
+                if step.keep:
+                    answer = self._keep(self.request(step, at), at)
+                else:
+                    answer = self.answer(self._http.request(**self.request(step, at)), at)
             except httpx.TransportError as fault:
                 answer = self.fault(fault, at)
+
+    def _keep(self, request: dict[str, Any], at: int) -> Answer | Unreached:
+        """A 200 to a temporary file, any other reply as ever."""
+        with self._http.stream(**request) as reply:
+            if reply.status_code != 200:  # noqa: PLR2004
+                reply.read()
+                return self.answer(reply, at)
+            blob, found = Blob.temporary(content_type=reply.headers.get("content-type")), hashlib.sha256()
+            with blob.writing() as file:
+                for piece in reply.iter_bytes(PIECE_BYTES):
+                    found.update(piece)
+                    file.write(piece)
+            return self.kept(reply, blob, found.hexdigest())
 
 
 class SyncOperationHandle(Generic[O]):

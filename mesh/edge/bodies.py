@@ -1,4 +1,4 @@
-"""Bodies that come by ASGI, within the bounds of the hot routes: for whoever serves an application another way."""
+"""Requests and answers by ASGI, within the bounds of the hot routes: for whoever serves an application another way."""
 
 from __future__ import annotations
 
@@ -6,11 +6,50 @@ import asyncio
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, TypeAlias
 
-from mesh.edge.exchange import HotRoute, Request, Routes, check_head, too_large
+from mesh.edge.exchange import Answer, Headers, HotRoute, Request, Routes, check_head, too_large
 from mesh.errors import Malformed, MeshError
 from mesh.streams import Intake
 
+Scope: TypeAlias = MutableMapping[str, Any]
 Receive: TypeAlias = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send: TypeAlias = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+
+
+class Caller:
+    """The other end of an ASGI request (exchange.Sink)."""
+
+    def __init__(self, receive: Receive) -> None:
+        self._receive = receive
+        self.disconnected = False
+        self.answered: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+
+    def answer(self, answer: Answer) -> None:
+        self.answered.set_result(answer)
+
+    async def gone(self) -> None:
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+        self.disconnected = True
+
+    def left(self) -> bool:
+        return self.disconnected
+
+
+def request_of(scope: Scope, caller: Caller) -> Request:
+    """An ASGI request without its body."""
+    headers: Headers = [*scope["headers"]]
+    return Request(scope["method"], scope["raw_path"], scope["query_string"], headers, caller)
+
+
+async def send_answer(answer: Answer, scope: Scope, send: Send) -> None:
+    """Write an answer, piece by piece where it has a stream."""
+    size = len(answer.body) if answer.stream is None else answer.stream.size
+    headers = [*answer.headers, (b"content-length", b"%d" % size)]
+    await send({"type": "http.response.start", "status": answer.status, "headers": headers})
+    if answer.stream is not None and scope["method"] != "HEAD":
+        async for piece in answer.stream.chunks():
+            await send({"type": "http.response.body", "body": piece, "more_body": True})
+    await send({"type": "http.response.body", "body": answer.body})
 
 
 async def read_body(request: Request, receive: Receive, routes: Routes, route: HotRoute | None = None) -> None:

@@ -40,11 +40,11 @@ def environment(dev: Dev) -> dict[str, str]:
 
 
 @contextmanager
-def running(command: list[str], dev: Dev) -> Iterator[None]:
+def running(command: list[str], dev: Dev) -> Iterator[subprocess.Popen[bytes]]:
     """A process and all that it started, gone with the block."""
     child = subprocess.Popen(command, env=environment(dev), cwd=ROOT, start_new_session=True)
     try:
-        yield
+        yield child
     finally:
         os.killpg(child.pid, signal.SIGTERM)
         child.wait(20)

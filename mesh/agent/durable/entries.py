@@ -28,7 +28,7 @@ from typing import Any, Final
 import msgspec
 from pydantic_core import PydanticSerializationError, to_json
 
-from mesh.agent.codec import BYTES, Codec
+from mesh.agent.codec import BYTES, Codec, Undecodable
 from mesh.errors import ConfigError, TooLarge
 
 ENTRY_BYTES_MAX: Final = 1 << 20
@@ -63,6 +63,7 @@ class Entry(msgspec.Struct, omit_defaults=True):
     state: str = ""
     result: msgspec.Raw = _NOTHING
     result_base64: str | None = None
+    result_dataref: dict[str, Any] | None = None
     error: Trouble | None = None
     failure: msgspec.Raw = _NOTHING
     tries: int = 0
@@ -137,6 +138,9 @@ def pack(codec: Codec, value: Any) -> dict[str, Any]:
 
 def unpack(codec: Codec, entry: Entry) -> Any:
     """The value of an entry, as the type has it. Raises Undecodable."""
+    if entry.result_dataref is not None:
+        where, size = entry.result_dataref.get("url"), entry.result_dataref.get("bytes")
+        raise Undecodable(f"the result has {size} bytes, too many for a journal: read it at {where}")
     if entry.result_base64 is not None:
         return codec.decode(BYTES, b64decode(entry.result_base64))
     body = bytes(entry.result)

@@ -1,0 +1,100 @@
+"""P404: large payloads in an S3-compatible store: a real one over HTTP, without AWS's own checks of credentials."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from mesh.clock import monotonic_s, pause
+from tests.surface.actors import Actor
+from tests.surface.gateways import KEYLESS, Caller, Gateway
+from tests.surface.test_large_payloads import BIG, BYTES, digest, echoing, files, until
+
+
+class Bucket:
+    """A store with one bucket in a directory, which a test may stop and start again."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        (directory / "payloads").mkdir(parents=True)
+        with socket.create_server(("127.0.0.1", 0)) as probe:
+            self.port: int = probe.getsockname()[1]
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        command = [sys.executable, "-m", "localbucket", str(self.directory), "--port", str(self.port)]
+        self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        end_s = monotonic_s() + 10
+        while True:
+            with suppress(OSError), socket.create_connection(("127.0.0.1", self.port), 1):
+                return
+            assert monotonic_s() < end_s, "the store does not listen"
+            pause(0.02)
+
+    def stop(self) -> None:
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait()
+            self.process = None
+
+    def objects(self) -> list[Path]:
+        return files(self.directory / "payloads")
+
+
+@pytest.fixture
+def bucket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bucket]:
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+    made = Bucket(tmp_path / "s3")
+    made.start()
+    yield made
+    made.stop()
+
+
+async def test_through_a_bucket(
+    own_gateway: Callable[..., Gateway], bucket: Bucket, agent: Actor, tmp_path: Path
+) -> None:
+    """P404: there, back, in spans, gone with its operation; while the store is away nothing is accepted, nor lost."""
+    blobs = {
+        "url": "s3://payloads/mesh", "endpoint": f"http://127.0.0.1:{bucket.port}", "region": "us-east-1",
+        "spool": str(tmp_path / "spool"), "sweep_ms": 200,
+    }  # fmt: skip
+    gateway = own_gateway(KEYLESS | {"blobs": blobs})
+    caller = Caller(gateway)
+    echoing(agent)
+    endpoint = await caller.register(agent.url, policy={"retry": {"max_attempts": 1}})
+    body = BIG * 4  # more than one part of an upload
+    answer = await caller.nexus(endpoint, body, [BYTES, ("prefer", "wait=20"), ("nexus-request-id", "one")])
+    assert (answer.status, answer.body == body, answer["repr-digest"]) == (200, True, digest(body))
+    one = answer["mesh-operation-id"]
+    some = await caller.get(f"/v1/operations/{one}/input", [("range", "bytes=1000-1999")])
+    assert (some.status, some.body) == (206, body[1000:2000])
+    assert [path.parent.name for path in bucket.objects()] == [one]
+    await until(lambda: not list((tmp_path / "spool").iterdir()))
+
+    bucket.stop()
+    refused = await caller.nexus(endpoint, body, [BYTES, ("prefer", "wait=5")])
+    assert (refused.status, refused.code) == (503, "blob_storage_failed")
+    away = await caller.get(f"/v1/operations/{one}/result")
+    assert (away.status, away.code) == (503, "blob_storage_failed")
+    bucket.start()
+    assert (await caller.get(f"/v1/operations/{one}/result")).body == body
+    gateway.tell_store(f"DEL m:{{00}}:o:{one}")
+    for path in bucket.objects():
+        os.utime(path, (1, 1))
+    await until(lambda: not bucket.objects())
+
+
+async def test_where_nothing_can_be_kept(own_gateway: Callable[..., Gateway], bucket: Bucket) -> None:
+    """P112, P404: a gateway that could not keep what it takes does not start, and says why."""
+    bucket.stop()
+    blobs = {"url": "s3://payloads/mesh", "endpoint": f"http://127.0.0.1:{bucket.port}", "region": "us-east-1"}
+    with pytest.raises(AssertionError, match="mend \\[blobs\\] url, endpoint or credentials"):
+        own_gateway(KEYLESS | {"blobs": blobs})
