@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from mesh.wire import CallerHeaders
 
 LINES_MAX: Final = 10_000
+BLANKS_MAX: Final = 10_000
+"""They start nothing, and still cost."""
 BATCH_BYTES_MAX: Final = 64 << 20
 ACCEPTED: Final = 202
 
@@ -56,7 +58,7 @@ class Splitter:
         self._size = 0
         """Of the line that is not complete; above the bound nothing of it is kept."""
         self._number: int = 1
-        self._lines = 0
+        self._lines = self._blanks = 0
         self._bytes = 0
         self.over = False
 
@@ -91,6 +93,10 @@ class Splitter:
         self._size, self._number = 0, number + 1
         large = size > self._line_bytes_max
         if not large and not text.strip():
+            self._blanks += 1
+            if self._blanks > BLANKS_MAX:
+                self._number = number
+                yield self._beyond(f"a batch has at most {BLANKS_MAX} blank lines", "batch_too_long")
             return
         if self._lines == LINES_MAX:
             self._number = number

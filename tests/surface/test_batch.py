@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from gateway.batch_lines import BATCH_BYTES_MAX, LINES_MAX, Line, Splitter
+from gateway.batch_lines import BATCH_BYTES_MAX, BLANKS_MAX, LINES_MAX, Line, Splitter
 from tests.surface.actors import Actor, Call, Reply, as_json
 from tests.surface.checks import check_problem
 from tests.surface.gateways import Caller
@@ -165,6 +165,12 @@ class TestBounds:
         found = outcomes(await caller.post(PATH, b"1\n" * (LINES_MAX + 5)))
         assert len(found) == LINES_MAX + 1
         assert (found[-1]["line"], found[-1]["status"]) == (LINES_MAX + 1, 413)
+        assert found[-1]["problem"]["code"] == "batch_too_long"
+
+    async def test_blank_lines(self, caller: Caller) -> None:
+        """P367: what starts nothing has its bound too; they count as lines, and have no outcome."""
+        found = outcomes(await caller.post(PATH, b" \n" * BLANKS_MAX + b"1\n" + b"\n" * 5))
+        assert [(one["line"], one["status"]) for one in found] == [(BLANKS_MAX + 1, 422), (BLANKS_MAX + 2, 413)]
         assert found[-1]["problem"]["code"] == "batch_too_long"
 
     async def test_a_large_line(self, caller: Caller, agent: Actor) -> None:
