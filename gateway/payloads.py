@@ -16,11 +16,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import unquote, urlsplit
 
+import msgspec
+
 from mesh.blobs.local import LocalBlobs
 from mesh.blobs.s3 import S3Blobs
 from mesh.blobs.spool import Spool, Spooled, Spooler
 from mesh.blobs.store import BlobStore, Stored
-from mesh.blobs.sweep import sweep
+from mesh.blobs.sweep import Sweeper
 from mesh.clock import sleep
 from mesh.errors import BlobMissing, Malformed, TooLarge, Unavailable
 from mesh.pool import Large
@@ -65,6 +67,7 @@ class Payloads:
         """For replies to starts."""
         if settings.url:
             self.store, parts = place_of(settings, namespace)
+            self._sweeper = Sweeper(self.store, settings.grace_ms)
             self.spooler = Spooler(
                 parts, bytes_max=settings.bytes_max, limit=LIMIT, free_bytes_min=settings.free_bytes_min
             )
@@ -155,12 +158,25 @@ class Payloads:
         """Delete what no operation refers to; how many operations' payloads went."""
         if self.store is None:
             return 0
-        return await sweep(self.store, store.exist, self._settings.grace_ms)
+        return await self._sweeper.round(store.exist, lambda one: _kept(store, one))
 
     async def sweep_once(self, store: Store) -> None:
         """One turn of the clockwork."""
         await sleep(self._settings.sweep_ms / 1000)
         await self.sweep(store)
+
+
+async def _kept(store: Store, operation_id: str) -> frozenset[str] | None:
+    """What its record refers to; None when it is no more, or cannot be read."""
+    try:
+        record = await store.read(operation_id)
+    except (msgspec.MsgspecError, ValueError):
+        return None
+    if record is None:
+        return None
+    outcome = record.outcome
+    found = (record.request.data, outcome.data if outcome is not None else None)
+    return frozenset(one.sha256 for one in found if one is not None)
 
 
 def place_of(settings: BlobSettings, namespace: str) -> tuple[BlobStore, Path]:

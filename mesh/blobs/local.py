@@ -58,7 +58,10 @@ class LocalBlobs:
     async def drop(self, owner: str) -> None:
         await _in_thread(shutil.rmtree, self._room(owner), True)  # noqa: FBT003 - ignore_errors
 
-    async def owners(self, before_ms: int) -> AsyncIterator[list[str]]:
+    async def drop_others(self, owner: str, kept: frozenset[str], before_ms: int) -> int:
+        return await _in_thread(_drop_others, self._room(owner), kept, before_ms)
+
+    async def owners(self, before_ms: int) -> AsyncIterator[list[tuple[str, int]]]:
         for shelf in await _in_thread(_directories, self.directory):
             if len(shelf.name) != 2:  # noqa: PLR2004 - the parts, or a stranger's
                 continue
@@ -130,14 +133,26 @@ def _directories(path: Path | str) -> list[os.DirEntry[str]]:
         return []
 
 
-def _older(shelf: str, before_ms: int) -> list[str]:
-    found: list[str] = []
+def _older(shelf: str, before_ms: int) -> list[tuple[str, int]]:
+    found: list[tuple[str, int]] = []
     for one in _directories(shelf):
         with contextlib.suppress(OSError):
             # Of the directory: it moves with every blob that comes.
-            if is_operation_id(one.name) and one.stat().st_mtime * 1000 < before_ms:
-                found.append(one.name)
+            newest_ms = int(one.stat().st_mtime * 1000)
+            if is_operation_id(one.name) and newest_ms < before_ms:
+                found.append((one.name, newest_ms))
     return found
+
+
+def _drop_others(room: Path, kept: frozenset[str], before_ms: int) -> int:
+    dropped = 0
+    with contextlib.suppress(OSError):
+        for one in room.iterdir():
+            with contextlib.suppress(OSError):
+                if one.name not in kept and one.stat().st_mtime * 1000 < before_ms:
+                    one.unlink()
+                    dropped += 1
+    return dropped
 
 
 def sweep_parts(parts: Path, before_ms: int) -> int:

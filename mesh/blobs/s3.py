@@ -106,7 +106,22 @@ class S3Blobs:
         except (self._trouble, OSError) as fault:
             raise self._unavailable(fault) from None
 
-    async def owners(self, before_ms: int) -> AsyncIterator[list[str]]:
+    async def drop_others(self, owner: str, kept: frozenset[str], before_ms: int) -> int:
+        dropped = 0
+        try:
+            async for page in self._api.list(self._store, prefix=f"{self._prefix}/{owner}", chunk_size=LISTED):
+                for one in page:
+                    aged = one["last_modified"].timestamp() * 1000 < before_ms
+                    if aged and one["path"].rpartition("/")[2] not in kept:
+                        await self._api.delete_async(self._store, one["path"])
+                        dropped += 1
+        except self._missing:
+            return dropped
+        except (self._trouble, OSError) as fault:
+            raise self._unavailable(fault) from None
+        return dropped
+
+    async def owners(self, before_ms: int) -> AsyncIterator[list[tuple[str, int]]]:
         newest: dict[str, float] = {}
         try:
             async for page in self._api.list(self._store, prefix=self._prefix, chunk_size=LISTED):
@@ -118,11 +133,11 @@ class S3Blobs:
                 # Keys come in order, so only the last owner of a page may have more on the next one.
                 if len(newest) > OWNERS_PAGE:
                     last, at_ms = newest.popitem()
-                    yield [owner for owner, seen_ms in newest.items() if seen_ms < before_ms]
+                    yield [(owner, int(seen_ms)) for owner, seen_ms in newest.items() if seen_ms < before_ms]
                     newest = {last: at_ms}
         except (self._trouble, OSError) as fault:
             raise self._unavailable(fault) from None
-        yield [owner for owner, seen_ms in newest.items() if seen_ms < before_ms]
+        yield [(owner, int(seen_ms)) for owner, seen_ms in newest.items() if seen_ms < before_ms]
 
     async def sweep_parts(self, before_ms: int) -> int:
         return await asyncio.get_running_loop().run_in_executor(None, sweep_parts, self.parts, before_ms)

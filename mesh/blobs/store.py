@@ -32,8 +32,12 @@ class BlobStore(Protocol):
         """Delete all blobs of an owner; none is fine."""
         ...
 
-    def owners(self, before_ms: int) -> AsyncIterator[list[str]]:
-        """Owners whose newest blob is older than a time, some at a time."""
+    async def drop_others(self, owner: str, kept: frozenset[str], before_ms: int) -> int:
+        """Delete the blobs of an owner that are not among `kept` and older than a time; how many."""
+        ...
+
+    def owners(self, before_ms: int) -> AsyncIterator[list[tuple[str, int]]]:
+        """Owners whose newest blob is older than a time, with when that came, some at a time."""
         ...
 
     async def sweep_parts(self, before_ms: int) -> int:

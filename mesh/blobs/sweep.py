@@ -17,16 +17,39 @@ from mesh.clock import now_ms
 _log: Final = logging.getLogger(__name__)
 
 
-async def sweep(store: BlobStore, exist: Callable[[Sequence[str]], Awaitable[list[bool]]], grace_ms: int) -> int:
-    """One round; how many owners' blobs were deleted. `exist`: which of these operations the store still has."""
-    before_ms = now_ms() - grace_ms
-    gone = 0
-    async for owners in store.owners(before_ms):
-        for owner, there in zip(owners, await exist(owners), strict=True):
-            if not there:
-                await store.drop(owner)
-                gone += 1
-    parts = await store.sweep_parts(before_ms)
-    if gone or parts:
-        _log.info("payloads of %d operations that are no more, and %d left-over uploads, were deleted", gone, parts)
-    return gone
+class Sweeper:
+    """The rounds of one gateway over one place."""
+
+    def __init__(self, store: BlobStore, grace_ms: int) -> None:
+        self._store = store
+        self._grace_ms = grace_ms
+        self._looked_ms = 0
+
+    async def round(
+        self,
+        exist: Callable[[Sequence[str]], Awaitable[list[bool]]],
+        kept: Callable[[str], Awaitable[frozenset[str] | None]],
+    ) -> int:
+        """One round; how many owners' blobs were deleted.
+
+        `exist`: which of these operations the store still has; `kept`: the digests that one's record refers to, None
+        when that cannot be said. What an operation has beside them, such as the result of an attempt that came too
+        late, is looked for once after its newest blob came of age: a blob that comes makes its owner young again.
+        """
+        before_ms = now_ms() - self._grace_ms
+        gone = surplus = 0
+        async for page in self._store.owners(before_ms):
+            owners = [owner for owner, _ in page]
+            for (owner, newest_ms), there in zip(page, await exist(owners), strict=True):
+                if not there:
+                    await self._store.drop(owner)
+                    gone += 1
+                elif newest_ms >= self._looked_ms:
+                    wanted = await kept(owner)
+                    surplus += 0 if wanted is None else await self._store.drop_others(owner, wanted, before_ms)
+        self._looked_ms = before_ms
+        parts = await self._store.sweep_parts(before_ms)
+        if gone or surplus or parts:
+            text = "payloads of %d operations that are no more, %d that no record names, and %d left-over uploads deleted"
+            _log.info(text, gone, surplus, parts)
+        return gone

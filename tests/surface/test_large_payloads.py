@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from mesh.clock import monotonic_s, sleep
+from mesh.clock import monotonic_s, now_ms, sleep
 from mesh.tokens import verify_webhook
 from tests.surface.actors import Actor, Call, Reply, as_json, started
 from tests.surface.gateways import ASYNC, KEYLESS, WEBHOOK_SECRET, Caller, Gateway
@@ -22,6 +22,7 @@ from tests.surface.wire import Connection, Pairs
 BIG = bytes(range(256)) * (3 << 12)
 """3 MiB: more than a body in memory may have."""
 BYTES = ("content-type", "application/x-numbers")
+GRACE_S = 3600
 
 
 def digest(body: bytes) -> str:
@@ -309,6 +310,34 @@ class TestSweep:
         assert stranger.exists()
         assert any(done[1] in path.parts for path in blobs(gateway))
         assert (await caller.get(f"/v1/operations/{done[1]}/input")).body == BIG
+
+    async def test_what_its_record_does_not_name_is_deleted(
+        self, own_gateway: Callable[..., Gateway], agent: Actor
+    ) -> None:
+        """P400: results that came too late to be its own go, once they are old; its input and its result stay."""
+        gateway = own_gateway(KEYLESS | {"blobs": {"sweep_ms": 100}})
+        caller = Caller(gateway)
+        endpoint = await caller.register(agent.url)
+        agent.replies(started("t"))
+        operation = await caller.begin(endpoint, body=BIG)
+        start = await agent.until(1)
+        await caller.until(operation, state="started")
+        assert (await start.complete(body=BIG[1:], headers=[BYTES])).status == 200
+        for late in (BIG[2:], BIG[3:]):
+            assert (await start.complete(body=late, headers=[BYTES])).status == 409
+        mine = [path for path in blobs(gateway) if path.parent.name == operation]
+        assert len(mine) == 4
+        names = {hashlib.sha256(one).hexdigest() for one in (BIG, BIG[1:], BIG[2:])}
+        for path in mine:
+            if path.name in names:
+                os.utime(path, (1, 1))
+        of_age_s = now_ms() / 1000 - GRACE_S + 0.3
+        os.utime(mine[0].parent, (of_age_s, of_age_s))
+        young = hashlib.sha256(BIG[3:]).hexdigest()
+        await until(lambda: len([path for path in blobs(gateway) if path.parent.name == operation]) == 3)
+        left = {path.name for path in blobs(gateway) if path.parent.name == operation}
+        assert left == {hashlib.sha256(BIG).hexdigest(), hashlib.sha256(BIG[1:]).hexdigest(), young}
+        assert (await caller.get(f"/v1/operations/{operation}/result")).body == BIG[1:]
 
     async def test_a_kill_in_the_middle_of_an_upload(self, own_gateway: Callable[..., Gateway], agent: Actor) -> None:
         """P400: what was acknowledged is there afterwards, what was not is swept."""
