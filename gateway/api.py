@@ -74,7 +74,7 @@ class OperationsSurface:
         ordered = request.first.get(MESH_START)
         told = request.body if ordered is None else ordered
         if costly(told):
-            await self._operations.check_json(told)
+            await self._operations.check_json(told, principal.namespace)
         else:
             check_json(told)
         if ordered is None:

@@ -110,7 +110,7 @@ class Batch:
         for line in lines:
             try:
                 if costly(line.text):
-                    await self._mesh.operations.check_json(line.text)
+                    await self._mesh.operations.check_json(line.text, self._namespace)
                 elif line.fault is None:
                     check_json(line.text)
                 orders.append(read_line(line, self._namespace, self._headers))

@@ -55,7 +55,7 @@ class Many:
         if listed is not None and listed.input is not None:
             check_json_type(order)
             body = order.body if order.large is None else await self._checkable(order.large)
-            await self._catalog.examiner.check(listed.input, body or b"null", order.input_at)
+            await self._catalog.examiner.check(listed.input, body or b"null", order.input_at, order.namespace)
         self._vet(order, endpoint)
         return endpoint
 

@@ -53,6 +53,9 @@ if TYPE_CHECKING:
 SOON_MS: Final = 500
 """What begins sooner might be passed over by a look at the timers that was just made."""
 
+AGENTS: Final = ""
+"""Whoever holds a task, all together; no namespace is called so."""
+
 __all__ = ["Known", "Operations", "Order", "Parent", "Placed"]
 
 
@@ -89,17 +92,17 @@ class Operations(Many, Journals):
         self._rejoin = rejoin
         self._recheck = recheck
 
-    async def check_json(self, body: bytes) -> None:
-        """Raise unless `body`, which is costly to read, is strict JSON; the event loop goes on meanwhile.
+    async def check_json(self, body: bytes, namespace: str) -> None:
+        """Raise unless `body` of `namespace`, costly to read, is strict JSON; the event loop goes on meanwhile.
 
         Raises Malformed `json_invalid`, Unprocessable `check_too_long`, TooMany `checks_busy`.
         """
-        await self._catalog.examiner.read(body)
+        await self._catalog.examiner.read(body, namespace)
 
     async def check_tasks_json(self, body: bytes, tokens: Sequence[str]) -> None:
         """The same for what agents say of `tasks`; whoever holds no task cannot make the gateway read on."""
         if any(self._claims(tokens)):
-            await self.check_json(body)
+            await self.check_json(body, AGENTS)
 
     async def start(self, order: Order, *, wait: bool) -> Placed:
         """Accept an operation durably and send its first attempt; `wait`: the caller's request stays open for it.

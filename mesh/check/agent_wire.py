@@ -1,6 +1,8 @@
 """HTTP/1.1 as the kit for agents speaks it: one connection that may be cut anywhere, bytes as given.
 
-No client library stands between, for these mend paths, repeat requests and always read to the end. Knows no operation.
+No client library stands between, for these mend paths, repeat requests and always read to the end. Read with httptools,
+as gateways read: what they make something of is no breach here. The conformance cases (wire.py) read with h11, which is
+strict, for there the form itself is judged. Knows no operation.
 """
 
 from __future__ import annotations

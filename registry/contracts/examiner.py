@@ -13,6 +13,7 @@ import contextlib
 import logging
 import sys
 from asyncio.subprocess import DEVNULL, PIPE, Process
+from collections import Counter
 from typing import Any, Final
 
 import msgspec
@@ -28,6 +29,8 @@ TIME_MS: Final = 2_000
 READ_TIME_MS: Final = 5_000
 """Longest reading of one JSON text: far above what the largest body takes."""
 WAITING_MAX: Final = 16
+EACH_WAITING_MAX: Final = 8
+"""Of one namespace: none takes the places of all the others."""
 ANSWER_S: Final = 10.0
 """Until a process that says nothing is given up; it ends by itself long before."""
 LENGTH_BYTES: Final = 4
@@ -84,10 +87,10 @@ class Examiner:
         self._time_ms = time_ms
         self._process: Process | None = None
         self._turn = asyncio.Lock()
-        self._waiting = 0
+        self._waiting: Counter[str] = Counter()
 
-    async def check(self, contract: Contract, body: bytes, prefix: str = "") -> None:
-        """Raise unless the JSON text `body` keeps the schema; pointers are put behind `prefix`.
+    async def check(self, contract: Contract, body: bytes, prefix: str = "", whose: str = "") -> None:
+        """Raise unless the JSON text `body` of the namespace `whose` keeps the schema; pointers go behind `prefix`.
 
         Raises Unprocessable `schema_breach` or `check_too_long`, Malformed `json_invalid`, TooMany.
         """
@@ -96,7 +99,7 @@ class Examiner:
             return
         job = Check(msgspec.json.encode(contract.schema), body, prefix, self._time_ms)
         try:
-            verdict = await self._ask(job, Verdict)
+            verdict = await self._ask(job, Verdict, whose)
         except _Overdue:
             _log.warning("an input of %d bytes took too long to check against its schema", len(body))
             raise Unprocessable(
@@ -108,13 +111,13 @@ class Examiner:
             raise Malformed(verdict.malformed, code="json_invalid")
         refuse(verdict.breaches)
 
-    async def read(self, body: bytes) -> None:
+    async def read(self, body: bytes, whose: str = "") -> None:
         """Raise Malformed `json_invalid` unless `body` is a strict JSON text, Unprocessable `check_too_long`, TooMany.
 
         A costly one: the others are checked where they are, by check_json.
         """
         try:
-            verdict = await self._ask(Read(body, READ_TIME_MS), Verdict)
+            verdict = await self._ask(Read(body, READ_TIME_MS), Verdict, whose)
         except _Overdue:
             raise Unprocessable(
                 f"reading the {len(body)} bytes of JSON takes longer than {READ_TIME_MS} ms: send fewer values",
@@ -142,11 +145,11 @@ class Examiner:
                 process.kill()
             await process.wait()
 
-    async def _ask(self, job: Check | Read | Compare, kind: type[Any]) -> Any:
+    async def _ask(self, job: Check | Read | Compare, kind: type[Any], whose: str = "") -> Any:
         """Raises _Overdue, TooMany, Unavailable."""
-        if self._waiting >= WAITING_MAX:
+        if self._waiting.total() >= WAITING_MAX or self._waiting[whose] >= EACH_WAITING_MAX:
             raise TooMany("too many large inputs or schemas are being looked at; try again", code="checks_busy")
-        self._waiting += 1
+        self._waiting[whose] += 1
         try:
             async with self._turn, asyncio.timeout(ANSWER_S):
                 reply = await self._exchange(msgspec.msgpack.encode(job))
@@ -154,7 +157,9 @@ class Examiner:
             await self.close()
             raise _Overdue from None
         finally:
-            self._waiting -= 1
+            self._waiting[whose] -= 1
+            if not self._waiting[whose]:
+                del self._waiting[whose]
         return msgspec.msgpack.decode(reply, type=kind)
 
     async def _exchange(self, job: bytes) -> bytes:

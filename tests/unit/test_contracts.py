@@ -17,7 +17,7 @@ from mesh.clock import monotonic_s, sleep
 from mesh.errors import Malformed, TooMany, Unprocessable
 from registry.contracts import SCHEMA_BYTES_MAX, Contract, Examiner
 from registry.contracts.dialect import modern
-from registry.contracts.examiner import WAITING_MAX
+from registry.contracts.examiner import EACH_WAITING_MAX, WAITING_MAX
 from registry.gate import check_schemas
 from registry.spec import EndpointSpec, read_spec
 
@@ -383,6 +383,12 @@ class TestExaminer:
         await examiner.check(HEAVY, WORDS)
 
     async def test_more_than_can_wait_are_sent_away(self, examiner: Examiner) -> None:
-        asked = [examiner.check(HEAVY, WORDS) for _ in range(WAITING_MAX + 3)]
-        found = await asyncio.gather(*asked, return_exceptions=True)
-        assert [type(one) for one in found if one is not None] == [TooMany] * 3
+        """P176, P185: and nobody takes the places of all."""
+        greedy = [examiner.check(HEAVY, WORDS, whose="greedy") for _ in range(EACH_WAITING_MAX + 3)]
+        others = [examiner.read(b"[" + b"[]," * 10_000 + b"1]", f"team {n % 2}") for n in range(WAITING_MAX)]
+        found = await asyncio.gather(*greedy, *others, return_exceptions=True)
+        refused = [n for n, one in enumerate(found) if one is not None]
+        assert {type(found[n]) for n in refused} == {TooMany}
+        assert [n for n in refused if n < len(greedy)] == [EACH_WAITING_MAX, EACH_WAITING_MAX + 1, EACH_WAITING_MAX + 2]
+        assert len(refused) == 3 + EACH_WAITING_MAX, "as many of the others as there is room for"
+        await examiner.check(HEAVY, WORDS, whose="greedy")
