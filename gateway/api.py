@@ -120,6 +120,7 @@ class OperationsSurface:
             headers.append((b"idempotency-replayed", b"true"))
         if applied:
             headers.append((b"preference-applied", applied))
+        headers += placed.quota
         if known is not None:
             return Answer(200, headers, encode_json(known_fields(known)))
         headers.append((b"retry-after", b"%d" % _retry_after_s(placed.head)))

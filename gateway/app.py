@@ -33,6 +33,7 @@ from gateway.rooms import ROUTERS
 from gateway.tasks import TasksSurface
 from gateway.ticker import Ticker
 from gateway.waiters import Waiters
+from gateway.watermark import Watermark
 from mesh.clock import monotonic_s
 from mesh.edge import HotRoute, Routes
 from mesh.errors import ConfigError, MeshError, StoreUnsafe, Unavailable
@@ -90,6 +91,7 @@ class Mesh:
         own = Target.parse(settings.gateway.public_url)
         self.egress.forbid(settings.gateway.host, settings.gateway.port)
         self.egress.forbid(own.host, own.port)
+        self.watermark = Watermark(self.link, settings.gateway.memory_watermark, self.metrics.gauge)
         self.webhook_secrets: dict[str, str] = {}
         self._exclusive = exclusive
         self._started = False
@@ -192,6 +194,7 @@ class Mesh:
             session=self.session,
             metrics=self.metrics,
             payloads=self.payloads,
+            watermark=self.watermark,
             retention_ms=settings.gateway.retention_ms,
             rejoin=self.ticker.rejoin,
             recheck=self._recheck,
@@ -219,13 +222,13 @@ class Mesh:
         self.ticker.start()
         self.checks = Checks(self)
         self.checks.start()
-        self._attending = asyncio.create_task(self.attendance.run(), name="mesh-attendance")
+        self._duties = asyncio.gather(self.attendance.run(), self.watermark.run())
         self._started = True
 
     async def stop(self) -> None:
         """Finish what is being sent, hand the rest back, leave; also after a `start` that came to nothing."""
         if self._started:
-            self._attending.cancel()
+            self._duties.cancel()
             await self.checks.stop()
             store_answers = await self._finish_tries()
             if store_answers:

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from gateway.admission import backlog_full
 from gateway.orders import Begun, Later, Order, check_json_type, start_arguments, stored_request
 from gateway.payloads import file_bytes
-from mesh.errors import Conflict, Malformed, MeshError, NotFound, TooLarge, TooMany, Unavailable
+from mesh.errors import Conflict, Malformed, MeshError, NotFound, TooLarge, Unavailable
 from mesh.ids import operation_id
 from mesh.machine import State
 from mesh.store.store import BacklogFull, NoEndpoint, NoSession, OtherParent, ParentLost
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from gateway.metrics import Metrics
     from gateway.payloads import Payloads
     from gateway.pull.desk import Desk
+    from gateway.watermark import Watermark
     from mesh.blobs.spool import Spooled
     from mesh.store.layout import Request
     from mesh.store.store import Store
@@ -43,6 +45,7 @@ class Many:
     _session: Session
     _metrics: Metrics
     _retention_ms: int
+    _watermark: Watermark
     _wake: Callable[[str], None]
     _rejoin: Callable[[str], Awaitable[None]]
     _recheck: Callable[[], Awaitable[None]]
@@ -105,7 +108,6 @@ class Many:
             except MeshError as refusal:
                 found.append(refusal)
                 continue
-            found.append(None)
             way = endpoint.id + order.pin
             if way not in reasons:
                 pulls = endpoint.pulls
@@ -114,6 +116,10 @@ class Many:
                 order._replace(later=order.later or Later()), endpoint, session=self._session.name,
                 blocked=reasons[way], retention_ms=self._retention_ms,
             )  # fmt: skip
+            if self._watermark.full and not await self._store.knows(start.key):
+                found.append(self._watermark.refusal())
+                continue
+            found.append(None)
             wanted.append((order, endpoint, start, stored_request(order, endpoint)))
         replies = iter(await self._accept_many(wanted))
         self._wake(LOOK)
@@ -138,7 +144,8 @@ class Many:
                 self._metrics.start("replayed")
                 found.append(Begun(reply.id, reply.state, replayed=True))
             else:
-                found.append(self._reused(reply) if isinstance(reply, KeyReused) else await self._lost(reply, request))
+                used = isinstance(reply, KeyReused)
+                found.append(self._reused(reply) if used else await self._lost(reply, request, start.ns))
             if order.data is not None and not isinstance(reply, Accepted):
                 await self.payloads.drop(order.id)
         return found
@@ -150,7 +157,7 @@ class Many:
         )
         return Conflict(detail, code="key_reused", operation_id=reply.id)
 
-    async def _lost(self, lost: Exception, request: Request) -> MeshError:
+    async def _lost(self, lost: Exception, request: Request, namespace: str) -> MeshError:
         """What a refusal of the store means to the caller. Raises StoreUnsafe where the store is another one."""
         if isinstance(lost, ParentLost):
             detail = "the attempt that starts this child was given up, or its operation has ended"
@@ -167,6 +174,5 @@ class Many:
             detail = f"endpoint {request.endpoint!r} was deleted a moment ago"
             return NotFound(detail, code="unknown_endpoint")
         if isinstance(lost, BacklogFull):
-            detail = f"{lost.depth} operations of your namespace wait for endpoint {request.endpoint!r}, as many as may"
-            return TooMany(detail, retry_after_s=max(1, -(-lost.drain_ms // 1000)), code="backlog_full")
+            return backlog_full(lost, request.endpoint, namespace)
         return lost if isinstance(lost, MeshError) else Unavailable(str(lost), code="session_lost")

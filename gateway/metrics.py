@@ -1,6 +1,6 @@
-"""What this gateway counts, in Prometheus form; label sets are closed: endpoint ids, states, fixed words.
+"""What this gateway counts, in Prometheus form; label sets are closed: endpoint ids, namespaces, states, fixed words.
 
-Ids, not names: whoever may read the figures need not know what other teams registered.
+Ids of endpoints, not names: whoever may read the figures need not know what other teams registered.
 Counting is one addition to a dict; the exposition is made by prometheus_client when somebody asks.
 """
 
@@ -10,10 +10,10 @@ from collections import Counter
 from typing import TYPE_CHECKING, Final
 
 from prometheus_client import CollectorRegistry, Gauge, generate_latest
-from prometheus_client.core import CounterMetricFamily
+from prometheus_client.core import CounterMetricFamily, Metric
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from mesh.machine import State
 
@@ -67,6 +67,19 @@ class Metrics:
                     family.add_metric(values, count)
             yield family
 
-    def render(self) -> bytes:
-        """The exposition text."""
-        return generate_latest(self._registry)
+    def render(self, families: Sequence[Metric] = ()) -> bytes:
+        """The exposition text, `families` last."""
+        more = CollectorRegistry()
+        for family in families:
+            more.register(_Read(family))  # pyright: ignore[reportArgumentType] - as above
+        return generate_latest(self._registry) + generate_latest(more)
+
+
+class _Read:
+    """A family that was read already, as a collector."""
+
+    def __init__(self, family: Metric) -> None:
+        self._family = family
+
+    def collect(self) -> Iterator[Metric]:
+        yield self._family

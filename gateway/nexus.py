@@ -14,7 +14,7 @@ from gateway.operations import Order
 from gateway.outcomes import GATEWAY, encode_json, nexus_answer
 from gateway.payloads import DIGESTS, check_told
 from gateway.problems import STORE_REFUSED, STORE_REFUSED_DETAIL
-from gateway.start_body import later_of_headers, parent_of_headers, pin_of_headers
+from gateway.start_body import later_of_headers, parent_of_headers, pin_of_headers, priority_of_headers
 from mesh.edge import Answer, HotRoute, Request
 from mesh.errors import (
     ConfigError,
@@ -23,6 +23,7 @@ from mesh.errors import (
     NotFound,
     Refusal,
     StoreUnsafe,
+    TooMany,
     Unauthenticated,
     Unavailable,
 )
@@ -75,6 +76,8 @@ def render(error: Exception) -> Answer:
             headers.append((b"www-authenticate", b'Bearer realm="mesh"'))
         if isinstance(error, Gone):
             status = 410
+        if isinstance(error, TooMany):
+            headers += error.headers
     elif isinstance(error, ConfigError):
         status, message = 503, STORE_REFUSED_DETAIL
         metadata["code"] = STORE_REFUSED
@@ -205,6 +208,7 @@ class NexusSurface:
                 callback_headers=headers.callback,
                 close_ms=close_ms or 0,
                 links=headers.links,
+                priority=priority_of_headers(first),
                 later=later,
                 parent=parent_of_headers(first),
                 large=large,
@@ -225,13 +229,15 @@ class NexusSurface:
         replayed = [(b"idempotency-replayed", b"true")] if placed.replayed else []
         if known is not None and known.outcome is not None:
             answer = nexus_answer(placed.id, known.state, known.outcome, link, known.links, first=True)
-            return answer._replace(headers=[*answer.headers, *replayed]) if replayed else answer
+            more = [*replayed, *placed.quota]
+            return answer._replace(headers=[*answer.headers, *more]) if more else answer
         headers = [
             (b"content-type", b"application/json"),
             (b"mesh-operation-id", placed.id.encode()),
             (b"nexus-link", link),
             *[(b"nexus-link", one.encode("latin-1")) for one in placed.agent_links],
             *replayed,
+            *placed.quota,
         ]
         return Answer(201, headers, b'{"token":"%b","state":"running"}' % placed.id.encode())
 

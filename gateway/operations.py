@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from gateway.admission import room
 from gateway.journals import Journals, raise_for
 from gateway.many import Many
 from gateway.orders import (
@@ -30,7 +31,7 @@ from mesh.machine import Event, Kind
 from mesh.store.layout import Outcome, Request
 from mesh.store.pulls import PullStore
 from mesh.store.store import BacklogFull, NoEndpoint, NoSession, OtherParent, ParentLost, Store
-from mesh.store.verbs import LOOK, Accepted, KeyReused, Replayed, Start, Work
+from mesh.store.verbs import LOOK, Accepted, ChildStart, KeyReused, Replayed, Start, Work
 from mesh.wire import failure_json, format_link
 from registry.routing import Outcome as Routed
 
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from gateway.payloads import Payloads
     from gateway.pull.desk import Desk
     from gateway.waiters import Waiters
+    from gateway.watermark import Watermark
     from mesh.blobs.spool import Spooled
     from mesh.tokens import Claim, CompletionTokens
     from mesh.wire import Completion as WireCompletion
@@ -76,6 +78,7 @@ class Operations(Many, Journals):
         session: Session,
         metrics: Metrics,
         payloads: Payloads,
+        watermark: Watermark,
         retention_ms: int,
         rejoin: Callable[[str], Awaitable[None]],
         recheck: Callable[[], Awaitable[None]],
@@ -89,6 +92,7 @@ class Operations(Many, Journals):
         self._egress = egress
         self._session = session
         self._retention_ms = retention_ms
+        self._watermark = watermark
         self._rejoin = rejoin
         self._recheck = recheck
 
@@ -141,13 +145,15 @@ class Operations(Many, Journals):
             if isinstance(reply, Accepted):
                 self._note(order, endpoint)
                 head = fresh_head(start, reply)
+                quota = room(endpoint, order.namespace, reply)
                 if reply.attempt and not isinstance(admitted, str):
                     sent = True
                     self._courier.start(Work(start.id, Kind.START, head, request, order.body), endpoint, admitted)
                 elif reply.attempt:
                     # Resent after a lost reply: the lease was taken although this gateway knew a hindrance.
                     self._courier.take([Work(start.id, Kind.START, head, request, order.body)])
-                placed, first = Placed(start.id, replayed=False, head=head, request=request, first=first), None
+                placed = Placed(start.id, replayed=False, head=head, request=request, first=first, quota=quota)
+                first = None
                 return placed
             return await self._earlier(reply)
         finally:
@@ -182,6 +188,7 @@ class Operations(Many, Journals):
                 return await self._earlier(reply)
             self._metrics.start("accepted")
             head = fresh_head(start, reply)
+            quota = room(endpoint, order.namespace, reply)
             if poll is not None and reply.fetched:
                 head = fetched_head(head, poll.instance, poll.lease_ms)
                 taker, poll = poll, None
@@ -189,7 +196,7 @@ class Operations(Many, Journals):
             elif reply.attempt:
                 # Since a moment ago its agents are sent their work.
                 self._courier.take([Work(start.id, Kind.START, head, request, order.body)])
-            placed, first = Placed(start.id, replayed=False, head=head, request=request, first=first), None
+            placed, first = Placed(start.id, replayed=False, head=head, request=request, first=first, quota=quota), None
             return placed
         finally:
             if first is not None:
@@ -212,7 +219,8 @@ class Operations(Many, Journals):
             if order.later is not None and order.later.left_ms() < SOON_MS:
                 self._wake(LOOK)
             head = later_head(fresh_head(start, reply), start)
-            placed, first = Placed(start.id, replayed=False, head=head, request=request, first=first), None
+            quota = room(endpoint, order.namespace, reply)
+            placed, first = Placed(start.id, replayed=False, head=head, request=request, first=first, quota=quota), None
             return placed
         finally:
             if first is not None:
@@ -233,6 +241,8 @@ class Operations(Many, Journals):
     async def _accept(
         self, start: Start, request: Request, body: bytes, seat: tuple[bytes, ...] = ()
     ) -> Accepted | Replayed | KeyReused:
+        if self._watermark.full and not isinstance(start, ChildStart) and not await self._store.knows(start.key):
+            raise self._watermark.refusal()
         try:
             try:
                 return await self._store.start(start, request, body, seat)
@@ -241,7 +251,7 @@ class Operations(Many, Journals):
                 start.session = self._session.name
                 return await self._store.start(start, request, body, seat)
         except (ParentLost, OtherParent, NoEndpoint, BacklogFull) as lost:
-            raise await self._lost(lost, request) from None
+            raise await self._lost(lost, request, start.ns) from None
 
     async def cancel(self, operation: str, namespace: str) -> str:
         """`canceled`, `requested`, or `same` for a repeat or an ended operation. Raises NotFound."""

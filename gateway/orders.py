@@ -88,6 +88,7 @@ class Order(NamedTuple):
     labels: dict[str, str] = {}  # noqa: RUF012 - read only
     links: list[str] = []  # noqa: RUF012 - read only
     parent: Parent | None = None
+    priority: int = 0
     later: Later | None = None
     large: Spooled | None = None
     """The input where it came in a file; `body` is empty then."""
@@ -109,6 +110,8 @@ class Placed(NamedTuple):
     journal: int = 0
     links: Sequence[str] = ()
     """Of a repeat: as in `Known`."""
+    quota: Sequence[tuple[bytes, bytes]] = ()
+    """Headers that say what the caller may still have waiting."""
 
     @property
     def agent_links(self) -> Sequence[str]:
@@ -235,6 +238,8 @@ def start_arguments(
             start.starts_at = order.later.at_ms
         else:
             start.delay_ms = order.later.delay_ms
+    if order.priority:
+        start.priority = order.priority
     if claim is None or order.parent is None:
         return start
     return ChildStart(
@@ -269,7 +274,7 @@ def fresh_head(start: Start, accepted: Accepted) -> Head:
         namespace=start.ns, key=start.key, digest=start.digest,
         parent=f"{start.parent}.{start.parent_run}" if isinstance(start, ChildStart) else "",
         parent_key=start.parent_key if isinstance(start, ChildStart) else "",
-        pin=start.pin,
+        pin=start.pin, priority=start.priority or 0,
     )  # fmt: skip
 
 

@@ -160,7 +160,7 @@ def record_fields(
         record |= durable_fields(head, journal, beat)
     if head.delay_ms:
         record["starts_at"] = to_rfc3339(head.created_at + head.delay_ms)
-    if head.blocked or head.pin:
+    if head.blocked or head.pin or head.priority:
         record |= waiting_fields(head)
     if head.cancel_asked:
         record["cancel_requested"] = True
@@ -179,8 +179,10 @@ def record_fields(
 
 
 def waiting_fields(head: Head) -> dict[str, Any]:
-    """What it waits for; which version must run it, or which instance it is a canary of."""
+    """What it waits for, how urgent it is; which version must run it, or which instance it is a canary of."""
     fields: dict[str, Any] = {"blocked": head.blocked} if head.blocked else {}
+    if head.priority:
+        fields["priority"] = head.priority
     if not head.pin:
         return fields
     if head.pin[0] == CANARY:

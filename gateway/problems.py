@@ -75,7 +75,7 @@ def problem(error: Exception) -> Answer:
             retry_after_s=error.retry_after_s if isinstance(error, TooMany) else None,
             operation_id=error.operation_id,
             errors=error.errors,
-            headers=[_challenge(error)] if isinstance(error, Unauthenticated) else None,
+            headers=[_challenge(error)] if isinstance(error, Unauthenticated) else list(getattr(error, "headers", ())),
         )
     if isinstance(error, Unavailable):
         return render(

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Final
 
-from gateway import batches, contracts, declared, declared_tasks, endpoints, routes, streams, versions
+from gateway import batches, contracts, declared, declared_tasks, endpoints, queues, routes, streams, versions
 from gateway.pull import declared as declared_pull
 
+_REGISTRY: Final = (endpoints, versions, contracts, queues)
 ROUTERS: Final = tuple(
-    room.router
-    for room in (routes, streams, batches, declared, declared_tasks, declared_pull, endpoints, versions, contracts)
+    room.router for room in (routes, streams, batches, declared, declared_tasks, declared_pull, *_REGISTRY)
 )

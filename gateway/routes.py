@@ -11,6 +11,7 @@ from gateway.details import details
 from gateway.listing import LIMIT_DEFAULT, LIMIT_MAX, Filters, redeliver
 from gateway.outcomes import encode_json, known_fields
 from gateway.query import check_query
+from gateway.queues import families
 from mesh.errors import Malformed
 from mesh.ids import is_operation_id
 from mesh.machine import Delivery, Kind, State
@@ -182,5 +183,6 @@ async def readyz(request: Request) -> Response:
 
 @router.get("/metrics", tags=["gateway"], summary="Prometheus")
 async def metrics(request: Request) -> Response:
-    """Counters and gauges of this process."""
-    return Response(mesh_of(request).metrics.render(), media_type="text/plain; version=0.0.4; charset=utf-8")
+    """Counters and gauges of this process, and who waits and runs at endpoints in the store."""
+    mesh = mesh_of(request)
+    return Response(mesh.metrics.render(await families(mesh)), media_type="text/plain; version=0.0.4; charset=utf-8")

@@ -157,6 +157,9 @@ class GatewaySettings(_Table):
     retention_ms: int = Field(
         default=7 * DAY_MS, ge=60_000, le=365 * DAY_MS, description="milliseconds that an ended operation is kept"
     )
+    memory_watermark: float = Field(
+        default=0.85, ge=0.1, le=1.0, description="share of the store's maxmemory above which no new work is taken"
+    )
     drain_s: float = Field(
         default=8.0, ge=0.0, le=12.0, description="seconds for the work under way after SIGTERM; all must end in 15"
     )

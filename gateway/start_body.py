@@ -47,8 +47,8 @@ MESH_START: Final = b"mesh-start"
 _OF_ORDER: Final = DIGESTS | {b"accept"}
 """Headers that are about the order and its answer, and not about the input."""
 VERSION_HEADER: Final = b"mesh-version"
-LATER: Final = ("priority",)
-"""Fields of later issues: refused until they work, never accepted silently (P63)."""
+PRIORITY: Final = b"mesh-priority"
+PRIORITY_MAX: Final = 9
 
 
 class CallbackBody(msgspec.Struct, forbid_unknown_fields=True):
@@ -94,6 +94,7 @@ class StartBody(msgspec.Struct, forbid_unknown_fields=True):
     delay_ms: int | None = None
     start_at: str | None = None
     version: str | None = None
+    priority: int = 0
 
 
 Fields = TypeVar("Fields", bound=msgspec.Struct)
@@ -109,7 +110,7 @@ def _pointer(message: str) -> dict[str, str]:
 
 
 def read_start(body: bytes) -> StartBody:
-    """Of strict JSON. Raises Malformed (not_supported_yet) and Unprocessable with pointers."""
+    """Of strict JSON. Raises Malformed and Unprocessable with pointers."""
     return read_fields(body, _decoder)
 
 
@@ -118,16 +119,6 @@ def read_fields(body: bytes, decoder: msgspec.json.Decoder[Fields]) -> Fields:
     try:
         return decoder.decode(body)
     except msgspec.ValidationError as error:
-        try:
-            names = _decode_names(body).keys()
-        except msgspec.ValidationError:
-            names = ()
-        for name in LATER:
-            if name in names:
-                detail = f"`{name}` is not supported yet; leave it out"
-                raise Malformed(
-                    detail, code="not_supported_yet", errors=[{"pointer": f"/{name}", "detail": detail}]
-                ) from None
         faults = _faults(body, decoder.type) or [_pointer(str(error))]
         more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
         raise Unprocessable(
@@ -193,6 +184,20 @@ def _names(body: StartBody) -> None:
     for name, value in body.labels.items():
         if not name or len(name) > LABEL_CHARS_MAX or len(value) > LABEL_CHARS_MAX:
             raise body_invalid("/labels", f"label names and values have at most {LABEL_CHARS_MAX} characters")
+
+
+def _priority(priority: int) -> int:
+    if not 0 <= priority <= PRIORITY_MAX:
+        raise body_invalid("/priority", f"priority is between 0 and {PRIORITY_MAX}; {PRIORITY_MAX} goes first")
+    return priority
+
+
+def priority_of_headers(first: Mapping[bytes, bytes]) -> int:
+    """`Mesh-Priority` of a start over Nexus. Raises Malformed."""
+    text = first.get(PRIORITY, b"0")
+    if len(text) != 1 or not text.isdigit():
+        raise Malformed(f"Mesh-Priority is one digit, 0 to {PRIORITY_MAX}", code="priority_invalid")
+    return int(text)
 
 
 def _later(delay_ms: int | None, start_at: str | None) -> Later | None:
@@ -283,6 +288,7 @@ def read_order(body: StartBody, namespace: str, headers: CallerHeaders) -> Order
         body.labels,
         headers.links,
         parent=_parent(body.parent) if body.parent else None,
+        priority=_priority(body.priority),
         later=_later(body.delay_ms, body.start_at),
         pin=_pin(body.version, "/version"),
     )

@@ -30,6 +30,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 
@@ -116,15 +117,23 @@ class HeadersTooLarge(Refusal):
 
 
 class TooMany(Refusal):
-    """A quota or a cap; `retry_after_s` whole seconds."""
+    """A quota or a cap; `retry_after_s` whole seconds. `headers`: what the answer says of the quota."""
 
     status = 429
     retryable = True
     code = "too_many"
 
-    def __init__(self, detail: str, *, retry_after_s: int = 1, code: str | None = None) -> None:
+    def __init__(
+        self,
+        detail: str,
+        *,
+        retry_after_s: int = 1,
+        code: str | None = None,
+        headers: Sequence[tuple[bytes, bytes]] = (),
+    ) -> None:
         super().__init__(detail, code=code)
         self.retry_after_s = retry_after_s
+        self.headers = headers
 
 
 class Unavailable(MeshError):

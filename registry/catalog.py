@@ -273,6 +273,7 @@ class Catalog(Presence):
             pull=spec.target.kind == "pull",
             retry=spec.policy.retry.as_text(),
             change=verdict.change(namespace) if verdict is not None else b"",
+            limits=spec.policy.shares(),
         )
         await self.refresh()
         endpoint = self._by_id.get(endpoint_id)
@@ -305,6 +306,10 @@ class Catalog(Presence):
     async def loads(self, endpoints: Sequence[Endpoint]) -> list[tuple[int, int]]:
         """(running, waiting) operations of each, as the store counts them now."""
         return await self._store.loads([one.id for one in endpoints])
+
+    def all(self) -> list[Endpoint]:
+        """Every living endpoint, by name."""
+        return [one for _, one in sorted(self._by_name.items())]
 
     def visible(self, namespace: str) -> list[Endpoint]:
         """What `namespace` owns or may call, by name."""

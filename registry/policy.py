@@ -6,9 +6,10 @@ the gateway that reads it. Knows no store and no HTTP.
 
 from __future__ import annotations
 
-from typing import Final, Literal, Self
+import re
+from typing import Annotated, Any, Final, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, model_validator
 
 HOUR_MS: Final = 3_600_000
 TIMEOUT_MS_MAX: Final = 60 * 24 * HOUR_MS
@@ -19,7 +20,22 @@ START_LEASE_GRACE_MS: Final = 5_000
 BREAKER_OPEN_MS_MAX: Final = 60_000
 CHECK_MS_MIN: Final = 500
 CANARIES_MAX: Final = 16
+WAITING_MAX: Final = 10_000_000
+WEIGHT_MAX: Final = 1_000
+LIMITED_MAX: Final = 256
+"""Namespaces with limits of their own at one endpoint."""
 _EXPONENT_MAX: Final = 64
+
+_namespace: Final = re.compile(r"\*|[a-z0-9](?:[a-z0-9_-]{0,61}[a-z0-9])?").fullmatch
+
+
+def _limited(name: str) -> str:
+    if not _namespace(name):
+        raise ValueError("limits are by namespace (1 to 63 lower case letters, digits, '-' or '_'), or `*`")
+    return name
+
+
+LimitedName = Annotated[str, AfterValidator(_limited)]
 
 
 class Part(BaseModel):
@@ -103,6 +119,23 @@ class Flapping(Part):
     within_ms: int = Field(default=60_000, ge=1_000, le=HOUR_MS)
 
 
+class NamespaceLimits(Part):
+    """What one calling namespace may use of an endpoint; what is left out follows `*`, and then does not exist."""
+
+    rate_per_s: float | None = Field(
+        default=None, ge=0.001, le=100_000.0, description="most dispatches of the namespace per second"
+    )
+    max_concurrency: int | None = Field(
+        default=None, ge=1, le=100_000, description="most operations of the namespace that run at once"
+    )
+    weight: int | None = Field(
+        default=None, ge=1, le=WEIGHT_MAX, description="share of the endpoint while others wait too (1)"
+    )
+    max_waiting: int | None = Field(
+        default=None, ge=1, le=WAITING_MAX, description="most operations of the namespace that wait in line; then 429"
+    )
+
+
 class Policy(Part):
     """Policy of one endpoint. Timeouts left out, and limits left out, do not exist."""
 
@@ -133,12 +166,44 @@ class Policy(Part):
     canaries: list[Canary] = Field(default=[], max_length=CANARIES_MAX, description="at most one per service")
     flapping: Flapping = Flapping()
 
+    max_waiting: int | None = Field(
+        default=None, ge=1, le=WAITING_MAX, description="most operations of each namespace that wait in line; then 429"
+    )
+    limits: dict[LimitedName, NamespaceLimits] = Field(
+        default={}, max_length=LIMITED_MAX, description="by calling namespace, `*` for those not named"
+    )
+
     @model_validator(mode="after")
     def _one_each(self) -> Self:
         services = [one.service for one in self.canaries]
         if len(set(services)) < len(services):
             raise ValueError("policy.canaries has two of one service; keep one")
         return self
+
+    def share(self, namespace: str) -> NamespaceLimits:
+        """What holds for a namespace, or for `*`."""
+        share = NamespaceLimits(max_waiting=self.max_waiting, weight=1)
+        for name in ("*", namespace):
+            if name in self.limits:
+                share = share.model_copy(update=self.limits[name].model_dump(exclude_none=True))
+        return share
+
+    def seen_by(self, namespace: str | None) -> dict[str, Any]:
+        """The whole policy, but of limits only what concerns `namespace`; None: the owner's."""
+        fields = self.model_dump()
+        if namespace is not None:
+            fields["limits"] = {name: one for name, one in fields["limits"].items() if name in ("*", namespace)}
+        return fields
+
+    def shares(self) -> list[str]:
+        """For the store (mesh/store/lua/line.lua): name, `rate concurrency weight max_waiting`, and so on; 0 none."""
+        if not self.limits and self.max_waiting is None:
+            return []
+        texts: list[str] = []
+        for name in ("*", *(name for name in self.limits if name != "*")):
+            one = self.share(name)
+            texts += [name, f"{one.rate_per_s or 0} {one.max_concurrency or 0} {one.weight} {one.max_waiting or 0}"]
+        return texts
 
     @property
     def start_lease_ms(self) -> int:

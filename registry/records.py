@@ -115,7 +115,7 @@ def endpoint_record(
         "description": spec.description,
         "target": target,
         "services": [one.model_dump(exclude_unset=True) for one in spec.services] if spec.services else [],
-        "policy": spec.policy.model_dump(),
+        "policy": spec.policy.seen_by(viewer if not own else None),
         "allow": spec.allow,
         "labels": endpoint.labels,
         "paused": endpoint.paused,

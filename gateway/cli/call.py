@@ -71,6 +71,9 @@ def call(
         float | None, typer.Option(metavar="SECONDS", help="It begins that long after its acceptance.")
     ] = None,
     at: Annotated[str | None, typer.Option("--at", metavar="TIME", help="It begins then; RFC 3339.")] = None,
+    priority: Annotated[
+        int, typer.Option(min=0, max=9, help="9 goes first among what waits there from your namespace.")
+    ] = 0,
     label: Labels = None,
     url: Url = "",
     api_key: ApiKey = "",
@@ -101,6 +104,7 @@ def call(
     at_once = at_once or (wait is None and bool(delay or at))
     wait_s = 0.0 if at_once else WAIT_DEFAULT_S if wait is None else wait
     fields: dict[str, Any] = {"endpoint": endpoint, "service": service, "operation": operation}
+    fields |= {"priority": priority} if priority else {}
     if callback is not None:
         fields["callback"] = {"url": callback, "format": callback_format}
     if deadline is not None:

@@ -23,6 +23,7 @@ from gateway.cli import (
     doctor,
     endpoints,
     operations,
+    queue,
     serving,
 )
 from gateway.cli.exits import MEANINGS, Exit, problem_of, tell, tell_bug
@@ -55,6 +56,7 @@ app.command(rich_help_panel=CALL)(call.call)
 app.command(rich_help_panel=CALL)(batch.batch)
 app.add_typer(operations.app, name="operation", rich_help_panel=CALL)
 endpoints.app.command("wait")(arrival.wait)
+endpoints.app.command("queue")(queue.queue)
 app.add_typer(endpoints.app, name="endpoint", rich_help_panel=ADMIN)
 app.add_typer(contracts.app, name="contract", rich_help_panel=ADMIN)
 app.add_typer(deliveries.app, name="delivery", rich_help_panel=ADMIN)

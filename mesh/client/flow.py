@@ -131,6 +131,8 @@ def _start_bytes(order: Order, body: bytes, retry_for_s: float) -> Flow[Placed]:
         headers["operation-timeout"] = f"{order.timeouts['schedule_to_close_ms']}ms"
     if "delay_ms" in order.begin:
         headers["mesh-delay"] = f"{order.begin['delay_ms']}ms"
+    if "priority" in order.begin:
+        headers["mesh-priority"] = str(order.begin["priority"])
     if "start_at" in order.begin:
         headers["mesh-start-at"] = order.begin["start_at"]
     path = f"/nexus/endpoints/{endpoint}/services/{service}/{operation}{query}"

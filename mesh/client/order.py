@@ -79,7 +79,7 @@ class Called(NamedTuple):
 class Order(NamedTuple):
     """All of a start. Timeouts in milliseconds; `callback` a URL or `{url, headers?, format?}`.
 
-    `begin`: `delay_ms` or `start_at` of one that begins later.
+    `begin`: `delay_ms` or `start_at` of one that begins later, `priority`.
     """
 
     endpoint: str

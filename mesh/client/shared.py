@@ -42,6 +42,7 @@ class StartOptions(TypedDict, total=False):
     callback               URL, or `{url, headers?, format?}`, that is told the outcome
     schedule_to_close_ms   the whole, from acceptance;  schedule_to_start_ms: until an agent began
     start_to_close_ms      from the agent's 201 on;  request_timeout_ms: one request to an agent
+    priority               0 to 9, 9 goes first among what waits for the endpoint from your namespace
     delay_ms               so long after its acceptance it begins; start_at: then, RFC 3339 text or an aware datetime
     labels                 names and values to find the operation by
     headers                passed on to the agent
@@ -55,6 +56,7 @@ class StartOptions(TypedDict, total=False):
     schedule_to_start_ms: int | None
     start_to_close_ms: int | None
     request_timeout_ms: int | None
+    priority: int | None
     delay_ms: int | None
     start_at: str | datetime | None
     labels: Mapping[str, str] | None
@@ -139,17 +141,18 @@ class Base:
             {name: value for name in names if (value := options.get(name)) is not None},
             options.get("labels"),
             _headers(options.get("headers") or {}, options.get("links") or ()),
-            _begin(options.get("delay_ms"), options.get("start_at")),
+            _begin(options.get("delay_ms"), options.get("start_at"), options.get("priority")),
         )
 
 
-def _begin(delay_ms: int | None, start_at: str | datetime | None) -> dict[str, Any]:
+def _begin(delay_ms: int | None, start_at: str | datetime | None, priority: int | None) -> dict[str, Any]:
     if isinstance(start_at, datetime):
         if start_at.tzinfo is None:
             message = "start_at needs a time zone: datetime(..., tzinfo=...)"
             raise ConfigError(message)
         start_at = start_at.isoformat()
-    return {name: value for name, value in (("delay_ms", delay_ms), ("start_at", start_at)) if value is not None}
+    begin = {"delay_ms": delay_ms, "start_at": start_at, "priority": priority}
+    return {name: value for name, value in begin.items() if value is not None}
 
 
 def _value(value: Any) -> Any:

@@ -11,6 +11,7 @@ from mesh.errors import Conflict, NotFound, PreconditionFailed, TooMany
 from mesh.ids import PARTITION
 from mesh.store.functions import Functions, Refused
 from mesh.store.link import Link
+from mesh.store.queues import Queue, read_queues
 from mesh.store.verbs import Check, EndpointRow, InstanceRow, Share
 
 
@@ -180,6 +181,11 @@ class CatalogStore(Functions):
                 detail = f"endpoint {name!r} has {refused.about} versions with a share of their own; reset some first"
                 raise TooMany(detail, code="too_many_versions") from None
             raise unknown_endpoint(name) from None
+
+    async def queues(self, endpoint_ids: Sequence[str]) -> tuple[int, list[Queue]]:
+        """The store's time, and who waits and runs at each endpoint."""
+        now, *rows = await self.fcall("mesh1_queue", {"endpoints": list(endpoint_ids)})
+        return now, read_queues(rows)
 
     async def instance_put(
         self, name: str, namespace: str, instance: str, document: bytes, ttl_ms: int, *, fresh: bool = False

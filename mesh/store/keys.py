@@ -102,6 +102,9 @@ class Keys:
     def children(self, operation_id: str) -> bytes:
         return self._key("children") + operation_id.encode()
 
+    def idempotency(self, digest: str) -> bytes:
+        return self._key("idempotency") + digest.encode()
+
     def index(self, namespace: str) -> bytes:
         return self._key("index") + namespace.encode()
 

@@ -58,12 +58,12 @@ LIMITS: Final = {
 FILES: Final = (
     "line", "pins", "prelude", "turns", "outages", "pulling", "durable", "start", "start_many", "started", "complete",
     "retry", "release", "cancel", "heartbeat", "claim", "unblock", "pull", "answers", "delivery", "sessions", "journal",
-    "suspend", "registry", "instances", "checks",
+    "suspend", "registry", "instances", "checks", "queue",
 )  # fmt: skip
 
 ADMISSION: Final = frozenset({"mesh1_start", "mesh1_start_many", "mesh1_endpoint_put", "mesh1_append"})
 """The only functions that a full store refuses; the others end or move what is kept (docs/why/invariants.md I29)."""
-READS: Final = frozenset({"mesh1_pages"})
+READS: Final = frozenset({"mesh1_pages", "mesh1_queue"})
 """Functions that write nothing."""
 
 

@@ -129,6 +129,10 @@ class Store(Durable):
         replies = await self.fcall("mesh1_start_many", len(starts), *payload)
         return [_started(reply) if reply[0] != b"refused" else _refusal(reply[1].decode()) for reply in replies]
 
+    async def knows(self, key: str) -> bool:
+        """Whether an operation has the idempotency key (its digest, "" for none)."""
+        return bool(key) and await self.link.call(b"EXISTS", self.keys.idempotency(key)) == 1
+
     async def cancel(self, operation_id: str, namespace: str, session: str) -> Moved | None:
         """None: no such operation in this namespace. The reply's work is leased to `session`."""
         arguments = {

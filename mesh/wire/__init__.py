@@ -65,6 +65,7 @@ from mesh.wire.names import (
     quote_segment,
     split_path,
 )
+from mesh.wire.quotas import WAITING, Quota, quota_headers
 from mesh.wire.replies import OPERATION_TOKEN_BYTES_MAX, Completion, parse_completion, parse_started
 from mesh.wire.strict_json import (
     CHEAP_BYTES,
@@ -96,6 +97,7 @@ __all__ = [
     "OPERATION_TOKEN_BYTES_MAX",
     "READ_NS_MAX",
     "UNKNOWN",
+    "WAITING",
     "CallerHeaders",
     "Completion",
     "Failure",
@@ -103,6 +105,7 @@ __all__ = [
     "Link",
     "OperationOutcome",
     "Preference",
+    "Quota",
     "RawHeader",
     "RawHeaders",
     "as_operation_failure",
@@ -138,6 +141,7 @@ __all__ = [
     "parse_rfc3339",
     "parse_started",
     "peer_failure",
+    "quota_headers",
     "quote_segment",
     "readable_json",
     "reading_ns",

@@ -256,14 +256,6 @@ class TestRefused:
         """P63."""
         check_problem(await caller.post("/v1/operations", body), 400, "json_invalid")
 
-    @pytest.mark.parametrize("field", ["priority"])
-    async def test_what_does_not_work_yet_is_refused(self, caller: Caller, agent: Actor, field: str) -> None:
-        """P63: never accepted silently (P63)."""
-        fields: dict[str, Any] = {field: 1}
-        answer = await caller.v1(await caller.register(agent.url), **fields)
-        check_problem(answer, 400, "not_supported_yet", f"/{field}")
-        assert agent.calls == []
-
     async def test_unknown_names_are_404(self, caller: Caller, agent: Actor) -> None:
         """P22."""
         name = await caller.register(agent.url, services=[{"name": "s", "operations": [{"name": "o"}]}])

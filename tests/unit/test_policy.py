@@ -46,6 +46,8 @@ class TestDefaults:
             "probe": {"kind": "http", "path": "/healthz", "every_ms": 10_000, "timeout_ms": 2_000, "failures": 2},
             "canaries": [],
             "flapping": {"arrivals": 4, "within_ms": 60_000},
+            "max_waiting": None,
+            "limits": {},
         }
 
     def test_an_empty_registration_is_one(self) -> None:
@@ -170,6 +172,25 @@ class TestSpec:
         with pytest.raises(Malformed):
             check_instance(name)
         assert check_instance("host-1:8000.x_y") == "host-1:8000.x_y"
+
+
+class TestLimits:
+    def test_what_is_left_out_follows_the_star_and_then_the_endpoint(self) -> None:
+        """P333; the store gets every one of them whole."""
+        limits = {"a": {"weight": 3}, "*": {"max_concurrency": 2, "rate_per_s": 10}, "b": {"max_waiting": 7}}
+        policy = read_spec(EndpointSpec, {"policy": {"max_waiting": 9, "limits": limits}}).policy
+        assert policy.share("a").model_dump() == {
+            "rate_per_s": 10.0, "max_concurrency": 2, "weight": 3, "max_waiting": 9
+        }  # fmt: skip
+        assert policy.shares() == ["*", "10.0 2 1 9", "a", "10.0 2 3 9", "b", "10.0 2 1 7"]
+        assert (Policy().shares(), Policy(max_concurrency=1).shares()) == ([], [])
+        assert set(policy.seen_by("b")["limits"]) == {"*", "b"}
+
+    def test_bounds_have_pointers(self) -> None:
+        """P333."""
+        found = refused(EndpointSpec, {"policy": {"limits": {"a": {"weight": 0}}, "max_waiting": 0}})
+        assert set(found) == {"/policy/limits/a/weight", "/policy/max_waiting"}
+        assert set(refused(EndpointSpec, {"policy": {"limits": {"A B": {}}}})) == {"/policy/limits/A B"}
 
 
 class TestSchemas:
