@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
 from mesh.errors import TooMany
@@ -31,5 +32,10 @@ def backlog_full(refused: BacklogFull, endpoint: str, namespace: str) -> TooMany
 
 def room(endpoint: Endpoint, namespace: str, reply: Accepted) -> Headers:
     """`RateLimit` of an accepted start; nothing where the namespace may wait as much as it wants."""
-    most = endpoint.policy.share(namespace).max_waiting if reply.room is not None else None
+    most = _most(endpoint, namespace) if reply.room is not None else None
     return [] if most is None else quota_headers(Quota(WAITING, most, reply.room or 0, namespace))
+
+
+@lru_cache(maxsize=4096)
+def _most(endpoint: Endpoint, namespace: str) -> int | None:
+    return endpoint.policy.share(namespace).max_waiting

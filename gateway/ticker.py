@@ -75,6 +75,7 @@ class Ticker:
         self._strangers: set[str] = set()
         self._relabel_at_s = 0.0
         self._held_at_s = 0.0
+        self._claim_at_s = 0.0
         self._left = 0
         self._tasks: list[asyncio.Task[None]] = []
         self.sessions = 0
@@ -84,7 +85,9 @@ class Ticker:
     def wake(self, line: str) -> None:
         """Look now: a slot became free, a timer was set before the next look (LOOK), or `line` has work."""
         if line:
-            if line != LOOK:
+            if line == LOOK:
+                self._claim_at_s = 0.0
+            else:
                 self._lines.add(line)
             self._claim_now.set()
 
@@ -197,8 +200,13 @@ class Ticker:
     async def _claim_once(self) -> None:
         name = self._session.name
         try:
-            pause_s = await self.claim()
+            # A line that moves fires no timer: under load that would be a look for every slot that becomes free.
+            if (now_s := monotonic_s()) >= self._claim_at_s:
+                self._claim_at_s = now_s + CLAIM_S
+                pause_s = await self.claim()
+                self._claim_at_s = min(self._claim_at_s, now_s + pause_s)
             await self.move_lines()
+            pause_s = self._claim_at_s - monotonic_s()
         except NoSession:
             await self.rejoin(name)
             return

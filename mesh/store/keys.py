@@ -26,8 +26,7 @@ SUFFIXES: Final = {
     "index": ":ops:",  # + namespace; zset, operation id by acceptance, ms
     "dead": ":dead:",  # + namespace; zset, delivery id by time of death, ms
     "endpoint": ":ep:",  # + endpoint id; hash gone paused max rate tat run pull retry versions shares, for dispatching;
-    # run: tat: drain: + namespace, where the endpoint has limits
-    "limits": ":lim:",  # + endpoint id; hash, namespace or * -> its limits there (lua/registry.lua)
+    # run: tat: drain: of: (its limits) + namespace, where the endpoint has limits
     "waiting": ":wait:",  # + endpoint id [+ `|` + pin]; zset, blocked operation id by when it could begin, ms
     "line": ":line:",  # + endpoint id [+ `|` + pin] : namespace; zset, the same less the worth of their priority, ms
     "turns": ":turn:",  # + endpoint id [+ `|` + pin]; zset, namespaces that take turns, by virtual time (lua/line.lua)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from binascii import b2a_base64
+from functools import lru_cache
 from typing import Final, NamedTuple
 
 WAITING: Final = "waiting"
@@ -21,10 +22,13 @@ class Quota(NamedTuple):
 
 def quota_headers(quota: Quota) -> list[tuple[bytes, bytes]]:
     """The two headers; the unit is operations at once."""
-    name = quota.name.encode()
-    key = b2a_base64(quota.partition.encode(), newline=False)
     reset = b";t=%d" % quota.reset_s if quota.reset_s else b""
-    return [
-        (b"ratelimit-policy", b'"%b";q=%d;qu="concurrent-requests";pk=:%b:' % (name, quota.limit, key)),
-        (b"ratelimit", b'"%b";r=%d%b;pk=:%b:' % (name, max(quota.remaining, 0), reset, key)),
-    ]
+    policy, name, key = _policy(quota.name, quota.limit, quota.partition)
+    return [policy, (b"ratelimit", b"%b;r=%d%b;%b" % (name, max(quota.remaining, 0), reset, key))]
+
+
+@lru_cache(maxsize=4096)
+def _policy(name: str, limit: int, partition: str) -> tuple[tuple[bytes, bytes], bytes, bytes]:
+    """What is the same in every answer: the policy's header, the quoted name, the partition key."""
+    quoted, key = b'"%b"' % name.encode(), b"pk=:%b:" % b2a_base64(partition.encode(), newline=False)
+    return (b"ratelimit-policy", b'%b;q=%d;qu="concurrent-requests";%b' % (quoted, limit, key)), quoted, key

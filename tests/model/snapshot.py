@@ -93,7 +93,6 @@ class Snapshot:
     turns: dict[str, dict[str, float]] = field(default_factory=dict)
     debts: dict[str, dict[str, float]] = field(default_factory=dict)
     parked: dict[str, dict[str, float]] = field(default_factory=dict)
-    limits: set[str] = field(default_factory=set)
     journals: dict[str, list[Line]] = field(default_factory=dict)
     streams: dict[str, list[Line]] = field(default_factory=dict)
     children: dict[str, dict[str, float]] = field(default_factory=dict)
@@ -147,8 +146,8 @@ def _sort(snapshot: Snapshot, name: str, value: Any) -> None:  # noqa: C901, PLR
             snapshot.names = {name: text.decode() for name, text in _pairs(value).items()}
         elif kind == "catalog":
             snapshot.catalog = set(_pairs(value))
-        elif kind in ("instances", "limits"):
-            getattr(snapshot, kind).add(rest)
+        elif kind == "instances":
+            snapshot.instances.add(rest)
         return
     snapshot.foreign.append(name)
 
@@ -308,7 +307,7 @@ def _orphans(snapshot: Snapshot) -> Iterator[str]:
     for endpoint in snapshot.waiting.keys() - snapshot.waiting_endpoints:
         yield f"nobody is told that operations wait for {endpoint}"
     yield from _turns(snapshot)
-    for one in (snapshot.instances | snapshot.catalog | snapshot.limits) - snapshot.endpoints.keys():
+    for one in (snapshot.instances | snapshot.catalog) - snapshot.endpoints.keys():
         yield f"registry rows of unknown endpoint {one}"
 
 

@@ -24,9 +24,9 @@ local function share_of(ep, namespace)
   ep.of = ep.of or {}
   local share = ep.of[namespace]
   if not share then
-    local texts = redis.call('HMGET', ep.root .. KEY.limits .. ep.id, namespace, '*')
-    local rate, max, weight, cap = string.match(texts[1] or texts[2] or '', '^(%S+) (%S+) (%S+) (%S+)$')
-    local f = redis.call('HMGET', ep.root .. KEY.endpoint .. ep.id, 'run:' .. namespace, 'tat:' .. namespace)
+    local f = redis.call('HMGET', ep.root .. KEY.endpoint .. ep.id,
+      'run:' .. namespace, 'tat:' .. namespace, 'of:' .. namespace, 'of:*')
+    local rate, max, weight, cap = string.match(f[3] or f[4] or '', '^(%S+) (%S+) (%S+) (%S+)$')
     share = {
       rate = tonumber(rate) or 0, max = tonumber(max) or 0, weight = tonumber(weight) or 1, cap = tonumber(cap) or 0,
       run = tonumber(f[1]) or 0, tat = tonumber(f[2]) or 0,
@@ -64,15 +64,20 @@ end
 local function hindrance_outside(ep, namespace, now)
   local reason = hindrance(ep, now)
   if reason ~= '' then return reason end
-  if ep.shares then
+  local turns, share = ep.root .. KEY.turns .. ep.id, share_of(ep, namespace)
+  if share then
     reason = own_limit(ep, namespace, now)
     if reason ~= '' then return reason end
-    local share = share_of(ep, namespace)
-    if (share.max > 0 or share.rate > 0) and redis.call('EXISTS', queue_of(ep.root, ep.id, namespace)) == 1 then
+    local bounded, queue = share.max > 0 or share.rate > 0, queue_of(ep.root, ep.id, namespace)
+    if redis.call('EXISTS', bounded and queue or turns, turns) == 0 then
+      share.clear = true
+      return ''
+    end
+    if bounded and redis.call('EXISTS', queue) == 1 then
       return share.max > 0 and 'namespace_concurrency' or 'namespace_rate'
     end
   end
-  if (ep.max > 0 or ep.rate > 0) and redis.call('EXISTS', ep.root .. KEY.turns .. ep.id) == 1 then
+  if (ep.max > 0 or ep.rate > 0) and redis.call('EXISTS', turns) == 1 then
     return ep.max > 0 and 'concurrency' or 'rate'
   end
   return ''
@@ -146,8 +151,8 @@ local function take_slot(op, ep)
     local share, key = share_of(ep, op.namespace), ep.root .. KEY.endpoint .. ep.id
     op.slot = share and share.max > 0 and 2 or 1
     ep.run = ep.run + 1
-    redis.call('HINCRBY', key, 'run', 1)
     if share then share.run = share.run + 1 end
+    redis.call('HINCRBY', key, 'run', 1)
     redis.call('HINCRBY', key, 'run:' .. op.namespace, 1)
   end
 end
@@ -160,25 +165,28 @@ local function free_slot(op)
     local key = op.root .. KEY.endpoint .. op.endpoint
     redis.call('HINCRBY', key, 'run', -1)
     redis.call('HINCRBY', key, 'run:' .. op.namespace, -1)
-    if op.slot == 2 and redis.call('ZREM', op.root .. KEY.parked .. op.endpoint, op.namespace) == 1 then
+    local parked = op.root .. KEY.parked .. op.endpoint
+    op.freed = true
+    op.awaited = redis.call('EXISTS', op.root .. KEY.turns .. op.endpoint, parked) > 0
+    if op.awaited and op.slot == 2 and redis.call('ZREM', parked, op.namespace) == 1 then
       enter_turns(op.root, op.endpoint, op.namespace)
     end
     op.slot = 0
-    op.freed = true
   end
 end
 
 -- `tat` is when the rate would be used up evenly.
 local function pace(ep, namespace, now)
-  local key = ep.root .. KEY.endpoint .. ep.id
-  if ep.rate > 0 then
-    ep.tat = math.max(ep.tat, now) + 1000 / ep.rate
-    redis.call('HSET', key, 'tat', ep.tat)
-  end
-  local share = share_of(ep, namespace)
+  local key, share, own = ep.root .. KEY.endpoint .. ep.id, share_of(ep, namespace), nil
   if share and share.rate > 0 then
     share.tat = math.max(share.tat, now) + 1000 / share.rate
-    redis.call('HSET', key, 'tat:' .. namespace, share.tat)
+    own = 'tat:' .. namespace
+  end
+  if ep.rate > 0 then
+    ep.tat = math.max(ep.tat, now) + 1000 / ep.rate
+    if own then redis.call('HSET', key, 'tat', ep.tat, own, share.tat) else redis.call('HSET', key, 'tat', ep.tat) end
+  elseif own then
+    redis.call('HSET', key, own, share.tat)
   end
 end
 

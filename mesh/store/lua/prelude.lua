@@ -195,7 +195,7 @@ end
 -- instead of at its next tick. '*' when it is to look for another reason: a parent was made due.
 local function waiting_line(op)
   if op.woke then return '*' end
-  if op.freed and redis.call('EXISTS', op.root .. KEY.turns .. op.endpoint) == 1 then return op.endpoint end
+  if op.awaited and redis.call('EXISTS', op.root .. KEY.turns .. op.endpoint) == 1 then return op.endpoint end
   return ''
 end
 

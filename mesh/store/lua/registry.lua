@@ -50,8 +50,12 @@ local function mesh1_endpoint_put(keys, argv)
   redis.call('HSET', root .. KEY.catalog, id, document)
   redis.call('HSET', root .. KEY.endpoint .. id, 'gone', '0', 'owner', a.ns, 'name', a.name, 'version', version,
     'max', a.max, 'rate', a.rate, 'pull', a.pull, 'retry', a.retry, 'shares', #a.limits > 0 and '1' or '0', 'updated_at', now)
-  redis.call('DEL', root .. KEY.limits .. id)
-  if #a.limits > 0 then redis.call('HSET', root .. KEY.limits .. id, unpack(a.limits)) end
+  for _, field in ipairs(redis.call('HKEYS', root .. KEY.endpoint .. id)) do
+    if string.sub(field, 1, 3) == 'of:' then redis.call('HDEL', root .. KEY.endpoint .. id, field) end
+  end
+  for at = 1, #a.limits, 2 do
+    redis.call('HSET', root .. KEY.endpoint .. id, 'of:' .. a.limits[at], a.limits[at + 1])
+  end
   -- Who waited at a limit of its own may have another one now.
   for _, namespace in ipairs(redis.call('ZRANGE', root .. KEY.parked .. id, 0, -1)) do
     redis.call('ZADD', root .. KEY.parked .. id, 0, namespace)

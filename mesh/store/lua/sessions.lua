@@ -39,7 +39,7 @@ local function forget_endpoints(root, now)
     else
       redis.call('ZREM', root .. KEY.gone, id)
       if f[1] == '1' then
-        for _, kind in ipairs({ 'endpoint', 'callers', 'contract', 'running', 'limits' }) do
+        for _, kind in ipairs({ 'endpoint', 'callers', 'contract', 'running' }) do
           redis.call('DEL', root .. KEY[kind] .. id)
         end
         if redis.call('HGET', root .. KEY.names, f[2]) == id then redis.call('HDEL', root .. KEY.names, f[2]) end

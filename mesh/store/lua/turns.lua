@@ -114,6 +114,7 @@ end
 local function backlog(ep, namespace, pin, now)
   local share = share_of(ep, namespace)
   if not share or share.cap == 0 then return nil end
+  if share.clear and (share.max > 0 or share.rate > 0 or ep.max > 0 or ep.rate > 0) then return nil, share.cap end
   local depth = redis.call('ZCARD', queue_of(ep.root, ep.id, namespace))
   if pin then depth = depth + redis.call('ZCARD', queue_of(ep.root, ep.id .. '|' .. pin, namespace)) end
   if depth < share.cap then return nil, share.cap - depth end
