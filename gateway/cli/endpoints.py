@@ -264,7 +264,7 @@ def show_(name: Name, *, url: Url = "", api_key: ApiKey = "", as_json: Json = Fa
 
 def _behind(found: dict[str, Any]) -> str:
     count = sum(bool(one.get("behind")) for one in found["instances"])
-    return f", [yellow]{count} instances registered before it[/] and still get work" if count else ""
+    return f", [yellow]{count} of its instances came before it[/] and get work as before" if count else ""
 
 
 def _short(value: Any) -> str:
