@@ -10,7 +10,7 @@ HTTP out     courier.py takes leased deliveries, starts.py and deliveries.py sen
              what replies mean and callbacks look like, outcomes.py how an end looks to a caller; egress.py and
              egress_rules.py say where to
 Agents       that fetch their work instead of being called: pull/
-Time         ticker.py fires what is due, waiters.py wakes who waits, metrics.py counts
+Time         ticker.py fires what is due, waiters.py wakes who waits, metrics.py counts; schedules/ start by the clock
 For people   cli/ the `mesh` command, demo/ the story behind `make demo`
 
 May import registry and mesh. Knows no Redis; FastAPI, uvicorn and typer live here and nowhere below.

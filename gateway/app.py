@@ -30,6 +30,7 @@ from gateway.pull.attendance import Attendance
 from gateway.pull.desk import Desk
 from gateway.pull.surface import PullSurface
 from gateway.rooms import ROUTERS
+from gateway.schedules.clockwork import Clockwork
 from gateway.tasks import TasksSurface
 from gateway.ticker import Ticker
 from gateway.waiters import Waiters
@@ -75,8 +76,6 @@ class Mesh:
         """`exclusive`: the store belongs to this gateway alone (`mesh dev`), so earlier sessions are dead."""
         self.settings = settings
         self.draining = False
-        self.batches = 0
-        """Being read."""
         self.metrics = Metrics()
         self.session = Session("")
         self.auth = Auth(settings)
@@ -222,7 +221,8 @@ class Mesh:
         self.ticker.start()
         self.checks = Checks(self)
         self.checks.start()
-        self._duties = asyncio.gather(self.attendance.run(), self.watermark.run())
+        self.clockwork = Clockwork(self.link, self.operations, self.courier.take, self._wake)
+        self._duties = asyncio.gather(self.attendance.run(), self.watermark.run(), self.clockwork.run())
         self._started = True
 
     async def stop(self) -> None:

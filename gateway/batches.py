@@ -56,7 +56,7 @@ class Batch:
 
     async def outcomes(self, body: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
         """Lines of outcome, a group at a time. Reading goes on whether or not somebody takes them."""
-        self._mesh.batches += 1
+        self._mesh.operations.batches += 1
         reader = asyncio.create_task(self._read(body), name="mesh-batch")
         try:
             while (group := await self._groups.get()) is not None:
@@ -65,7 +65,7 @@ class Batch:
         finally:
             # Groups under way end by themselves: what the store was asked cannot be taken back.
             reader.cancel()
-            self._mesh.batches -= 1
+            self._mesh.operations.batches -= 1
 
     async def _read(self, body: AsyncIterator[bytes]) -> None:
         waiting: list[Line] = []
@@ -170,7 +170,7 @@ async def start_batch(request: Request) -> Response:
         raw, dict(reversed(raw)), limits._replace(body_bytes_max=BATCH_BYTES_MAX, limit="the limit of a batch"),
         measure=True, large=False,
     )  # fmt: skip
-    if mesh.batches >= BATCHES_MAX:
+    if mesh.operations.batches >= BATCHES_MAX:
         detail = f"this gateway reads {BATCHES_MAX} batches at a time; send it again, or to another gateway"
         raise TooMany(detail, code="too_many_batches")
     batch = Batch(mesh, namespace, caller_headers(raw), limits.body_bytes_max)

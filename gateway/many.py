@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from gateway.watermark import Watermark
     from mesh.blobs.spool import Spooled
     from mesh.store.layout import Request
+    from mesh.store.schedules import Fired
     from mesh.store.store import Store
     from mesh.store.verbs import Start
     from registry.catalog import Catalog, Endpoint
@@ -50,6 +51,8 @@ class Many:
     _rejoin: Callable[[str], Awaitable[None]]
     _recheck: Callable[[], Awaitable[None]]
     payloads: Payloads
+    batches = 0
+    """Being read."""
 
     async def _allowed(self, order: Order) -> Endpoint:
         """The endpoint, which takes such an order. Raises NotFound, Malformed, Unprocessable."""
@@ -124,6 +127,33 @@ class Many:
         replies = iter(await self._accept_many(wanted))
         self._wake(LOOK)
         return [one if one is not None else next(replies) for one in found]
+
+    async def start_scheduled(self, order: Order, fire: Callable[[Start, Request], Awaitable[Fired]]) -> Fired:
+        """Have `fire` decide and start `order`. Raises as `start`."""
+        endpoint = await self._allowed(order)
+        request = stored_request(order, endpoint)
+        reason = self._desk.reason(endpoint) if endpoint.pulls else self._router.hindrance(endpoint, order.pin)
+        start = start_arguments(
+            order._replace(later=Later()), endpoint, session=self._session.name, blocked=reason,
+            retention_ms=self._retention_ms,
+        )  # fmt: skip
+        try:
+            try:
+                fired = await fire(start, request)
+            except NoSession:
+                await self._rejoin(start.session)
+                start.session = self._session.name
+                fired = await fire(start, request)
+        except (NoEndpoint, BacklogFull) as lost:
+            raise await self._lost(lost, request, order.namespace) from None
+        if fired.word == "started":
+            self._note(order, endpoint)
+            self._wake(LOOK)
+        return fired
+
+    async def check_order(self, order: Order) -> None:
+        """Raise what `start` would raise for it now, without starting it."""
+        await self._allowed(order)
 
     async def _accept_many(self, wanted: Sequence[tuple[Order, Endpoint, Start, Request]]) -> list[Begun | MeshError]:
         calls = [(start, request, order.body) for order, _, start, request in wanted]

@@ -15,6 +15,8 @@ from fastapi.openapi.utils import get_openapi
 
 from gateway.declared import FAILURE, schema
 from gateway.pull.frames import AnswersBody, FrameBody, PollBody, StatusesBody
+from gateway.schedules.spec import ScheduleBody
+from gateway.schedules.surface import BackfillBody
 from gateway.start_body import StartBody
 from gateway.tasks_body import (
     EmitBody,
@@ -158,6 +160,36 @@ SHAPES: Final[dict[str, Any]] = {
         content_type=_or_null(_TEXT),
     )
     | {"description": "a large input or result, kept outside the record"},
+    "Schedule": _object(
+        "name id namespace version cron timezone overlap catch_up_ms jitter_ms operation paused next_at upcoming queued"
+        " counts last_run",
+        name=_TEXT,
+        id=_TEXT,
+        namespace=_TEXT,
+        version=_COUNT,
+        description=_TEXT,
+        cron=_TEXT,
+        timezone=_TEXT,
+        overlap={"type": "string", "enum": ["skip", "queue", "allow", "cancel_previous"]},
+        catch_up_ms=_COUNT,
+        jitter_ms=_COUNT,
+        operation={"type": "object", "description": "the fields that were given of a StartBody"},
+        paused={"type": "boolean"},
+        created_at=_TIME,
+        updated_at=_TIME,
+        next_at=_or_null(_TIME),
+        upcoming={"type": "array", "items": _TIME},
+        queued={**_COUNT, "description": "times that wait for their turn"},
+        counts=_object("started skipped missed failed", started=_COUNT, skipped=_COUNT, missed=_COUNT, failed=_COUNT),
+        last_run=_or_null(
+            _object("operation_id scheduled_at", operation_id=_TEXT, scheduled_at=_TIME, state=_or_null(_TEXT))
+        ),
+        last_skipped_at=_or_null(_TIME),
+        last_missed=_or_null(_object("from until", **{"from": _TIME, "until": _TIME, "code": _TEXT})),
+        last_failure=_or_null(
+            _object("at status code detail", at=_TIME, status=_COUNT, code=_TEXT, detail=_TEXT)
+        ),
+    ),
     "HeartbeatAnswer": _object("status", status=_statuses("cancel")),
     "Heartbeats": _object("tasks", tasks=_many("HeartbeatAnswer")),
     "StepAnswer": _object(
@@ -181,6 +213,7 @@ SHAPES: Final[dict[str, Any]] = {
     "Journals": _object("now_ms tasks", now_ms=_COUNT, tasks=_many("JournalAnswer")),
 }
 _BODIES: Final = (
+    ScheduleBody, BackfillBody,
     StartBody, HeartbeatBody, HeartbeatTask, JournalBody, JournalTask, EmitBody, EmitTask, SuspendBody, SuspendTask,
     ReadBody, ReadTask, PollBody, AnswersBody, FrameBody, StatusesBody,
 )  # fmt: skip

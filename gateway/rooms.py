@@ -6,8 +6,9 @@ from typing import Final
 
 from gateway import batches, contracts, declared, declared_tasks, endpoints, queues, routes, streams, versions
 from gateway.pull import declared as declared_pull
+from gateway.schedules import surface as schedules
 
 _REGISTRY: Final = (endpoints, versions, contracts, queues)
 ROUTERS: Final = tuple(
-    room.router for room in (routes, streams, batches, declared, declared_tasks, declared_pull, *_REGISTRY)
+    room.router for room in (routes, streams, batches, schedules, declared, declared_tasks, declared_pull, *_REGISTRY)
 )

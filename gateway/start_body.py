@@ -114,7 +114,9 @@ def read_start(body: bytes) -> StartBody:
     return read_fields(body, _decoder)
 
 
-def read_fields(body: bytes, decoder: msgspec.json.Decoder[Fields]) -> Fields:
+def read_fields(
+    body: bytes, decoder: msgspec.json.Decoder[Fields], what: str = "a start request"
+) -> Fields:
     """As `decoder` has it. Raises as `read_start`."""
     try:
         return decoder.decode(body)
@@ -122,7 +124,7 @@ def read_fields(body: bytes, decoder: msgspec.json.Decoder[Fields]) -> Fields:
         faults = _faults(body, decoder.type) or [_pointer(str(error))]
         more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
         raise Unprocessable(
-            f"the body is not a start request: {faults[0]['detail']}{more}", code="body_invalid", errors=faults
+            f"the body is not {what}: {faults[0]['detail']}{more}", code="body_invalid", errors=faults
         ) from None
 
 

@@ -45,6 +45,11 @@ SUFFIXES: Final = {
     "callers": ":call:",  # + endpoint id; hash, [service, operation, namespace] as JSON -> when last seen calling, ms
     "contract": ":ctr:",  # + endpoint id; list, newest first, of what changed in its contract (lua/registry.lua)
     "registry_version": ":regv",  # counter, moves with every registry change that routing must see
+    "schedule_names": ":schn:",  # + namespace; hash, schedule name -> schedule id
+    "schedule": ":sch:",  # + schedule id; hash: document, clock and how far it got (lua/schedules.lua)
+    "schedules_due": ":schdue",  # zset, schedule id by when to look at it, ms
+    "schedule_queue": ":schq:",  # + schedule id; zset, `{scheduled ms}.{way}` by scheduled time, waiting for its turn
+    "schedule_runs": ":schr:",  # + schedule id; zset, operation id by scheduled time, ms: the newest
     "meta": ":meta",  # hash, identity of this store
 }
 
@@ -124,6 +129,18 @@ class Keys:
 
     def instances(self, endpoint_id: str) -> bytes:
         return self._key("instances") + endpoint_id.encode()
+
+    def schedule_names(self, namespace: str) -> bytes:
+        return self._key("schedule_names") + namespace.encode()
+
+    def schedule(self, schedule_id: str) -> bytes:
+        return self._key("schedule") + schedule_id.encode()
+
+    def schedule_queue(self, schedule_id: str) -> bytes:
+        return self._key("schedule_queue") + schedule_id.encode()
+
+    def schedule_runs(self, schedule_id: str) -> bytes:
+        return self._key("schedule_runs") + schedule_id.encode()
 
     def held(self, session: str) -> bytes:
         return self._key("held") + session.encode()

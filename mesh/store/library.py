@@ -52,16 +52,25 @@ LIMITS: Final = {
     "children_closed": 64,  # children canceled per claim for a parent that ended
     "children_seen": 1_000,  # children of which one may live, looked at when their parent suspends after a cancel
     "unread_ms": 60_000,  # how much longer a child is kept at a time while its parent has its result still to read
+    "schedules": 1_000,  # of one namespace
+    "schedule_queue": 1_000,  # times of one schedule that wait their turn
+    "schedule_runs": 1_000,  # of one schedule listed as its runs
+    "queue_look_ms": 500,  # when a queue is looked at again whose last run goes on
     "beat_ms": 30_000,  # lease of a heartbeat that names no length when none was named before
 }
 
 FILES: Final = (
     "line", "pins", "prelude", "turns", "outages", "pulling", "durable", "start", "start_many", "started", "complete",
     "retry", "release", "cancel", "heartbeat", "claim", "unblock", "pull", "answers", "delivery", "sessions", "journal",
-    "suspend", "registry", "instances", "checks", "queue",
+    "suspend", "registry", "instances", "checks", "queue", "schedules", "firing",
 )  # fmt: skip
 
-ADMISSION: Final = frozenset({"mesh1_start", "mesh1_start_many", "mesh1_endpoint_put", "mesh1_append"})
+ADMISSION: Final = frozenset(
+    {
+        *("mesh1_start", "mesh1_start_many", "mesh1_endpoint_put", "mesh1_append"),
+        *("mesh1_schedule_put", "mesh1_schedule_backfill", "mesh1_schedule_fire"),
+    }
+)
 """The only functions that a full store refuses; the others end or move what is kept (docs/why/invariants.md I29)."""
 READS: Final = frozenset({"mesh1_pages", "mesh1_queue"})
 """Functions that write nothing."""

@@ -114,7 +114,7 @@ class Store(Durable):
         try:
             reply = await self.fcall("mesh1_start", start, encode(request), body, *seat)
         except Refused as refused:
-            refusal = _refusal(f"{refused.word} {refused.about}")
+            refusal = refusal_of(f"{refused.word} {refused.about}")
             if isinstance(refusal, KeyReused):
                 return refusal
             raise refusal from None
@@ -127,7 +127,7 @@ class Store(Durable):
         """
         payload = [part for start, request, body in starts for part in (encode(start), encode(request), body)]
         replies = await self.fcall("mesh1_start_many", len(starts), *payload)
-        return [_started(reply) if reply[0] != b"refused" else _refusal(reply[1].decode()) for reply in replies]
+        return [_started(reply) if reply[0] != b"refused" else refusal_of(reply[1].decode()) for reply in replies]
 
     async def knows(self, key: str) -> bool:
         """Whether an operation has the idempotency key (its digest, "" for none)."""
@@ -327,7 +327,8 @@ def _started(reply: list[Any]) -> Accepted | Replayed:
     return Replayed(reply[2].decode(), State(reply[3]))
 
 
-def _refusal(text: str) -> KeyReused | Exception:
+def refusal_of(text: str) -> KeyReused | Exception:
+    """What the word and detail of a refused start stand for."""
     word, _, about = text.partition(" ")
     return KeyReused(about) if word == "KEY_REUSED" else _REFUSALS[word](about)
 
