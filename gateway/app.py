@@ -140,7 +140,7 @@ class Mesh:
         self.router = Router(self.catalog)
         tokens = await self._tokens()
         await self._secrets()
-        await self.payloads.start()
+        await self.payloads.start(self.store)
         public_url = settings.gateway.public_url
         self.courier = Courier(
             store=self.store,
@@ -296,7 +296,8 @@ class Mesh:
             await self.gate(self.link.call)
         except MeshError as error:
             return False, {"status": "unavailable", "detail": error.detail, "store": facts}
-        return True, {"status": "ready", "gateways": beat.sessions, "version": VERSION, "store": facts}
+        known = {"version": VERSION, "store": facts, "payloads": self.payloads.facts}
+        return True, {"status": "ready", "gateways": beat.sessions, **known}
 
     async def _tokens(self) -> CompletionTokens:
         """Keys from the settings, else one that the store keeps (development)."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import logging
 import re
 import sys
 import tempfile
@@ -25,6 +26,7 @@ from mesh.blobs.store import BlobStore, Stored
 from mesh.blobs.sweep import Sweeper
 from mesh.clock import sleep
 from mesh.errors import BlobMissing, Malformed, TooLarge, Unavailable
+from mesh.ids import short_id
 from mesh.pool import Large
 from mesh.store.layout import DataRef
 from mesh.wire.digests import CONTENT_DIGEST, REPR_DIGEST, digest_field, mismatch, told_digest
@@ -37,9 +39,14 @@ if TYPE_CHECKING:
 LIMIT: Final = "the limit of this gateway ([blobs] bytes_max)"
 SLOWEST_BYTES_PER_MS: Final = 4 << 10
 """A large input has its time for being sent on top of a request's timeout: 1 s for each 4 MiB."""
+OTHER_PLACE: Final = (
+    "large payloads are kept in another place here than by the gateway that began: what is kept there is missing here;"
+    " give all gateways of a mesh the same [blobs] url, and move a place with all that is in it"
+)
 OK: Final = 200
 DIGESTS: Final = frozenset((CONTENT_DIGEST, REPR_DIGEST))
 """Headers that say what a body has to be."""
+_log = logging.getLogger(__name__)
 _range: Final = re.compile(r"bytes=([0-9]{0,15})-([0-9]{0,15})").fullmatch
 
 
@@ -62,6 +69,7 @@ class Payloads:
         self.body_bytes_max = body_bytes_max
         self.store: BlobStore | None = None
         self.spooler: Spooler | None = None
+        self.warning = ""
         self.inline_bytes_max = sys.maxsize
         self.replies: Large | None = None
         """For replies to starts."""
@@ -74,10 +82,22 @@ class Payloads:
             self.inline_bytes_max = min(settings.inline_bytes_max, body_bytes_max - 1)
             self.replies = Large(self.inline_bytes_max, body_bytes_max, self._take_reply)
 
-    async def start(self) -> None:
+    async def start(self, operations: Store) -> None:
         """Raises ConfigError when the place cannot be used."""
-        if self.store is not None:
-            await self.store.check()
+        if self.store is None:
+            return
+        place = await self.store.check(short_id("place"))
+        if await operations.secret("payload_place", place) != place:
+            self.warning = OTHER_PLACE
+            _log.warning("%s", OTHER_PLACE)
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """For /readyz."""
+        if self.store is None:
+            return {"place": "none"}
+        bounds = {"inline_bytes_max": self.inline_bytes_max, "bytes_max": self._settings.bytes_max}
+        return {"place": self.store.place, **bounds, **({"warning": self.warning} if self.warning else {})}
 
     async def close(self) -> None:
         if self.store is not None:

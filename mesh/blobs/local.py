@@ -20,6 +20,8 @@ from mesh.blobs.store import OWNERS_PAGE, missing
 from mesh.errors import ConfigError
 from mesh.ids import is_operation_id
 
+PLACE: Final = "place"
+"""File with the name of the place, by which gateways tell whether they have the same."""
 PARTS: Final = "parts"
 """Directory of bodies on their way in, beside the blobs: renaming works within one file system only."""
 
@@ -33,8 +35,8 @@ class LocalBlobs:
         self.directory = directory
         self.parts = directory / PARTS
 
-    async def check(self) -> None:
-        await _in_thread(self._check)
+    async def check(self, candidate: str) -> str:
+        return await _in_thread(self._check, candidate)
 
     async def close(self) -> None:
         """Nothing is held."""
@@ -77,12 +79,16 @@ class LocalBlobs:
     def _room(self, owner: str) -> Path:
         return self.directory / owner[-2:] / owner
 
-    def _check(self) -> None:
+    def _check(self, candidate: str) -> str:
+        name = self.directory / PLACE
         try:
             self.parts.mkdir(mode=0o700, parents=True, exist_ok=True)
             probe = self.parts / f".probe-{os.getpid()}"
-            probe.write_bytes(b"")
+            probe.write_text(candidate)
+            with contextlib.suppress(FileExistsError):
+                os.link(probe, name)  # of two gateways that begin at once, one names it
             probe.unlink()
+            return name.read_text()
         except OSError as fault:
             detail = f"large payloads cannot be kept in {self.directory}: {fault.strerror}; name another [blobs] url"
             raise ConfigError(detail) from None

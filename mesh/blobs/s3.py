@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
-from mesh.blobs.local import sweep_parts
+from mesh.blobs.local import PLACE, sweep_parts
 from mesh.blobs.spool import Spooled
 from mesh.blobs.store import OWNERS_PAGE, missing
 from mesh.errors import BlobMissing, ConfigError, Unavailable
@@ -57,11 +57,17 @@ class S3Blobs:
             **options,
         )
 
-    async def check(self) -> None:
-        name = f"{self._prefix}/.probe"
+    async def check(self, candidate: str) -> str:
+        probe, name = f"{self._prefix}/.probe", f"{self._prefix}/{PLACE}"
         try:
-            await self._api.put_async(self._store, name, b"mesh")
-            await self._api.delete_async(self._store, name)
+            await self._api.put_async(self._store, probe, candidate.encode())
+            await self._api.delete_async(self._store, probe)
+            try:
+                found = await self._api.get_async(self._store, name)
+            except self._missing:
+                await self._api.put_async(self._store, name, candidate.encode())
+                found = await self._api.get_async(self._store, name)
+            return bytes(await found.bytes_async()).decode()
         except (self._trouble, OSError) as fault:
             why = str(fault).partition("\n")[0][:300]
             detail = f"large payloads cannot be kept at {self._where}: {why}; mend [blobs] url, endpoint or credentials"

@@ -44,8 +44,8 @@ class BlobStore(Protocol):
         """Delete what uploads left behind that were last written to before a time; how many."""
         ...
 
-    async def check(self) -> None:
-        """Whether it can be used. Raises ConfigError."""
+    async def check(self, candidate: str) -> str:
+        """What this place is called: `candidate` from now on, if it had no name. Raises ConfigError: unusable."""
         ...
 
     async def close(self) -> None: ...

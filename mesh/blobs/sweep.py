@@ -50,6 +50,6 @@ class Sweeper:
         self._looked_ms = before_ms
         parts = await self._store.sweep_parts(before_ms)
         if gone or surplus or parts:
-            text = "payloads of %d operations that are no more, %d that no record names and %d left-over uploads went"
+            text = "deleted: payloads of %d operations that are no more, %d that no record names, %d left-over uploads"
             _log.info(text, gone, surplus, parts)
         return gone

@@ -1,4 +1,4 @@
-"""`python -m tests.agents.copier push|pull`: an agent whose inputs and results are payloads of any size."""
+"""`python -m tests.agents.copier NAME push|pull DIRECTORY`: an agent of payloads of any size."""
 
 from __future__ import annotations
 
@@ -50,10 +50,31 @@ async def repeat(count: int) -> mesh.Blob:
     return made
 
 
+async def text(count: int) -> str:
+    """A large result of JSON."""
+    return "t" * count
+
+
+@mesh.durable
+async def parent(ctx: mesh.Context, payload: mesh.Blob) -> mesh.Blob:
+    """A durable handler between a large input, a child's large result and a large result."""
+    size = await ctx.step("size", size_of, payload.size)
+    found = await ctx.call(sys.argv[1], sys.argv[1], "text", size // 8)
+    if found != "t" * (size // 8):
+        message = f"{len(found)} characters came"
+        raise ValueError(message)
+    return payload
+
+
+async def size_of(size: int) -> int:
+    return size
+
+
 def main() -> None:
-    name, mode = sys.argv[1:3]
+    name, mode, directory = sys.argv[1:4]
     options: dict[str, Any] = {"mode": "pull", "instance": "one"} if mode == "pull" else {"answer_within_ms": 100}
-    mesh.serve(name, [copy, flip, late, length, repeat], lease_ms=1000, **options)
+    handlers = [copy, flip, late, length, repeat, text, parent]
+    mesh.serve(name, handlers, lease_ms=1000, blob_directory=directory, **options)
 
 
 if __name__ == "__main__":

@@ -6,8 +6,9 @@ import asyncio
 import hashlib
 import json
 import os
+import subprocess
 from base64 import b64encode
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ def digest(body: bytes) -> str:
 
 
 def blobs(gateway: Gateway) -> list[Path]:
-    return files(gateway.directory / "data" / "blobs")
+    return [path for path in files(gateway.directory / "data" / "blobs") if path.name != "place"]
 
 
 def files(root: Path) -> list[Path]:
@@ -283,6 +284,49 @@ class TestTrouble:
         assert posts(agent)[0].body == BIG
         gate.set()
         assert (await caller.until(operation, state="succeeded"))["result"] == "held"
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 8 MiB of its own, or a reason why there is none."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=8m", "mesh", str(disk)]
+    done = subprocess.run(mount, capture_output=True, check=False)
+    if done.returncode:
+        pytest.skip(f"no file system of its own can be mounted here: {done.stderr.decode().strip()}")
+    yield disk
+    subprocess.run(["umount", "-l", str(disk)], check=True)
+
+
+async def test_a_disk_that_fills_up(own_gateway: Callable[..., Gateway], agent: Actor, small_disk: Path) -> None:
+    """P399: a real one: what does not fit is 507 and gone, what fits after that is taken."""
+    gateway = own_gateway(KEYLESS | {"blobs": {"url": small_disk.as_uri(), "free_bytes_min": 0}})
+    caller = Caller(gateway)
+    endpoint = await caller.register(None)
+    order = [("mesh-start", json.dumps({"endpoint": endpoint, "service": "s", "operation": "o"})), BYTES]
+    first = await caller.ask("POST", "/v1/operations", [*order, ("prefer", "respond-async")], BIG)
+    assert first.status == 202
+    full = await caller.ask("POST", "/v1/operations", order, BIG * 3)
+    assert (full.status, full.code) == (507, "blob_storage_full")
+    await until(lambda: len(files(small_disk)) == 2)  # the first payload and the name of the place
+    again = await caller.ask("POST", "/v1/operations", [*order, ("prefer", "respond-async")], BIG)
+    assert again.status == 202
+    for one in (first, again):
+        assert (await caller.get(one.json["input_dataref"]["url"])).body == BIG
+
+
+async def test_gateways_that_do_not_share_a_place(own_gateway: Callable[..., Gateway], tmp_path: Path) -> None:
+    """P404: /readyz and the log say so, from the second place on."""
+    gateway = own_gateway()
+    assert (await Caller(gateway).get("/readyz")).json["payloads"]["place"] == "file"
+    other = KEYLESS | {"blobs": {"url": (tmp_path / "elsewhere").as_uri()}}
+    gateway.settings_file.write_text(json.dumps(other))
+    gateway.stop()
+    gateway.start()
+    said = (await Caller(gateway).get("/readyz")).json["payloads"]["warning"]
+    assert "the same [blobs] url" in said
+    assert said in gateway.log.read_text()
 
 
 class TestSweep:

@@ -45,7 +45,7 @@ class Bucket:
             self.process = None
 
     def objects(self) -> list[Path]:
-        return files(self.directory / "payloads")
+        return [path for path in files(self.directory / "payloads") if path.name != "place"]
 
 
 @pytest.fixture
