@@ -43,6 +43,8 @@ UNTOLD_MAX: Final = 10_000
 """Instances that do not poll right now, for which cancels are kept."""
 UNTOLD_EACH_MAX: Final = 1_000
 GONE: Final = "poller_gone"
+SILENT: Final = "silent"
+"""In a message of an endpoint's channel: the lease of an attempt that this instance has ended."""
 
 _log = logging.getLogger(__name__)
 
@@ -231,9 +233,20 @@ class Desk:
         if not message:
             self.wake(endpoint_id)
             return
-        instance, operation, run, attempt, state = message.decode().split(" ")
+        instance, *rest = message.decode().split(" ")
+        if rest == [SILENT]:
+            self._silent(endpoint_id, instance)
+            return
+        operation, run, attempt, state = rest
         word = State(int(state)).word if State(int(state)).terminal else "canceling"
         self._tell(endpoint_id, instance, CancelBody(operation, int(run), int(attempt), word))
+
+    def _silent(self, endpoint_id: str, instance: str) -> None:
+        """Its lease ended: one that lives asks again at once, one that does not is handed nothing more."""
+        window = self._windows.get(endpoint_id)
+        for poll in list(window.all) if window is not None else ():
+            if poll.instance == instance:
+                poll.over()
 
     def _tell(self, endpoint_id: str, instance: str, cancel: CancelBody) -> None:
         window = self._windows.get(endpoint_id)

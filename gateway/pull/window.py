@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 WISHES_MAX: Final = 256
 """Different lists of services that are told apart."""
-SPREAD: Final = 16
+SPREAD: Final = 32
 """Starts in a row for one of an instance's polls, before the next one of them gets some: several frames on their way
 keep gateway, store and agent busy at once, where one large one would have each wait for the others."""
 LATE_S: Final = 0.25

@@ -23,7 +23,7 @@ from mesh.ids import jittered
 from mesh.pool import Pool, Reply, Target
 from mesh.wire import RawHeader, quote_segment
 
-LANES: Final = 5
+LANES: Final = 4
 """Polls to one gateway at once: one or two wait for work, of a busy agent all but one; the rest carry answers."""
 BUSY_TASKS: Final = 4
 """Tasks in a frame that show that more are coming."""

@@ -299,6 +299,11 @@ class Work:
     def _doubt(self, run: Run) -> None:
         """The lease is lost. Unless the attempt that got it comes here, the work stops."""
         if run.outcome is None and run.doubt is None:
+            logger.warning(
+                "%s: the lease is lost; what attempt %d did since does not count, unless the next one comes here",
+                run.key.partition(" ")[2],
+                run.attempt,
+            )
             stop = partial(self._abandon, run, why="another attempt has the work")
             run.doubt = asyncio.get_running_loop().call_later(LOST_GRACE_S, stop)
 

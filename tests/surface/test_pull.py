@@ -285,6 +285,17 @@ class TestLostFrames:
         assert (await verb(caller, "complete", task["task_token"])).status == 200
         assert (await start).status == 200
 
+    async def test_who_fell_silent_gets_nothing_more(self, caller: Caller) -> None:
+        """P292: its polls that still wait are answered when its lease ends, for nobody may be there to read them."""
+        name = await pull_endpoint(caller)
+        operation = await caller.begin(name)
+        frozen = Poller(caller, name)
+        await frozen.task(lease_ms=1_000)
+        async with frozen.waiting(wait_ms=60_000) as one, frozen.waiting(wait_ms=60_000) as other:
+            assert [await one, await other] == [{"tasks": []}, {"tasks": []}]
+        task = await Poller(caller, name).task()
+        assert (task["operation_id"], task["attempt"]) == (operation, 2)
+
     async def test_a_frame_that_was_written_is_the_agents(self, caller: Caller) -> None:
         """P292, P286: what is lost later comes back when the lease ends, as the next attempt."""
         name = await pull_endpoint(caller)

@@ -24,6 +24,7 @@ end
 
 -- The holder of the attempt is silent: the attempt is spent, the start is due again at once.
 local function lose(op, now, detail)
+  if held(op) then tell_silence(op) end
   take_back(op, 'lose', now)
   emit(op, E.attempt_lost, now, detail)
 end

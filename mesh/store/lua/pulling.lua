@@ -16,6 +16,11 @@ local function tell_holder(op)
     op.instance .. ' ' .. op.id .. ' ' .. op.run .. ' ' .. op.attempt .. ' ' .. op.state)
 end
 
+-- Whoever fetched the attempt is silent: its polls that still wait may have nobody behind them.
+local function tell_silence(op)
+  redis.call('PUBLISH', op.root .. CHANNEL.pull .. op.endpoint, op.instance .. ' silent')
+end
+
 -- The next attempt, to `instance`: dispatched and started in one step. The caller has checked `hindrance`.
 local function hand_out(op, ep, instance, lease_ms, now)
   apply(op, 'dispatch')
