@@ -106,7 +106,7 @@ class Checks:
             due = before.get(check.name)
             if due is None:
                 # A canary tells of a new instance at once; probes of many that came together are spread.
-                due = now if check.canary is not None else now + pick_index(check.every_ms)
+                due = now if check.canary is not None else now + check.every_ms + pick_index(check.every_ms // 4 + 1)
             elif due <= now and check.canary is None and self._heard(check, now):
                 due = now + check.every_ms
             self._due[check.name] = due

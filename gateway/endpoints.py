@@ -7,35 +7,27 @@ policy here, because the registry knows none.
 from __future__ import annotations
 
 import re
-from collections import Counter
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import msgspec
 from fastapi import APIRouter, Query, Request, Response
-from fastapi.responses import StreamingResponse
 from fastapi.routing import APIRoute
 
 from gateway.query import check_query
-from mesh.clock import monotonic_s
+from gateway.watching import records, watching
 from mesh.edge import Headers
 from mesh.edge.bodies import Caller, read_body, request_of
-from mesh.errors import Malformed, TooMany
+from mesh.errors import Malformed
 from mesh.wire import load_json
-from registry.records import LIMIT, LIMIT_MAX, Filters, endpoint_record, instance_record, page
+from registry.records import LIMIT, LIMIT_MAX, Filters, instance_record, page
 from registry.spec import INSTANCE_BYTES_MAX, SPEC_BYTES_MAX, SPEC_NS_MAX, EndpointSpec, InstanceSpec
-from registry.watch import Watch
 
 if TYPE_CHECKING:
     from gateway.app import Mesh
     from registry.catalog import Endpoint
 
-WATCHERS_MAX: Final = 32
-"""Of one namespace: nobody can take the places of others."""
-WATCHERS_ALL_MAX: Final = 1_024
 SEARCH_CHARS_MAX: Final = 200
-PING_S: Final = 15.0
-WATCH_RETRY_MS: Final = 1_000
 NEVER: Final = "0"
 """A version that no endpoint ever has: versions begin with 1."""
 
@@ -101,16 +93,8 @@ def _reply(body: Any, status: int = 200, headers: Mapping[str, str] | None = Non
     return Response(_encode(body), status, {"cache-control": "no-store", **(headers or {})}, _JSON)
 
 
-async def _records(mesh: Mesh, endpoints: Sequence[Endpoint], viewer: str, *, instances: bool) -> list[dict[str, Any]]:
-    loads = await mesh.catalog.loads(endpoints)
-    return [
-        endpoint_record(one, mesh.router, load, viewer, instances=instances)
-        for one, load in zip(endpoints, loads, strict=True)
-    ]
-
-
 async def _one(mesh: Mesh, endpoint: Endpoint, viewer: str) -> Response:
-    (record,) = await _records(mesh, [endpoint], viewer, instances=True)
+    (record,) = await records(mesh, [endpoint], viewer, instances=True)
     return _reply(record, 200, {"etag": endpoint.etag})
 
 
@@ -161,9 +145,9 @@ async def list_endpoints(
     check_query(request, labels=True)
     filters = _filters(request, service, operation)
     if watch:
-        return _watch(request, Watch(mesh.catalog, mesh.router, namespace, filters))
+        return watching(request, namespace, filters, cursor)
     found = page(mesh.catalog, namespace, filters, cursor, limit)
-    items = await _records(mesh, found.items, namespace, instances=False)
+    items = await records(mesh, found.items, namespace, instances=False)
     headers: dict[str, str] = {}
     if found.next_cursor is not None:
         following = request.url.include_query_params(cursor=found.next_cursor)
@@ -199,7 +183,7 @@ async def put_endpoint(
     if spec.target.url is not None:
         mesh.egress.vet(spec.target.url)
     put = await mesh.catalog.put(name, namespace, spec, if_match=_if_match(request, name), force=force)
-    (record,) = await _records(mesh, [put.endpoint], namespace, instances=True)
+    (record,) = await records(mesh, [put.endpoint], namespace, instances=True)
     if put.verdict is not None:
         record["contract_change"] = put.verdict._asdict()
     headers = {"etag": put.endpoint.etag}
@@ -262,48 +246,3 @@ async def delete_instance(request: Request, name: str, instance: str) -> Respons
     """No new work; what it has it may finish. It is gone from the list when its lease ends."""
     await _mesh(request).catalog.drain(name, _namespace(request), instance)
     return Response(status_code=204)
-
-
-# Watching ---------------------------------------------------------------------------------------------------------
-
-
-def _watch(request: Request, watch: Watch) -> Response:
-    state = request.app.state
-    if not hasattr(state, "registry_watchers"):
-        state.registry_watchers = Counter[str]()
-    watchers: Counter[str] = state.registry_watchers
-    viewer = _namespace(request)
-    if watchers[viewer] >= WATCHERS_MAX or watchers.total() >= WATCHERS_ALL_MAX:
-        detail = f"{watchers[viewer]} watchers of your namespace are connected to this gateway, the most there can be"
-        if watchers[viewer] < WATCHERS_MAX:
-            detail = f"{WATCHERS_ALL_MAX} watchers are connected to this gateway, the most there can be; ask another"
-        raise TooMany(detail, code="too_many_watchers")
-    headers = {"cache-control": "no-store", "x-accel-buffering": "no"}
-    events = _events(_mesh(request), watch, viewer, watchers)
-    return StreamingResponse(events, media_type="text/event-stream", headers=headers)
-
-
-async def _events(mesh: Mesh, watch: Watch, viewer: str, watchers: Counter[str]) -> AsyncIterator[bytes]:
-    """`endpoint` events with a record, `removed` with a name; `id` is the registry's version."""
-    watchers[viewer] += 1
-    try:
-        yield b"retry: %d\n\n" % WATCH_RETRY_MS
-        said_at_s = monotonic_s()
-        while not mesh.draining:
-            changed, removed = watch.look()
-            version = mesh.catalog.version
-            records = await _records(mesh, changed, viewer, instances=True)
-            events = [(b"endpoint", _encode(one)) for one in records]
-            events += [(b"removed", _encode({"name": name})) for name in removed]
-            for kind, data in events:
-                yield b"id: %d\nevent: %b\ndata: %b\n\n" % (version, kind, data)
-            if events:
-                said_at_s = monotonic_s()
-            elif monotonic_s() - said_at_s >= PING_S:
-                said_at_s = monotonic_s()
-                yield b": ping\n\n"
-            await watch.wait()
-    finally:
-        watchers[viewer] -= 1
-        if not watchers[viewer]:
-            del watchers[viewer]

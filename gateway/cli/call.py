@@ -74,6 +74,9 @@ def call(
     priority: Annotated[
         int, typer.Option(min=0, max=9, help="9 goes first among what waits there from your namespace.")
     ] = 0,
+    version: Annotated[
+        str | None, typer.Option(metavar="VERSION", help="Only agents of this version run it; without one it waits.")
+    ] = None,
     label: Labels = None,
     url: Url = "",
     api_key: ApiKey = "",
@@ -113,6 +116,8 @@ def call(
         fields["delay_ms"] = round(delay * 1000)
     if at is not None:
         fields["start_at"] = at
+    if version is not None:
+        fields["version"] = version
     if label:
         fields["labels"] = pairs(label, "--label")
     given = bool(key)

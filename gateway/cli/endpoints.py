@@ -95,7 +95,8 @@ def register(
         present, etag = ({}, "") if replace or file is not None else _present(gateway, name)
         headers = {"if-match": if_match or etag} if if_match or etag else {}
         query = {"force": "true"} if force else {}
-        reply = gateway.ask("PUT", _path(name), query=query, body=json.dumps(present | spec).encode(), headers=headers)
+        body = json.dumps(present | spec).encode()
+        reply = gateway.ask("PUT", endpoint_path(name), query=query, body=body, headers=headers)
     if not show.json(reply.json()):
         _tell_put(show, name, reply)
 
@@ -122,7 +123,7 @@ def _services_of(listed: list[str], files: list[Path]) -> list[dict[str, Any]]:
 def _present(gateway: Gateway, name: str) -> tuple[dict[str, Any], str]:
     """What is registered, as its registration would say it, and its version; nothing for an endpoint that is new."""
     try:
-        reply = gateway.ask("GET", _path(name))
+        reply = gateway.ask("GET", endpoint_path(name))
     except NotFound:
         return {}, ""
     record = reply.json()
@@ -154,7 +155,10 @@ def _service(text: str) -> dict[str, Any]:
 def list_(
     service: Annotated[str | None, typer.Option()] = None,
     operation: Annotated[str | None, typer.Option()] = None,
-    label: Labels = None,
+    tag: Annotated[
+        list[str] | None, typer.Option("--tag", "--label", metavar="NAME=VALUE", help="May be given several times.")
+    ] = None,
+    search: Annotated[str | None, typer.Option(help="Words that name, description, tags or operations have.")] = None,
     limit: Annotated[int, typer.Option(min=1, max=200)] = 50,
     cursor: Annotated[str | None, typer.Option(help="Where the last page ended.")] = None,
     *,
@@ -168,10 +172,11 @@ def list_(
     Examples:
       mesh endpoint list
       mesh endpoint list --service checks --json
+      mesh endpoint list --tag team=quality --search lint
     """  # noqa: D301 - \b keeps the lines of an example
     show = Show(as_json)
-    labels = {f"label.{name}": value for name, value in pairs(label, "--label").items()}
-    query = {"service": service, "operation": operation, "limit": limit, "cursor": cursor, **labels}
+    query = {"service": service, "operation": operation, "search": search, "limit": limit, "cursor": cursor}
+    query |= {f"label.{name}": value for name, value in pairs(tag, "--tag").items()}
     with Gateway(url, api_key) as gateway:
         page = gateway.ask("GET", "/v1/endpoints", query=query).json()
     if show.json(page):
@@ -179,7 +184,7 @@ def list_(
     rows = [
         (
             plain(one["name"]),
-            _health(one),
+            health_of(one),
             plain(one["owner"]),
             plain(_services(one) or "any"),
             str(one["running"]),
@@ -192,7 +197,8 @@ def list_(
         show.note(f"more with --cursor {page['next_cursor']}")
 
 
-def _health(endpoint: dict[str, Any]) -> str:
+def health_of(endpoint: dict[str, Any]) -> str:
+    """State of an endpoint in a few words."""
     state = word("paused") if endpoint["paused"] else word(endpoint["health"])
     return state if endpoint["breaker"]["state"] == "closed" else f"{state} (breaker {endpoint['breaker']['state']})"
 
@@ -226,7 +232,7 @@ def show_(name: Name, *, url: Url = "", api_key: ApiKey = "", as_json: Json = Fa
     """  # noqa: D301 - \b keeps the lines of an example
     show = Show(as_json)
     with Gateway(url, api_key) as gateway:
-        found = gateway.get(_path(name))
+        found = gateway.get(endpoint_path(name))
     if show.json(found):
         return
     why = plain(f": {found['health_why']}") if found.get("health_why") else ""
@@ -235,7 +241,7 @@ def show_(name: Name, *, url: Url = "", api_key: ApiKey = "", as_json: Json = Fa
         [
             ("endpoint", f"[bold]{plain(found['name'])}[/]  [dim]{plain(found['id'])}, version {found['version']}[/]"),
             ("description", plain(found["description"])),
-            ("state", f"{_health(found)}{why}, since {ago(found['health_since'])}"),
+            ("state", f"{health_of(found)}{why}, since {ago(found['health_since'])}"),
             ("breaker", "" if found["target"]["kind"] == "pull" else _breaker(found["breaker"])),
             ("owner", plain(found["owner"])),
             ("may call", plain(", ".join(found["allow"]) or "the owner only")),
@@ -251,7 +257,8 @@ def show_(name: Name, *, url: Url = "", api_key: ApiKey = "", as_json: Json = Fa
     rows = [
         (
             plain(one["id"]),
-            word(one["health"]),
+            plain(one["version"]),
+            f"{word(one['health'])} since {ago(one['health_since'])}",
             plain(one.get("health_why") or ""),
             plain(one.get("url") or one.get("kind", "")),
             f"{one['contract']}{' behind' if one['behind'] else ''}" if "contract" in one else "",
@@ -259,7 +266,8 @@ def show_(name: Name, *, url: Url = "", api_key: ApiKey = "", as_json: Json = Fa
         )
         for one in found["instances"]
     ]
-    show.table(("instance", "state", "why", "url", "contract", "in flight"), rows, "no instances: work for it waits")
+    columns = ("instance", "version", "state", "why", "url", "contract", "in flight")
+    show.table(columns, rows, "no instances: work for it waits")
 
 
 def _behind(found: dict[str, Any]) -> str:
@@ -295,7 +303,7 @@ def resume(name: Name, *, url: Url = "", api_key: ApiKey = "", as_json: Json = F
 
 def _post(name: str, verb: str, url: str, api_key: str, show: Show) -> None:
     with Gateway(url, api_key) as gateway:
-        found = gateway.ask("POST", f"{_path(name)}/{verb}").json()
+        found = gateway.ask("POST", f"{endpoint_path(name)}/{verb}").json()
     if not show.json(found):
         waiting = f", {found['waiting']} operations wait" if found["paused"] else ""
         show.line(f"endpoint [bold]{plain(name)}[/] {'is paused' if found['paused'] else 'dispatches'}{waiting}")
@@ -321,10 +329,11 @@ def remove(
     if not yes and not as_json:
         typer.confirm(f"Remove endpoint {name}?", abort=True)
     with Gateway(url, api_key) as gateway:
-        gateway.ask("DELETE", _path(name), headers={"if-match": if_match} if if_match else {})
+        gateway.ask("DELETE", endpoint_path(name), headers={"if-match": if_match} if if_match else {})
     if not show.json({"name": name, "removed": True}):
         show.line(f"endpoint [bold]{plain(name)}[/] removed")
 
 
-def _path(name: str) -> str:
+def endpoint_path(name: str) -> str:
+    """Where it is."""
     return f"/v1/endpoints/{quote_segment(name)}"

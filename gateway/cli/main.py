@@ -25,6 +25,7 @@ from gateway.cli import (
     operations,
     queue,
     serving,
+    versions,
 )
 from gateway.cli.exits import MEANINGS, Exit, problem_of, tell, tell_bug
 from gateway.cli.exits import Problem as CommandProblem
@@ -57,6 +58,8 @@ app.command(rich_help_panel=CALL)(batch.batch)
 app.add_typer(operations.app, name="operation", rich_help_panel=CALL)
 endpoints.app.command("wait")(arrival.wait)
 endpoints.app.command("queue")(queue.queue)
+for one in (versions.versions, versions.share, versions.drain, versions.undrain, versions.watch):
+    endpoints.app.command()(one)
 app.add_typer(endpoints.app, name="endpoint", rich_help_panel=ADMIN)
 app.add_typer(contracts.app, name="contract", rich_help_panel=ADMIN)
 app.add_typer(deliveries.app, name="delivery", rich_help_panel=ADMIN)

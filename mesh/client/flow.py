@@ -96,6 +96,8 @@ def start_fields(order: Order, media_type: str | None, body: bytes) -> dict[str,
         fields["timeouts"] = order.timeouts
     if order.labels:
         fields["labels"] = dict(order.labels)
+    if order.version is not None:
+        fields["version"] = order.version
     return {**fields, **order.begin}
 
 
@@ -129,6 +131,8 @@ def _start_bytes(order: Order, body: bytes, retry_for_s: float) -> Flow[Placed]:
     }
     if order.timeouts:
         headers["operation-timeout"] = f"{order.timeouts['schedule_to_close_ms']}ms"
+    if order.version is not None:
+        headers["mesh-version"] = order.version
     if "delay_ms" in order.begin:
         headers["mesh-delay"] = f"{order.begin['delay_ms']}ms"
     if "priority" in order.begin:

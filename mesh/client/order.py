@@ -44,6 +44,8 @@ class Record(TypedDict):
     events: int
     starts_at: NotRequired[str]
     blocked: NotRequired[str]
+    blocked_why: NotRequired[str]
+    version: NotRequired[str]
     cancel_requested: NotRequired[bool]
     next_attempt_at: NotRequired[str]
     instance: NotRequired[str]
@@ -79,7 +81,7 @@ class Called(NamedTuple):
 class Order(NamedTuple):
     """All of a start. Timeouts in milliseconds; `callback` a URL or `{url, headers?, format?}`.
 
-    `begin`: `delay_ms` or `start_at` of one that begins later, `priority`.
+    `begin`: `delay_ms` or `start_at` of one that begins later, `priority`. `version`: of the agent that must run it.
     """
 
     endpoint: str
@@ -91,6 +93,7 @@ class Order(NamedTuple):
     labels: Mapping[str, str] | None
     headers: Mapping[str, str]
     begin: Mapping[str, Any] = {}
+    version: str | None = None
 
 
 @lru_cache(maxsize=1024)

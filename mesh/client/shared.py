@@ -44,6 +44,7 @@ class StartOptions(TypedDict, total=False):
     start_to_close_ms      from the agent's 201 on;  request_timeout_ms: one request to an agent
     priority               0 to 9, 9 goes first among what waits for the endpoint from your namespace
     delay_ms               so long after its acceptance it begins; start_at: then, RFC 3339 text or an aware datetime
+    version                only instances of this version of the agent run it; without a live one it waits for one
     labels                 names and values to find the operation by
     headers                passed on to the agent
     links                  `nexusrpc.Link`: what the call belongs to, shown beside the operation and to its agent
@@ -59,6 +60,7 @@ class StartOptions(TypedDict, total=False):
     priority: int | None
     delay_ms: int | None
     start_at: str | datetime | None
+    version: str | None
     labels: Mapping[str, str] | None
     headers: Mapping[str, str] | None
     links: Sequence[nexusrpc.Link] | None
@@ -142,6 +144,7 @@ class Base:
             options.get("labels"),
             _headers(options.get("headers") or {}, options.get("links") or ()),
             _begin(options.get("delay_ms"), options.get("start_at"), options.get("priority")),
+            options.get("version"),
         )
 
 

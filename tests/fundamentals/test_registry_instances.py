@@ -160,6 +160,36 @@ class TestWatch:
             assert await next_event(events) == ("removed", "shown", "")
 
 
+    async def test_a_watcher_goes_on_behind_its_cursor(self, gateway: Gateway) -> None:
+        """P315: what changed meanwhile, and nothing else; after a restart it is told to begin anew."""
+        await put(gateway.alpha, "same")
+        await put(gateway.alpha, "goes")
+        await put(gateway.alpha, "hidden-soon", allow=["beta"])
+        cursors: dict[str, str] = {}
+        for team, client in (("alpha", gateway.alpha), ("beta", gateway.beta)):
+            async with client.stream("GET", "/v1/endpoints?watch=true", timeout=10) as reply:
+                async for line in reply.aiter_lines():
+                    if line.startswith("id: "):
+                        cursors[team] = line.removeprefix("id: ")
+                        break
+        await put(gateway.alpha, "comes")
+        await put(gateway.alpha, "hidden-soon")
+        await gateway.alpha.delete("/v1/endpoints/goes")
+        after = {"last-event-id": cursors["alpha"]}
+        async with gateway.alpha.stream("GET", "/v1/endpoints?watch=true", headers=after, timeout=10) as reply:
+            events = sse(reply)
+            seen = [(await next_event(events))[:2] for _ in range(3)]
+            assert seen == [("endpoint", "comes"), ("endpoint", "hidden-soon"), ("removed", "goes")]
+        path = f"/v1/endpoints?watch=true&cursor={cursors['beta']}"
+        async with gateway.beta.stream("GET", path, timeout=10) as reply:
+            assert await next_event(sse(reply)) == ("removed", "hidden-soon", "")
+        after = {"last-event-id": f"another{cursors['alpha']}"}
+        async with gateway.alpha.stream("GET", "/v1/endpoints?watch=true", headers=after, timeout=10) as reply:
+            events = sse(reply)
+            seen = [(await next_event(events))[:2] for _ in range(4)]
+            assert seen == [("reset", ""), *[("endpoint", name) for name in ("comes", "hidden-soon", "same")]]
+
+
 async def sse(reply: httpx.Response) -> AsyncIterator[tuple[str, Any]]:
     kind = ""
     async for line in reply.aiter_lines():
@@ -173,4 +203,4 @@ async def sse(reply: httpx.Response) -> AsyncIterator[tuple[str, Any]]:
 async def next_event(events: AsyncIterator[tuple[str, Any]]) -> tuple[str, str, str]:
     async with asyncio.timeout(5):
         kind, data = await anext(events)
-    return kind, data["name"], data.get("health", "")
+    return kind, data.get("name", ""), data.get("health", "")
