@@ -114,10 +114,7 @@ def call(
         fields["timeouts"] = {"schedule_to_close_ms": round(deadline * 1000)}
     if delay is not None:
         fields["delay_ms"] = round(delay * 1000)
-    if at is not None:
-        fields["start_at"] = at
-    if version is not None:
-        fields["version"] = version
+    fields |= {name: value for name, value in (("start_at", at), ("version", version)) if value is not None}
     if label:
         fields["labels"] = pairs(label, "--label")
     given = bool(key)
