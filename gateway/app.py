@@ -130,10 +130,8 @@ class Mesh:
         settings = self.settings
         await self.link.connect()
         await self.subscriber.connect()
-        verdict = self.gate.verdict
-        self.payloads = Payloads(
-            settings.blobs, settings.gateway.body_bytes_max, verdict.incarnation if verdict is not None else ""
-        )
+        identity = self.gate.verdict.incarnation if self.gate.verdict is not None else ""
+        self.payloads = Payloads(settings.blobs, settings.gateway.body_bytes_max, identity)
         self.pool = Pool(max_per_host=POOL_PER_HOST, reply_bytes_max=settings.gateway.body_bytes_max)
         self.waiters = Waiters(self.store.keys, self.subscriber)
         self.catalog = Catalog(self.catalog_store)
