@@ -95,7 +95,7 @@ class TestWhatCounts:
         ],
     )
     async def test_silence_and_proxies_are_not(self, caller: Caller, agent: Actor, answer: Reply | bytes) -> None:
-        """P115, P96: no answer, no HTTP, or the word of a proxy whose agent is away. P118: it is seen."""
+        """P115, P96: no answer, no HTTP, or the word of a proxy whose agent is away. P118, P336: it is seen."""
         agent.script = bad_is(answer)
         name = await caller.register(agent.url, policy={"retry": RETRY, "breaker": {"failures": 2, "open_ms": 60_000}})
         bad = await caller.begin(name, operation="bad")
@@ -109,6 +109,11 @@ class TestWhatCounts:
             60_000,
         )
         assert found["since"] < found["retry_at"]
+        queue = (await caller.get(f"/v1/endpoints/{name}/queue")).json
+        assert queue["breaker"] == {name: found[name] for name in ("state", "failures", "retry_at")}
+        assert (queue["waiting"], queue["oldest_waiting_ms"] > 0) == (1, True)
+        one = (await caller.get(f"/v1/endpoints/{name}")).json["id"]
+        assert await caller.gauge(f'mesh_endpoint_breaker{{endpoint="{one}"}}') == 2
         await caller.cancel(bad)
 
 
