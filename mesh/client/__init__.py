@@ -9,7 +9,7 @@
 
     aio.py  sync.py  the two clients: I/O only      shared.py  what both have
     flow.py   what a client says, as steps          order.py   what a caller means
-    batch.py  many starts in one request
+    batch.py  many starts in one request            schedules.py  starts by the clock
     events.py the event stream                      errors.py  what a caller can meet
 """
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Iterable, Mapping, Sequence
 from typing import Any, Generic, Self, Unpack, cast, overload
 
 import httpx
@@ -20,6 +20,7 @@ from mesh.client.errors import (
 )
 from mesh.client.events import Chunk, Event, EventReader, chunk_of
 from mesh.client.order import Called, Order, Page, Record, codec_of
+from mesh.client.schedules import ScheduleRecord, Schedules
 from mesh.client.shared import LIMITS, Base, I, O, StartOptions
 from mesh.clock import monotonic_s, sleep
 from mesh.errors import MeshError
@@ -48,6 +49,8 @@ class Client(Base):
         http: httpx.AsyncClient | None = None,
     ) -> None:
         super().__init__(gateway, key, retry_for_s)
+        self.schedules: Schedules[Awaitable[ScheduleRecord], Awaitable[None]] = Schedules(self._run, retry_for_s)
+        """Operations that start by the clock: put, get, list, remove, pause, resume, backfill, runs."""
         self._own_http = http is None
         self._http = http or httpx.AsyncClient(limits=LIMITS, trust_env=False)
 

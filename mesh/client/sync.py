@@ -19,6 +19,7 @@ from mesh.client.asking import REPEATED, Answer, Flow, Pause, T, Unreached
 from mesh.client.errors import GatewayUnreachable, refusal
 from mesh.client.events import Chunk, Event, EventReader, chunk_of
 from mesh.client.order import Called, Order, Page, Record, codec_of
+from mesh.client.schedules import ScheduleRecord, Schedules
 from mesh.client.shared import LIMITS, Base, I, O, StartOptions
 from mesh.clock import monotonic_s, pause
 from mesh.errors import MeshError
@@ -39,6 +40,8 @@ class SyncClient(Base):
         http: httpx.Client | None = None,
     ) -> None:
         super().__init__(gateway, key, retry_for_s)
+        self.schedules: Schedules[ScheduleRecord, None] = Schedules(self._run, retry_for_s)
+        """Operations that start by the clock: put, get, list, remove, pause, resume, backfill, runs."""
         self._own_http = http is None
         self._http = http or httpx.Client(limits=LIMITS, trust_env=False)
 
