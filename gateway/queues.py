@@ -5,6 +5,7 @@ The same numbers go to /metrics (`families`) and the command line. A caller sees
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
@@ -28,6 +29,8 @@ router = APIRouter(prefix="/v1/endpoints", tags=["registry"])
 SERIES_MAX: Final = 20_000
 """Samples by namespace in one exposition; the sums of endpoints are always there."""
 BATCH: Final = 64
+ANSWER_S: Final = 0.5
+"""Longest that an exposition waits for the store, each time."""
 _STATES: Final = (BreakerState.CLOSED, BreakerState.HALF_OPEN, BreakerState.OPEN)
 _encode: Final = msgspec.json.Encoder().encode
 
@@ -117,14 +120,16 @@ async def _queues(mesh: Mesh, endpoints: Sequence[Endpoint]) -> list[GaugeMetric
     try:
         for begin in range(0, len(endpoints), BATCH):
             some = endpoints[begin : begin + BATCH]
-            at_ms, queues = await mesh.catalog_store.queues([one.id for one in some])
+            # A store that hangs must not take this process's own figures with it.
+            async with asyncio.timeout(ANSWER_S):
+                at_ms, queues = await mesh.catalog_store.queues([one.id for one in some])
             for endpoint, queue in zip(some, queues, strict=True):
                 oldest.add_metric([endpoint.id], (at_ms - queue.oldest_ms) / 1000 if queue.oldest_ms else 0)
                 for one in queue.namespaces[: max(SERIES_MAX - series, 0)]:
                     waiting.add_metric([endpoint.id, one.namespace], one.waiting)
                     running.add_metric([endpoint.id, one.namespace], one.running)
                     series += 1
-    except MeshError:
+    except (MeshError, TimeoutError):
         return []  # unknown is not zero
     return [waiting, running, oldest]
 
