@@ -218,16 +218,17 @@ class Mesh:
         self.subscriber.subscribe(self.store.keys.registry_channel, self.catalog.hint)
         self.ticker.start()
         self.checks = Checks(self)
-        self.checks.start()
         self.clockwork = Clockwork(self.link, self.operations, self.courier.take, self._wake)
-        self._duties = asyncio.gather(self.attendance.run(), self.watermark.run(), self.clockwork.run())
+        duties = (self.attendance, self.watermark, self.clockwork, self.checks)
+        self._duties = asyncio.gather(*[one.run() for one in duties])
         self._started = True
 
     async def stop(self) -> None:
         """Finish what is being sent, hand the rest back, leave; also after a `start` that came to nothing."""
         if self._started:
             self._duties.cancel()
-            await self.checks.stop()
+            await asyncio.gather(self._duties, return_exceptions=True)
+            await self.checks.close()
             store_answers = await self._finish_tries()
             if store_answers:
                 await self.desk.close_down(LEAVE_S)

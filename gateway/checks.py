@@ -64,7 +64,7 @@ class _Check(NamedTuple):
 
 
 class Checks:
-    """The checks of one gateway. `start` and `stop` once each."""
+    """The checks of one gateway: `run` until it is canceled, then `close`."""
 
     def __init__(self, mesh: Mesh) -> None:
         self._mesh = mesh
@@ -73,21 +73,18 @@ class Checks:
         self._due: dict[tuple[str, str, int, str], int] = {}
         """When to ask for each again, by the local clock."""
         self._tasks: set[asyncio.Task[None]] = set()
-        self._loop: asyncio.Task[None] | None = None
 
-    def start(self) -> None:
-        self._loop = asyncio.create_task(self._run(), name="mesh-checks")
-
-    async def stop(self) -> None:
+    async def close(self) -> None:
         """What is under way counts for nothing."""
-        tasks = [*self._tasks, *([self._loop] if self._loop is not None else [])]
+        tasks = list(self._tasks)
         for task in tasks:
             task.cancel()
         if tasks:
             await asyncio.wait(tasks)
         await self._pool.close()
 
-    async def _run(self) -> None:
+    async def run(self) -> None:
+        """`step` for as long as the gateway lives."""
         while True:
             try:
                 await self.step()

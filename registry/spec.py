@@ -182,6 +182,11 @@ class EndpointSpec(Part):
         _no_repeats("service", [one.name for one in services])
         if sum(len(one.operations) for one in services) > OPERATIONS_MAX:
             raise ValueError(f"an endpoint has at most {OPERATIONS_MAX} operations")
+        listed = {one.name: {each.name for each in one.operations} for one in services}
+        for canary in self.policy.canaries:
+            operations = listed.get(canary.service)
+            if services and (operations is None or (operations and canary.operation not in operations)):
+                raise ValueError(f"policy.canaries calls {canary.service}/{canary.operation}, which is not listed here")
         return self
 
     def document(self) -> bytes:

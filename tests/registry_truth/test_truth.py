@@ -172,6 +172,9 @@ def test_one_that_answers_health_and_fails_its_canary(dev: Dev, tmp_path: Path) 
     """P306, P307: only a real operation tells; canaries are marked, and in nobody's list unless they are asked for."""
     canary = {"service": "s", "operation": "run", "input": "tweet", "every_ms": 500, "timeout_ms": 1_000}
     with registry(dev, "canary", tmp_path, probe=PROBE, canaries=[canary]) as found:
+        spec = {"services": [{"name": "other"}], "policy": {"canaries": [canary]}}
+        refused = found.http.put("/v1/endpoints/canary", json=spec)
+        assert (refused.status_code, "s/run, which is not listed" in refused.text) == (422, True)
         found.stub("sound")
         sick = found.stub("sick")
         within(lambda: any(call["canary"] for call in sick.calls()))
