@@ -9,7 +9,7 @@ import pytest
 from mesh.store.library import LIMITS
 from mesh.store.store import BacklogFull
 from mesh.store.verbs import Accepted, Replayed, Seat
-from tests.model.fixtures import ENDPOINT, G1, G2, Room
+from tests.model.fixtures import ENDPOINT, G1, G2, Room, eventually
 
 
 async def crowd(room: Room, **counts: int) -> str:
@@ -139,6 +139,65 @@ async def test_a_namespace_has_a_pace_of_its_own(room: Room) -> None:
     assert (await room.kept(await room.accepted(ns="b"))).head.attempt == 1
 
 
+async def pace(room: Room, field: str) -> float:
+    """When the rate that `field` keeps would be used up evenly, ms from now."""
+    kept: bytes = await room.link.call("HGET", room.store.keys.endpoint(ENDPOINT), field)
+    seconds, micros = await room.link.call("TIME")
+    return float(kept) - int(seconds) * 1000 - int(micros) / 1000
+
+
+async def drained(room: Room, ids: list[str], *pins: str) -> None:
+    """Look at the line, and those of `pins`, until all of `ids` went."""
+    left = set(ids)
+
+    async def look() -> bool:
+        for pin in ("", *pins):
+            works, _ = await room.store.unblock(ENDPOINT, G2, 10, pin=pin)
+            left.difference_update(work.id for work in works)
+        return not left
+
+    await eventually(look)
+
+
+async def test_a_raised_rate_acts_at_once(room: Room) -> None:
+    """P97: what went at 0.01/s holds nothing back for 100 s; a rate raised a little lets nobody go before its time."""
+    await room.endpoint(rate_per_s=0.01)
+    _, *waiting = [await room.accepted() for _ in range(3)]
+    await room.endpoint(rate_per_s=0.02)
+    assert await room.store.unblock(ENDPOINT, G1, 10) == ([], "rate")
+    assert 40_000 < await pace(room, "tat") <= 50_000 + LIMITS["rate_ahead_ms"]
+    await room.endpoint(rate_per_s=1000)
+    await drained(room, waiting)
+
+
+async def test_a_raised_rate_of_a_namespace_acts_at_once(room: Room) -> None:
+    """P333: by name or `*`, also for what waits for its version apart."""
+    await room.endpoint(limits={"*": "0.01 0 1 0"})
+    for namespace in "ab":
+        pinned = [await room.accepted(ns=namespace, pin="v1", blocked="no_version") for _ in range(3)]
+        _, *waiting = [await room.accepted(ns=namespace) for _ in range(3)]
+        for pin in ("", "v1"):
+            assert (await room.store.unblock(ENDPOINT, G1, 10, pin=pin))[0] == []
+        await room.endpoint(limits={"*": "0.01 0 1 0", namespace: "1000 0 1 0"})
+        await drained(room, [*waiting, *pinned], "v1")
+    await room.accepted(ns="c")
+    await room.accepted(ns="c")
+    await room.endpoint(limits={"*": "1000 0 1 0"})
+    assert await pace(room, "tat:c") <= 1 + LIMITS["rate_ahead_ms"]
+
+
+async def test_what_else_changes_leaves_the_pace(room: Room) -> None:
+    """P333: registering again is no way to get more than the rate."""
+    await room.endpoint(rate_per_s=5, limits={"a": "2 0 1 0"})
+    for _ in range(4):
+        await room.accepted(ns="a")
+    paces = ("HMGET", room.store.keys.endpoint(ENDPOINT), "tat", "tat:a")
+    before = await room.link.call(*paces)
+    await room.endpoint(rate_per_s=5, limits={"a": "2 0 1 0"}, retry="2000 2 60000 0")
+    await room.endpoint(rate_per_s=1, limits={"a": "1 0 1 0"})
+    assert await room.link.call(*paces) == before
+
+
 async def test_pollers_take_in_turns_too(room: Room) -> None:
     """P330, P282: whatever services are wanted."""
     await room.endpoint(pull=True)
@@ -176,6 +235,43 @@ async def test_a_full_backlog_refuses_and_keeps_nothing(room: Room) -> None:
     with pytest.raises(BacklogFull) as refused:
         await room.start(room.order(ns="a"))
     assert refused.value.drain_ms > 0, "something went, so it says when to come back"
+
+
+async def test_what_is_for_later_counts_when_it_comes_up(room: Room) -> None:
+    """P334, P360: it joins a full line too, since it was accepted; whatever comes then is refused, be it for later."""
+    await room.endpoint(max_concurrency=1, limits={"*": "0 0 1 2"})
+    await room.accepted()
+    later = [await room.accepted(delay_ms=1) for _ in range(4)]
+
+    async def joined() -> bool:
+        await room.claim()
+        return all([(await room.kept(one)).head.blocked for one in later])
+
+    await eventually(joined)
+    for order in (room.order(), room.order(delay_ms=60_000)):
+        with pytest.raises(BacklogFull) as refused:
+            await room.start(order)
+        assert (refused.value.depth, refused.value.cap) == (4, 2)
+
+
+async def test_running_has_what_was_dispatched_under_a_limit(room: Room) -> None:
+    """P336: whatever limits there are now; it counts down to nothing."""
+
+    async def running() -> int:
+        _, (queue,) = await room.catalog.queues([ENDPOINT])
+        return queue.running
+
+    await room.endpoint(limits={"*": "0 2 1 0"})
+    counted = [await room.accepted() for _ in range(2)]
+    await room.endpoint()
+    await room.accepted()
+    assert await running() == 2
+    await room.endpoint(max_concurrency=3)
+    assert (await room.kept(await room.accepted())).head.attempt == 1
+    assert await running() == 3
+    for one in counted:
+        await room.succeed(one)
+    assert await running() == 1
 
 
 async def test_who_uses_none_of_this_pays_nothing(room: Room) -> None:

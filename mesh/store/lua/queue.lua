@@ -1,7 +1,8 @@
 -- queue: who waits and runs at endpoints, by namespace, at one moment.
 -- Keys: partition root. Arguments: msgpack {endpoints = {id, ...}}.
 -- Reply: {now, {waiting, could begin first (ms, 0: nothing waits), running, {namespace, waiting, could begin next in its turn,
---   running, 1: all that wait are at its own limit, ...}}, ...}. Writes nothing. Running is counted where there are limits.
+--   running, 1: all that wait are at its own limit, ...}}, ...}. Writes nothing. Running: what was
+--   dispatched while the endpoint had limits (take_slot in line.lua).
 
 local function count_place(root, id, place, of)
   for number, kind in ipairs({ KEY.turns, KEY.parked }) do

@@ -56,10 +56,7 @@ local function mesh1_endpoint_put(keys, argv)
   for at = 1, #a.limits, 2 do
     redis.call('HSET', root .. KEY.endpoint .. id, 'of:' .. a.limits[at], a.limits[at + 1])
   end
-  -- Who waited at a limit of its own may have another one now.
-  for _, namespace in ipairs(redis.call('ZRANGE', root .. KEY.parked .. id, 0, -1)) do
-    redis.call('ZADD', root .. KEY.parked .. id, 0, namespace)
-  end
+  limits_set(root, id, now)
   local change = argv[3]
   -- Instances are behind that registered before (instances.lua).
   if not alive or (change or '') ~= '' then redis.call('HSET', root .. KEY.endpoint .. id, 'contract', version) end

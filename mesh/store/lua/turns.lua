@@ -84,6 +84,29 @@ local function walk_on(way, now)
   end
 end
 
+-- The limits of the endpoint may be others from now on. What went at a slower pace must not hold back a faster one: no rate
+-- is ahead by more than it could be itself. That leaves one that did not change as it is, so this brings nobody more.
+local function limits_set(root, id, now)
+  local ep, key = endpoint_of(root, id), root .. KEY.endpoint .. id
+  local function most(rate) return now + LIMIT.rate_ahead_ms + 1000 / rate end
+  if ep.rate > 0 and ep.tat > most(ep.rate) then redis.call('HSET', key, 'tat', most(ep.rate)) end
+  for _, field in ipairs(ep.shares and redis.call('HKEYS', key) or {}) do
+    local namespace = string.match(field, '^tat:(.+)$')
+    local share = namespace and share_of(ep, namespace)
+    if share and share.rate > 0 and share.tat > most(share.rate) then
+      redis.call('HSET', key, field, most(share.rate))
+    end
+  end
+  -- Who waited at a limit of its own is looked at again, also where it waits for a version.
+  local places = { id }
+  for _, pin in ipairs(redis.call('SMEMBERS', root .. KEY.pins .. id)) do places[#places + 1] = id .. '|' .. pin end
+  for _, place in ipairs(places) do
+    for _, namespace in ipairs(redis.call('ZRANGE', root .. KEY.parked .. place, 0, -1)) do
+      redis.call('ZADD', root .. KEY.parked .. place, 0, namespace)
+    end
+  end
+end
+
 -- Drain ------------------------------------------------------------------------------------------------------------
 
 -- What went out of a namespace's line, counted in windows: text `begin count rate of the window before, per ms`.
