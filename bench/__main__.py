@@ -8,6 +8,7 @@
     calls.py      scenarios of calls             standing.py  parked operations, cold start
     traffic.py    limits, a flood      crowd.py     who floods, and two gateways
     durable.py    steps, replays, sleepers       durable_handlers.py  the handlers that have them
+    batch.py      ten thousand starts in one request
     payload.py    one large payload              payload_agent.py     the handler that gives it back
     figures.py    values, units, targets         report.py    table and JSON
     machine.py    where it was measured
@@ -30,7 +31,7 @@ from typing import Final
 import msgspec
 from rich.console import Console
 
-from bench import calls, durable, payload, report, standing, traffic, wrk
+from bench import batch, calls, durable, payload, report, standing, traffic, wrk
 from bench.figures import Figures, compare
 from bench.load import Options
 from bench.machine import describe
@@ -38,7 +39,7 @@ from bench.process import BenchFailed
 from mesh.clock import monotonic_s, now_ms, to_rfc3339
 from mesh.errors import MeshError
 
-SCENARIOS: Final = (*calls.KINDS, *durable.KINDS, *payload.KINDS, *traffic.KINDS, "parked", "cold_start")
+SCENARIOS: Final = (*calls.KINDS, *durable.KINDS, *payload.KINDS, *traffic.KINDS, *batch.KINDS, "parked", "cold_start")
 QUICK: Final = {"seconds": 2.0, "repeats": 1, "parked": 2_000, "payload_mib": 96, "warmup": 1.0, "idle": 3.0}
 BUSY_LOAD: Final = 0.5
 CONSOLE_COLUMNS_MIN: Final = 140
@@ -101,7 +102,7 @@ async def measure(name: str, options: Options) -> Figures:
             return await standing.measure_parked(options)
         if name == "cold_start":
             return await standing.measure_cold_start(options)
-        for room in (traffic, durable):
+        for room in (traffic, durable, batch):
             if name in room.KINDS:
                 return await room.measure(name, options)
         if name in payload.KINDS:

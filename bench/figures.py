@@ -77,6 +77,7 @@ TARGETS: Final[dict[str, dict[str, Target]]] = {
     "durable_steps": {"loaded_per_s": Target(least=4_000), "alone_p50_ms": Target(most=1.5, below=True)},
     "replay": {"replay_1000_ms": Target(most=100, below=True)},
     "asleep": {"agent_mib": Target(most=10, below=True), "agent_idle_cpu_percent": Target(most=1, below=True)},
+    "batch": {"single_ratio": Target(least=3.0)},
     "limited": {"limited_ratio": Target(least=0.85)},
     "spike": {
         "accepted_ratio": Target(least=0.95),

@@ -55,6 +55,15 @@ PROMISED = {
     "pull_sync": COMMON | {"push_ratio": "times"},
     "v1_sync": COMMON,
     "async": COMMON | {"receiver_cpu_us": "us of CPU per operation"},
+    "batch": {
+        "batch_per_s": "operations/s",
+        "single_per_s": "operations/s",
+        "single_ratio": "times",
+        "alone_ratio": "times",
+        "gateway_cpu_us": "us of CPU per operation",
+        "fsyncs_per_op": "per operation",
+        "lines_count": "",
+    },
     "durable_steps": {
         "loaded_per_s": "operations/s",
         "loaded_p50_ms": "ms",
