@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from gateway.payloads import Payloads
     from gateway.pull.desk import Desk
     from mesh.store.store import Store
-    from registry.catalog import Catalog
+    from registry.catalog import Catalog, Endpoint
     from registry.routing import Router
 
 BEAT_S: Final = 0.5
@@ -37,6 +37,8 @@ BUSY_MAX: Final = 2_000
 LINE_COUNT: Final = 64
 HELD_LOOK: Final = 4_000
 RELABEL_S: Final = 1.0
+RELABEL_MAX: Final = 64
+"""Lines in one go that are told why they do not move: those that do move come first."""
 
 _log = logging.getLogger(__name__)
 
@@ -152,7 +154,8 @@ class Ticker:
         relabel = monotonic_s() >= self._relabel_at_s
         if relabel:
             self._relabel_at_s = monotonic_s() + RELABEL_S
-        for line in lines:
+        stuck: list[tuple[str, str, Endpoint | None]] = []
+        for line in await self._with_pins(lines):
             endpoint_id, _, pin = line.partition("|")
             endpoint = self._catalog.by_id(endpoint_id)
             if endpoint is not None and endpoint.pulls:
@@ -164,14 +167,31 @@ class Ticker:
             capacity = min(room, self._router.capacity(endpoint, pin)) if endpoint is not None else 0
             if capacity > 0:
                 probe = endpoint is not None and self._router.probing(endpoint)
-                works, _ = await self._store.unblock(endpoint_id, self._session.name, capacity, probe=probe, pin=pin)
+                works, stopped = await self._store.unblock(
+                    endpoint_id, self._session.name, capacity, probe=probe, pin=pin
+                )
                 self._courier.take(works, from_line=True)
                 if len(works) == LINE_COUNT:
                     self.wake(line)
-            elif relabel:
-                reason = self._router.hindrance(endpoint, pin) if endpoint is not None else "endpoint_deleted"
-                if reason:
-                    await self._store.unblock(endpoint_id, self._session.name, LINE_COUNT, reason, pin=pin)
+                elif works or stopped == "rate":
+                    # A line that moves is looked at again by itself: of very many, the store tells of some at a time.
+                    self._lines.add(line)
+            else:
+                stuck.append((endpoint_id, pin, endpoint))
+        for endpoint_id, pin, endpoint in stuck[:RELABEL_MAX] if relabel else ():
+            reason = self._router.hindrance(endpoint, pin) if endpoint is not None else "endpoint_deleted"
+            if reason:
+                await self._store.unblock(endpoint_id, self._session.name, LINE_COUNT, reason, pin=pin)
+
+    async def _with_pins(self, lines: set[str]) -> list[str]:
+        """The lines to look at, with those of pins that some instance satisfies; what waits for others can wait."""
+        found = [line for line in lines if not line.endswith("|")]
+        for line in lines - set(found):
+            endpoint = self._catalog.by_id(line[:-1])
+            wanted = self._router.pins(endpoint) if endpoint is not None else []
+            if endpoint is None or wanted:
+                found += [line + pin for pin in await self._catalog.waiting_pins(line[:-1], wanted)]
+        return found
 
     def start(self) -> None:
         """Run until `stop`."""

@@ -97,6 +97,10 @@ class Catalog(Presence):
         """For work that was accepted: whoever called, and also when permissions changed since."""
         return self._by_id.get(endpoint_id)
 
+    async def waiting_pins(self, endpoint_id: str, wanted: Sequence[str]) -> list[str]:
+        """Those of `wanted` for which work waits in a line of its own; of all some, where nothing is wanted."""
+        return await self._store.pins(endpoint_id, wanted)
+
     def version_of(self, name: str) -> str:
         """The version of the endpoint `name` as last read, "" for none."""
         endpoint = self._by_name.get(name)

@@ -11,7 +11,7 @@ from typing import Final, NamedTuple, TypeAlias
 
 from mesh.clock import to_rfc3339
 from registry.catalog import Catalog, Endpoint
-from registry.choice import CANARY, NOBODY, Rotation, pinned, rotation
+from registry.choice import CANARY, NOBODY, VERSION, Rotation, pinned, rotation
 from registry.health import Breaker, BreakerState, Health, Judgement, Outcome
 from registry.instances import FOREVER_MS, Instance, Roster, StoreTime
 
@@ -161,6 +161,12 @@ class Router:
         if reason:
             return reason
         return "" if line.breaker.open_for(endpoint.policy.breaker, now) else "breaker"
+
+    def pins(self, endpoint: Endpoint) -> list[str]:
+        """Pins that some live instance satisfies."""
+        live = self._line(endpoint, self.time.now()).live
+        versions = {VERSION + one.version for one in live if one.version}
+        return [*sorted(versions), *(CANARY + one.id for one in live)]
 
     def capacity(self, endpoint: Endpoint, pin: str = "") -> int:
         """How many may be admitted now: 0, 1 for a probe, else CAPACITY."""

@@ -32,6 +32,7 @@ _outages = msgspec.msgpack.Decoder(list[tuple[int, int]]).decode
 _change = msgspec.msgpack.Decoder(tuple[int, int, str]).decode
 
 
+PINS_LOOK: Final = 64
 KEPT_MS: Final = 7 * 86_400_000
 
 
@@ -156,6 +157,14 @@ class CatalogStore(Functions):
     async def _pinned(self, endpoint_id: str, pins: Sequence[bytes]) -> dict[str, int]:
         lengths = [self.link.call(b"ZCARD", self.keys.waiting(f"{endpoint_id}|{pin.decode()}")) for pin in pins]
         return {pin.decode(): await length for pin, length in zip(pins, lengths, strict=True)}
+
+    async def pins(self, endpoint_id: str, wanted: Sequence[str]) -> list[str]:
+        """Those of `wanted` for which operations wait; of an endpoint with nothing to want, some of all."""
+        key = self.keys.pins(endpoint_id)
+        if not wanted:
+            return [pin.decode() for pin in await self.link.call(b"SRANDMEMBER", key, PINS_LOOK)]
+        found = await self.link.call(b"SMISMEMBER", key, *wanted)
+        return [pin for pin, there in zip(wanted, found, strict=True) if there]
 
     async def pinned(self, endpoint_id: str) -> dict[str, int]:
         """Pin -> operations that wait for it."""

@@ -34,7 +34,7 @@ SUFFIXES: Final = {
     "parked": ":park:",  # + endpoint id [+ `|` + pin]; zset, namespaces at their own limit, by when to look again, ms
     "pins": ":pins:",  # + endpoint id; set, pins of which operations wait in a line of their own (lua/pins.lua)
     "running": ":ran:",  # + endpoint id; hash, instance with a version -> its attempts that answered 201 and run
-    "waiting_endpoints": ":waits",  # set, endpoint ids [+ `|` + pin] whose `waiting` may not be empty
+    "waiting_endpoints": ":waits",  # set, endpoint ids whose `waiting` or `pins` may not be empty
     "gone": ":gone",  # zset, deleted endpoint id by the time from which it may be forgotten, ms
     "names": ":names",  # hash, endpoint name -> endpoint id
     "catalog": ":reg",  # hash, endpoint id -> JSON document

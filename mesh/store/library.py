@@ -22,7 +22,7 @@ NAME: Final = "mesh1"
 LIMITS: Final = {
     "events": 4096,  # events kept per operation; terminal ones are always kept
     "takeover": 256,  # operations moved per call from one dead session: what the store may be busy with in one go
-    "waiting_endpoints": 64,  # endpoints with a waiting line told per claim
+    "waiting_endpoints": 256,  # endpoints with a waiting line told per claim
     "probe_look": 32,  # newest operations of a waiting line, and as many at random, that a probe is chosen from
     "dead_ms": 72 * 3_600_000,  # how long a dead letter is kept at least
     "gone": 16,  # deleted endpoints looked at per beat

@@ -36,12 +36,21 @@ class TestPinned:
         other = await room.accepted(blocked="no_instance")
         assert await room.catalog.loads([ENDPOINT]) == [(0, 2)]
         assert await room.catalog.pinned(ENDPOINT) == {"v3": 1}
-        assert sorted((await room.claim()).lines) == [ENDPOINT, f"{ENDPOINT}|v3"]
+        assert sorted((await room.claim()).lines) == [ENDPOINT, f"{ENDPOINT}|"]
+        assert await room.catalog.pins(ENDPOINT, ["v2", "v3"]) == ["v3"]
+        assert await room.catalog.pins(ENDPOINT, []) == ["v3"]
         works, _ = await room.store.unblock(ENDPOINT, G1, 10)
         assert [work.id for work in works] == [other]
         works, _ = await room.store.unblock(ENDPOINT, G1, 10, pin="v3")
         assert [(work.id, work.head.pin) for work in works] == [(pinned, "v3")]
         assert await room.catalog.pinned(ENDPOINT) == {}
+
+    async def test_very_many_versions_that_nobody_has_crowd_out_no_line(self, room: Room) -> None:
+        """They are one entry of those that are told of."""
+        for number in range(400):
+            await room.accepted(pin=f"v{number}", blocked=WAITS)
+        await room.accepted(blocked="no_instance")
+        assert sorted((await room.claim()).lines) == [ENDPOINT, f"{ENDPOINT}|"]
 
     async def test_it_moves_to_the_common_line_when_it_waits_for_what_all_wait_for(self, room: Room) -> None:
         """Paused, it goes by acceptance with all others; without its version again, it is out of their way again."""

@@ -1,6 +1,6 @@
 -- claim: fire the timers that are due and lease the deliveries they owe; also purges what is past retention.
 -- Keys: partition root. Arguments: msgpack {session, count, bytes, cancel_lease_ms, callback_lease_ms}.
--- Reply: {now, works, ended ids, endpoints with a waiting line, next timer ms or -1}. At most `count` operations and
+-- Reply: {now, works, ended ids, endpoints with a waiting line (and `|` where it is of pins), next timer ms or -1}. At most `count` operations and
 --   about `bytes` of payload per call. Looks at `due` and at the caller's own `held`. Flag allow-oom.
 
 local function end_by_time(op, now, reason)
@@ -150,11 +150,11 @@ local function mesh1_claim(keys, argv)
   end
   local line = {}
   for _, endpoint in ipairs(redis.call('SRANDMEMBER', root .. KEY.waiting_endpoints, LIMIT.waiting_endpoints)) do
-    if redis.call('EXISTS', root .. KEY.waiting .. endpoint) == 1 then
-      line[#line + 1] = endpoint
-    else
-      redis.call('SREM', root .. KEY.waiting_endpoints, endpoint)
-    end
+    -- Pins are one entry with a mark: as a place each, versions that nobody has would crowd out everybody's lines.
+    local waits, pins = redis.call('EXISTS', root .. KEY.waiting .. endpoint), redis.call('EXISTS', root .. KEY.pins .. endpoint)
+    if waits == 1 then line[#line + 1] = endpoint end
+    if pins == 1 then line[#line + 1] = endpoint .. '|' end
+    if waits + pins == 0 then redis.call('SREM', root .. KEY.waiting_endpoints, endpoint) end
   end
   local first = redis.call('ZRANGE', root .. KEY.due, 0, 0, 'WITHSCORES')
   local mine = redis.call('ZRANGE', root .. KEY.held .. a.session, 0, 0, 'WITHSCORES')

@@ -123,7 +123,7 @@ local function enter_line(op, place)
   local line = queue_of(root, place, op.namespace)
   local since = op.created_at + op.delay_ms
   redis.call('ZADD', root .. KEY.waiting .. place, since, op.id)
-  redis.call('SADD', root .. KEY.waiting_endpoints, place)
+  redis.call('SADD', root .. KEY.waiting_endpoints, op.endpoint)
   redis.call('ZADD', line, since - op.priority * LIMIT.priority_ms, op.id)
   if redis.call('ZCARD', line) == 1 then enter_turns(root, place, op.namespace) end
 end
