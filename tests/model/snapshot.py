@@ -304,8 +304,9 @@ def _orphans(snapshot: Snapshot) -> Iterator[str]:
     for key, one in snapshot.idempotency.items():
         if one not in known or known[one].head.key != key:
             yield f"idempotency key {key} leads to {one}, which does not have it"
-    for endpoint in snapshot.waiting.keys() - snapshot.waiting_endpoints:
-        yield f"nobody is told that operations wait for {endpoint}"
+    for place in snapshot.waiting:
+        if place.partition("|")[0] not in snapshot.waiting_endpoints:
+            yield f"nobody is told that operations wait for {place}"
     yield from _turns(snapshot)
     for one in (snapshot.instances | snapshot.catalog) - snapshot.endpoints.keys():
         yield f"registry rows of unknown endpoint {one}"
