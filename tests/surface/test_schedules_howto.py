@@ -1,4 +1,4 @@
-"""docs/how-to/schedules-and-batches.md: its commands and its program, as they stand there (P360 to P377)."""
+"""P378: docs/how-to/schedules-and-batches.md: its commands and its program, as they stand there (P360 to P377)."""
 
 from __future__ import annotations
 
