@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import msgspec
 
 from gateway.operations import Order
 from gateway.outcomes import failure_of
+from gateway.places import Places
 from mesh.clock import sleep
 from mesh.errors import MeshError, PeerFault, Refusal
 from mesh.ids import pick_index
@@ -38,7 +40,8 @@ LOOK_S: Final = 0.25
 LOOKED_AT_PER_S: Final = 5_000
 """Endpoints; with more of them the looks are further apart."""
 CLAIMS_MAX: Final = 256
-RUNNING_MAX: Final = 64
+PLACES_MAX: Final = 192
+"""For probes, and as many for canaries, which take longer; shared out among namespaces and endpoints (places.py)."""
 PROBE_CONNECTIONS_MAX: Final = 4
 """To one host; probes have connections of their own, so that work does not make them wait."""
 REPLY_BYTES_MAX: Final = 64 << 10
@@ -72,11 +75,12 @@ class Checks:
         self._pool = Pool(max_per_host=PROBE_CONNECTIONS_MAX, idle_s=1.0, reply_bytes_max=REPLY_BYTES_MAX)
         self._due: dict[tuple[str, str, int, str], int] = {}
         """When to ask for each again, by the local clock."""
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._running: dict[tuple[str, str, int, str], asyncio.Task[None]] = {}
+        self._probes, self._canaries = Places(PLACES_MAX), Places(PLACES_MAX)
 
     async def close(self) -> None:
         """What is under way counts for nothing."""
-        tasks = list(self._tasks)
+        tasks = list(self._running.values())
         for task in tasks:
             task.cancel()
         if tasks:
@@ -95,27 +99,51 @@ class Checks:
             await sleep(max(LOOK_S, len(self._catalog.endpoints) / LOOKED_AT_PER_S))
 
     async def step(self) -> None:
-        """Claim what is due, and begin what was claimed."""
+        """Claim what is due, and begin what was claimed; end what is of nobody any more."""
         now = self._catalog.time.now()
         before, self._due = self._due, {}
-        wanted: list[_Check] = []
+        ripe: list[tuple[int, _Check]] = []
         for check in self._all(now):
-            due = before.get(check.name)
+            name = check.name
+            due = before.get(name)
             if due is None:
                 # A canary tells of a new instance at once; probes of many that came together are spread.
                 due = now if check.canary is not None else now + check.every_ms + pick_index(check.every_ms // 4 + 1)
             elif due <= now and check.canary is None and self._heard(check, now):
                 due = now + check.every_ms
-            self._due[check.name] = due
-            if due <= now and len(wanted) < min(CLAIMS_MAX, RUNNING_MAX - len(self._tasks)):
+            self._due[name] = due
+            if due <= now and name not in self._running:
+                ripe.append((due, check))
+        for name, task in self._running.items():
+            if name not in self._due:
+                task.cancel()
+        # Who waits longest is first, so that what found no place gets one before the others have their second turn.
+        ripe.sort(key=itemgetter(0))
+        wanted: list[_Check] = []
+        for _, check in ripe:
+            if len(wanted) < CLAIMS_MAX and self._places(check).take(check.endpoint.owner, check.endpoint.id):
                 wanted.append(check)
-        if not wanted:
-            return
+        if wanted:
+            await self._begin(wanted, now)
+
+    async def _begin(self, wanted: list[_Check], now: int) -> None:
+        """Claim those, which have their places, and run what was claimed."""
         claims = [(one.endpoint.id, one.instance.id, one.kind, one.every_ms) for one in wanted]
-        for check, wait_ms in zip(wanted, await self._mesh.catalog_store.checks_claim(claims), strict=True):
-            self._due[check.name] = now + (wait_ms or check.every_ms)
-            if not wait_ms:
-                self._spawn(self._check(check))
+        try:
+            for check, wait_ms in zip(wanted, await self._mesh.catalog_store.checks_claim(claims), strict=True):
+                self._due[check.name] = now + (wait_ms or check.every_ms)
+                if not wait_ms:
+                    self._spawn(check)
+        finally:
+            for check in wanted:
+                if check.name not in self._running:
+                    self._leave(check)
+
+    def _places(self, check: _Check) -> Places:
+        return self._probes if check.canary is None else self._canaries
+
+    def _leave(self, check: _Check) -> None:
+        self._places(check).give_back(check.endpoint.owner, check.endpoint.id)
 
     def _all(self, now: int) -> Iterator[_Check]:
         """Every check of every instance that should take work."""
@@ -194,10 +222,15 @@ class Checks:
         known = await self._mesh.operations.result(placed.id, endpoint.owner, wait_s)
         return _verdict(canary, known, unreached=instance.reach.pause_ms > 0)
 
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.get_running_loop().create_task(self._guarded(work))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+    def _spawn(self, check: _Check) -> None:
+        task = asyncio.get_running_loop().create_task(self._guarded(self._check(check)))
+        self._running[check.name] = task
+
+        def ended(_task: asyncio.Task[None]) -> None:
+            del self._running[check.name]
+            self._leave(check)
+
+        task.add_done_callback(ended)
 
     async def _guarded(self, work: Coroutine[Any, Any, None]) -> None:
         try:

@@ -19,6 +19,8 @@ START_LEASE_GRACE_MS: Final = 5_000
 """A start's lease outlives its request by this, so that the reply is booked before anybody takes the attempt over."""
 BREAKER_OPEN_MS_MAX: Final = 60_000
 CHECK_MS_MIN: Final = 500
+CHECK_TIMEOUT_MS_MAX: Final = 60_000
+"""Who is checked takes a place of the gateway for so long at most."""
 CANARIES_MAX: Final = 16
 WAITING_MAX: Final = 10_000_000
 WEIGHT_MAX: Final = 1_000
@@ -91,7 +93,7 @@ class Probe(Part):
     kind: Literal["http", "tcp"] = Field(default="http", description="GET of `path`, or a connection is enough")
     path: str = Field(default="/healthz", max_length=512, pattern=r"^/[!-~]*$", description="of the GET")
     every_ms: int = Field(default=10_000, ge=0, le=HOUR_MS, description="one probe each time, by one gateway; 0: none")
-    timeout_ms: int = Field(default=2_000, ge=50, le=60_000, description="longest wait for the answer")
+    timeout_ms: int = Field(default=2_000, ge=50, le=CHECK_TIMEOUT_MS_MAX, description="longest wait for the answer")
     failures: int = Field(default=2, ge=1, le=100, description="in a row, to be suspect; successes to be healthy again")
 
     @model_validator(mode="after")
@@ -108,7 +110,9 @@ class Canary(Part):
     operation: str = Field(min_length=1, max_length=1_000)
     input: JsonValue = None
     every_ms: int = Field(default=60_000, ge=CHECK_MS_MIN, le=24 * HOUR_MS, description="at each instance")
-    timeout_ms: int = Field(default=10_000, ge=100, le=HOUR_MS, description="from its start to its end")
+    timeout_ms: int = Field(
+        default=10_000, ge=100, le=CHECK_TIMEOUT_MS_MAX, description="from its start to its end, a minute at most"
+    )
     failures: int = Field(default=2, ge=1, le=100, description="in a row, to be suspect; successes to be healthy again")
 
 
