@@ -61,8 +61,7 @@ class OperationsSurface:
         """With the order in a header the body is the input, and may be large (P391)."""
         if MESH_START not in request.first:
             return None
-        self._auth.authenticate(request.headers)
-        return self._operations.payloads.take(request)
+        return self._operations.payloads.take_input(request, self._auth.authenticate(request.headers).namespace)
 
     async def start(self, request: Request) -> Answer:
         """200 with the finished record, or 202 with `Location` (P60)."""

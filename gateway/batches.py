@@ -18,6 +18,7 @@ from starlette.types import Receive, Scope, Send
 
 from gateway.batch_lines import BATCH_BYTES_MAX, LINES_MAX, Line, Splitter, outcome_line, read_line
 from gateway.declared import KEY
+from gateway.operations import BATCHES_MAX, EACH_BATCHES_MAX
 from gateway.start_body import as_v1
 from mesh.edge.exchange import check_head
 from mesh.errors import MeshError, TooMany, Unprocessable
@@ -33,8 +34,6 @@ if TYPE_CHECKING:
 GROUP_BYTES_MAX: Final = 1 << 20
 GROUPS_MAX: Final = 4
 """Of one batch under way."""
-BATCHES_MAX: Final = 8
-"""Read at the same time by one gateway."""
 MEDIA: Final = "application/x-ndjson"
 
 router = APIRouter()
@@ -46,6 +45,7 @@ class Batch:
 
     def __init__(self, mesh: Mesh, namespace: str, headers: CallerHeaders, line_bytes_max: int) -> None:
         self._mesh = mesh
+        self._seats = mesh.operations.batches
         self._namespace = namespace
         self._headers = headers
         self._lines = Splitter(line_bytes_max)
@@ -55,8 +55,10 @@ class Batch:
         self._running: set[asyncio.Task[bytes]] = set()
 
     async def outcomes(self, body: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-        """Lines of outcome, a group at a time. Reading goes on whether or not somebody takes them."""
-        self._mesh.operations.batches += 1
+        """Lines of outcome, a group at a time. Reading goes on whether or not somebody takes them. Raises TooMany."""
+        if not self._seats.take(self._namespace):
+            detail = f"this gateway reads {BATCHES_MAX} batches at a time, {EACH_BATCHES_MAX} of one namespace"
+            raise TooMany(f"{detail}; send it again, or to another gateway", code="too_many_batches")
         reader = asyncio.create_task(self._read(body), name="mesh-batch")
         try:
             while (group := await self._groups.get()) is not None:
@@ -65,7 +67,7 @@ class Batch:
         finally:
             # Groups under way end by themselves: what the store was asked cannot be taken back.
             reader.cancel()
-            self._mesh.operations.batches -= 1
+            self._seats.leave(self._namespace)
 
     async def _read(self, body: AsyncIterator[bytes]) -> None:
         waiting: list[Line] = []
@@ -157,7 +159,7 @@ class Batch:
             "content": {MEDIA: {"schema": {"type": "string"}}},
         },
         413: {"description": "Larger than a batch may be, by its `Content-Length`: nothing was started"},
-        429: {"description": "`too_many_batches`: this gateway reads as many as it can"},
+        429: {"description": "`too_many_batches`: this gateway reads as many as it can, of all or of one namespace"},
     },
 )
 async def start_batch(request: Request) -> Response:
@@ -170,9 +172,6 @@ async def start_batch(request: Request) -> Response:
         raw, dict(reversed(raw)), limits._replace(body_bytes_max=BATCH_BYTES_MAX, limit="the limit of a batch"),
         measure=True, large=False,
     )  # fmt: skip
-    if mesh.operations.batches >= BATCHES_MAX:
-        detail = f"this gateway reads {BATCHES_MAX} batches at a time; send it again, or to another gateway"
-        raise TooMany(detail, code="too_many_batches")
     batch = Batch(mesh, namespace, caller_headers(raw), limits.body_bytes_max)
     outcomes = batch.outcomes(request.stream())
     # Before the head of the answer leaves, or a caller that waits for `100 Continue` takes it for the end.

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from gateway.pull.desk import Desk
     from gateway.watermark import Watermark
     from mesh.blobs.spool import Spooled
+    from mesh.seats import Seats
     from mesh.store.layout import Request
     from mesh.store.schedules import Fired
     from mesh.store.store import Store
@@ -51,8 +52,8 @@ class Many:
     _rejoin: Callable[[str], Awaitable[None]]
     _recheck: Callable[[], Awaitable[None]]
     payloads: Payloads
-    batches = 0
-    """Being read."""
+    batches: Seats
+    """For those being read."""
 
     async def _allowed(self, order: Order) -> Endpoint:
         """The endpoint, which takes such an order. Raises NotFound, Malformed, Unprocessable."""
@@ -92,7 +93,10 @@ class Many:
         """Keep a large input before there is a record of it: what refers to it must find it. Raises StorageFull."""
         one = operation_id()
         kept = self.payloads
-        data = await (kept.keep_bytes(one, order.body) if order.large is None else kept.keep(one, order.large))
+        if order.large is None:
+            data = await kept.keep_bytes(one, order.body, order.namespace)
+        else:
+            data = await kept.keep(one, order.large)
         return order._replace(id=one, data=data, body=b"", large=None)
 
     async def start_many(self, orders: Sequence[Order]) -> list[Begun | MeshError]:

@@ -136,15 +136,14 @@ class NexusSurface:
         """A start may have a large body (P390), from whoever may start at all."""
         if request.method != "POST" or len(_segments.__wrapped__(request.raw_path)) != 4:  # noqa: PLR2004
             return None
-        self._auth.authenticate(request.headers)
-        return self._operations.payloads.take(request)
+        return self._operations.payloads.take_input(request, self._auth.authenticate(request.headers).namespace)
 
     def _take_result(self, request: Request) -> Intake | None:
         """A result may be large, of whoever has the token of an attempt."""
         if request.first.get(b"nexus-operation-state") != b"succeeded":
             return None
         self._operations.check_token(request.first.get(b"token", b"").decode("latin-1"))
-        return self._operations.payloads.take(request)
+        return self._operations.payloads.take_result(request)
 
     async def call(self, request: Request) -> Answer:
         """`/{endpoint}/services/{service}/{operation}[/cancel|/result|/{token}/cancel]`."""

@@ -28,6 +28,7 @@ from mesh.clock import now_ms
 from mesh.errors import Gone, Refusal, Unauthenticated, Unavailable
 from mesh.ids import is_operation_id
 from mesh.machine import Event, Kind
+from mesh.seats import Seats
 from mesh.store.layout import Outcome, Request
 from mesh.store.pulls import PullStore
 from mesh.store.store import BacklogFull, NoEndpoint, NoSession, OtherParent, ParentLost, Store
@@ -55,6 +56,10 @@ if TYPE_CHECKING:
 SOON_MS: Final = 500
 """What begins sooner might be passed over by a look at the timers that was just made."""
 
+BATCHES_MAX: Final = 8
+"""Read at the same time by one gateway."""
+EACH_BATCHES_MAX: Final = 4
+"""Of one namespace: none takes the seats of all the others."""
 AGENTS: Final = ""
 """Whoever holds a task, all together; no namespace is called so."""
 
@@ -95,6 +100,7 @@ class Operations(Many, Journals):
         self._watermark = watermark
         self._rejoin = rejoin
         self._recheck = recheck
+        self.batches = Seats(BATCHES_MAX, EACH_BATCHES_MAX)
 
     async def check_json(self, body: bytes, namespace: str) -> None:
         """Raise unless `body` of `namespace`, costly to read, is strict JSON; the event loop goes on meanwhile.

@@ -13,6 +13,7 @@ import re
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import unquote, urlsplit
@@ -28,6 +29,7 @@ from mesh.clock import sleep
 from mesh.errors import BlobMissing, Malformed, TooLarge, Unavailable
 from mesh.ids import short_id
 from mesh.pool import Large
+from mesh.seats import Seats
 from mesh.store.layout import DataRef
 from mesh.wire.digests import CONTENT_DIGEST, REPR_DIGEST, digest_field, mismatch, told_digest
 
@@ -39,6 +41,15 @@ if TYPE_CHECKING:
 LIMIT: Final = "the limit of this gateway ([blobs] bytes_max)"
 SLOWEST_BYTES_PER_MS: Final = 4 << 10
 """A large input has its time for being sent on top of a request's timeout: 1 s for each 4 MiB."""
+INPUTS_MAX: Final = 64
+"""Inputs under way in one gateway."""
+EACH_INPUTS_MAX: Final = 32
+"""Of one namespace: none takes the seats of all the others."""
+REPLIES_MAX: Final = 64
+"""Results in replies to starts, under way in one gateway."""
+EACH_REPLIES_MAX: Final = 32
+COMPLETIONS_MAX: Final = 32
+"""Results that come with the token of an attempt, which does not say whose it is; starts cannot take their seats."""
 OTHER_PLACE: Final = (
     "large payloads are kept in another place here than by the gateway that began: what is kept there is missing here;"
     " give all gateways of a mesh the same [blobs] url, and move a place with all that is in it"
@@ -71,8 +82,11 @@ class Payloads:
         self.spooler: Spooler | None = None
         self.warning = ""
         self.inline_bytes_max = sys.maxsize
-        self.replies: Large | None = None
-        """For replies to starts."""
+        self._inputs = Seats(INPUTS_MAX, EACH_INPUTS_MAX)
+        self._completions = Seats(COMPLETIONS_MAX, COMPLETIONS_MAX)
+        self._reply_seats = Seats(REPLIES_MAX, EACH_REPLIES_MAX)
+        self._replies: dict[str, Large] = {}
+        """By namespace, of which settings have few."""
         if settings.url:
             self.store, parts = place_of(settings, namespace)
             self._sweeper = Sweeper(self.store, settings.grace_ms)
@@ -80,7 +94,6 @@ class Payloads:
                 parts, bytes_max=settings.bytes_max, limit=LIMIT, free_bytes_min=settings.free_bytes_min
             )
             self.inline_bytes_max = min(settings.inline_bytes_max, body_bytes_max - 1)
-            self.replies = Large(self.inline_bytes_max, body_bytes_max, self._take_reply)
 
     async def start(self, operations: Store) -> None:
         """Raises ConfigError when the place cannot be used."""
@@ -107,18 +120,31 @@ class Payloads:
 
     # In -----------------------------------------------------------------------------------------------------------
 
-    def take(self, request: Request) -> Spool | None:
-        """An intake for the body of a request whose sender may send it. Raises TooLarge, TooMany, StorageFull."""
-        return self._open(request.first)
+    def take_input(self, request: Request, namespace: str) -> Spool | None:
+        """An intake for the body of a start by `namespace`. Raises TooLarge, TooMany, StorageFull."""
+        return self._open(request.first, self._inputs, namespace)
 
-    def _take_reply(self, status: int, headers: Headers) -> Spool | None:
-        return self._open(dict(reversed(headers))) if status == OK else None
+    def take_result(self, request: Request) -> Spool | None:
+        """The same for the result of an attempt, from whoever has its token."""
+        return self._open(request.first, self._completions, "")
 
-    def _open(self, first: Mapping[bytes, bytes]) -> Spool | None:
+    def replies(self, namespace: str) -> Large | None:
+        """For replies to starts by `namespace`."""
+        large = self._replies.get(namespace)
+        if large is None and self.spooler is not None:
+            take = partial(self._take_reply, namespace)
+            large = self._replies[namespace] = Large(self.inline_bytes_max, self.body_bytes_max, take)
+        return large
+
+    def _take_reply(self, namespace: str, status: int, headers: Headers) -> Spool | None:
+        return self._open(dict(reversed(headers)), self._reply_seats, namespace) if status == OK else None
+
+    def _open(self, first: Mapping[bytes, bytes], seats: Seats, whose: str) -> Spool | None:
         if self.spooler is None:
             return None
         length = first.get(b"content-length")
-        return self.spooler.open(told=told_digest(first), length=None if length is None else int(length))
+        told, bytes_told = told_digest(first), None if length is None else int(length)
+        return self.spooler.open(told=told, length=bytes_told, seats=seats, whose=whose)
 
     async def keep(self, owner: str, spooled: Spooled) -> DataRef:
         """The body is the operation's from now on, durably. Raises StorageFull, Unavailable."""
@@ -127,11 +153,11 @@ class Payloads:
         await self.store.put(owner, spooled)
         return DataRef(self.store.place, spooled.sha256, spooled.size)
 
-    async def keep_bytes(self, owner: str, body: bytes) -> DataRef:
-        """As `keep`, of a body that came in memory."""
+    async def keep_bytes(self, owner: str, body: bytes, namespace: str) -> DataRef:
+        """As `keep`, of an input by `namespace` that came in memory. Raises TooMany too."""
         if self.spooler is None:
             raise Unavailable("this gateway keeps no large payloads", code="blob_storage_off")
-        spool = self.spooler.open(length=len(body))
+        spool = self.spooler.open(length=len(body), seats=self._inputs, whose=namespace)
         try:
             spool.feed(body)
             return await self.keep(owner, await spool.finish())

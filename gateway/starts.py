@@ -126,7 +126,7 @@ class Starts:
                 self._start_headers(work, timeout_ms),
                 body,
                 timeout_s=(timeout_ms + transfer_ms(data)) / 1000,
-                large=self._payloads.replies,
+                large=self._payloads.replies(work.head.namespace),
             )
             answer = read_start_reply(reply)
             if reply.intake is not None:

@@ -91,7 +91,7 @@ class PullSurface:
         if not token:
             return None
         self._operations.check_token(token)
-        return self._operations.payloads.take(request)
+        return self._operations.payloads.take_result(request)
 
     # Poll ---------------------------------------------------------------------------------------------------------
 

@@ -1,7 +1,8 @@
 """A body on its way in: written to a temporary file and hashed in a thread, while the event loop receives.
 
 Owns the bounds of what is under way: bytes of one body, memory in front of the disk, bodies at once, free space that is
-left alone. Knows not what becomes of a finished file.
+left alone. A body has its seat among those at once from the first piece that goes to the disk: silence takes none.
+Knows not what becomes of a finished file.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import Final
 
 from mesh.errors import MeshError, StorageFull, TooLarge, TooMany, Unavailable
 from mesh.ids import short_id
+from mesh.seats import Seats
 from mesh.wire.digests import mismatch
 
 PIECE_BYTES: Final = 256 << 10
@@ -25,7 +27,7 @@ PIECE_BYTES: Final = 256 << 10
 AHEAD_BYTES_MAX: Final = 1 << 20
 """Received and not yet written, above which the sender is held back."""
 SPOOLS_MAX: Final = 64
-"""Bodies under way in one process."""
+"""Bodies under way in one process that shares its seats among nobody."""
 THREADS: Final = 4
 LOOK_BYTES: Final = 16 << 20
 """How often free space is looked at."""
@@ -62,25 +64,36 @@ class Spooler:
         self.limit = limit
         self.free_bytes_min = free_bytes_min
         self.threads = ThreadPoolExecutor(THREADS, thread_name_prefix="mesh-blobs")
-        self.active = 0
+        self._seats = Seats(SPOOLS_MAX, SPOOLS_MAX)
         self.taken_bytes = 0
         """Bytes of all bodies so far, for metrics."""
 
-    def open(self, *, told: str | None = None, length: int | None = None, sync: bool = True) -> Spool:
+    def open(
+        self,
+        *,
+        told: str | None = None,
+        length: int | None = None,
+        sync: bool = True,
+        seats: Seats | None = None,
+        whose: str = "",
+    ) -> Spool:
         """A place for one body. `told`: the SHA-256 its sender said; `length`: its size, where that is known.
 
-        `sync`: it is to outlive the machine. Raises TooLarge, TooMany, StorageFull.
+        `sync`: it is to outlive the machine. `seats`: where it takes one of the share of `whose`, when enough of it has
+        come. Raises TooLarge, TooMany, StorageFull.
         """
+        seats = seats or self._seats
         if length is not None and length > self.bytes_max:
             raise self.too_large()
-        if self.active >= SPOOLS_MAX:
-            raise TooMany(f"{self.active} large bodies are on their way in here; try again", code="uploads_busy")
+        if not seats.free(whose):
+            raise _busy()
         try:
             self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
             self.check_room(length or 0)
         except OSError as fault:
             raise trouble(fault) from None
-        return Spool(self, self.directory / f"{short_id('body')}{SUFFIX}", told, length, sync=sync)
+        path = self.directory / f"{short_id('body')}{SUFFIX}"
+        return Spool(self, path, told, length, seats, whose, sync=sync)
 
     def check_room(self, more: int) -> None:
         """Raises StorageFull when `more` bytes would use up what is to be left free."""
@@ -98,11 +111,24 @@ class Spooler:
 class Spool:
     """One body on its way in (mesh.streams.Intake)."""
 
-    def __init__(self, spooler: Spooler, path: Path, told: str | None, length: int | None, *, sync: bool) -> None:
+    def __init__(
+        self,
+        spooler: Spooler,
+        path: Path,
+        told: str | None,
+        length: int | None,
+        seats: Seats,
+        whose: str,
+        *,
+        sync: bool,
+    ) -> None:
         self._spooler = spooler
         self._path = path
         self._told = told
         self._length = length
+        self._seats = seats
+        self._whose = whose
+        self._seated = False
         self._sync = sync
         self._loop = asyncio.get_running_loop()
         self._hash = hashlib.sha256()
@@ -118,7 +144,6 @@ class Spool:
         self._tell: Callable[[MeshError], None] = _nothing
         self.fault: MeshError | None = None
         self.handed_on = False
-        spooler.active += 1
 
     def watch(self, room: Callable[[], None], fault: Callable[[MeshError], None]) -> None:
         self._room, self._tell = room, fault
@@ -133,6 +158,8 @@ class Spool:
         self._ahead.append(chunk)
         self._ahead_bytes += len(chunk)
         if self._writing is None and self._ahead_bytes >= PIECE_BYTES:
+            if not self._sit():
+                return True
             self._write_ahead()
         self._held = self._ahead_bytes >= AHEAD_BYTES_MAX
         return not self._held
@@ -148,7 +175,7 @@ class Spool:
         """The file, whole and on the disk. Raises StorageFull, TooLarge, Unavailable, Malformed `digest_mismatch`."""
         while self._writing is not None:
             await asyncio.wait([self._writing])
-        if self.fault is None:
+        if self.fault is None and self._sit():
             chunks, self._ahead, self._ahead_bytes = self._ahead, [], 0
             self._begin(self._end, chunks)
             while self._writing is not None:
@@ -178,10 +205,18 @@ class Spool:
 
     # -- inside
 
+    def _sit(self) -> bool:
+        if not self._seated and not self._over:
+            self._seated = self._seats.take(self._whose)
+            if not self._seated:
+                self._fail(_busy())
+        return self._seated
+
     def _release(self) -> None:
-        if not self._over:
-            self._over = True
-            self._spooler.active -= 1
+        self._over = True
+        if self._seated:
+            self._seated = False
+            self._seats.leave(self._whose)
 
     def _delete(self) -> None:
         file, self._file = self._file, -1
@@ -249,6 +284,10 @@ def trouble(fault: BaseException) -> MeshError:
         return _full()
     why = fault.strerror if isinstance(fault, OSError) and fault.strerror else str(fault) or type(fault).__name__
     return Unavailable(f"large payloads cannot be kept here: {why}", code="blob_storage_failed", retry_after_s=5)
+
+
+def _busy() -> TooMany:
+    return TooMany("as many large bodies as there is room for are on their way in here; try again", code="uploads_busy")
 
 
 def _full() -> StorageFull:

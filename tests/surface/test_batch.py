@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import json
+from contextlib import AsyncExitStack
 from typing import Any
 
 import pytest
 
 from gateway.batch_lines import BATCH_BYTES_MAX, BLANKS_MAX, LINES_MAX, Line, Splitter
+from gateway.operations import EACH_BATCHES_MAX
+from mesh.clock import sleep
 from tests.surface.actors import Actor, Call, Reply, as_json
 from tests.surface.checks import check_problem
-from tests.surface.gateways import Caller
+from tests.surface.gateways import ALPHA, Caller
 from tests.surface.wire import Answer, Connection, read_chunks, read_head
 
 PATH = "/v1/operations/batch"
@@ -190,6 +193,22 @@ class TestBounds:
         check_problem(await caller.post(PATH, b""), 422, "batch_empty")
         check_problem(await caller.post(PATH, b"x", {"content-encoding": "gzip"}), 400, "encoding_not_supported")
         check_problem(await caller.post(PATH, b"{}", {"idempotency-key": "a b"}), 400, "idempotency_key_invalid")
+
+    async def test_nobody_takes_the_seats_of_others(self, alpha: Caller, beta: Caller) -> None:
+        """P367: batches of one namespace that never end leave room for those of another."""
+        greedy, modest = await alpha.register(None), await beta.register(None)
+        text = line(greedy)
+        async with AsyncExitStack() as stack:
+            for _ in range(EACH_BATCHES_MAX):
+                one = await stack.enter_async_context(await Connection.open(alpha.gateway.port))
+                one.send("POST", PATH, {"authorization": f"Bearer {ALPHA}", "transfer-encoding": "chunked"})
+                one.writer.write(b"%x\r\n%b\r\n" % (len(text), text))
+                assert " 200 " in (await read_head(one.reader))[0]
+            check_problem(await alpha.post(PATH, text), 429, "too_many_batches")
+            assert [one["status"] for one in outcomes(await beta.post(PATH, line(modest)))] == [202]
+        async with asyncio.timeout(10):
+            while (await alpha.post(PATH, text)).status != 200:
+                await sleep(0.02)
 
 
 class TestSplitter:

@@ -9,16 +9,19 @@ import os
 import subprocess
 from base64 import b64encode
 from collections.abc import Callable, Iterator
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from gateway.payloads import EACH_INPUTS_MAX, INPUTS_MAX
+from mesh.blobs.spool import PIECE_BYTES
 from mesh.clock import monotonic_s, now_ms, sleep
 from mesh.tokens import verify_webhook
 from tests.surface.actors import Actor, Call, Reply, as_json, started
-from tests.surface.gateways import ASYNC, KEYLESS, WEBHOOK_SECRET, Caller, Gateway
-from tests.surface.wire import Connection, Pairs
+from tests.surface.gateways import ALPHA, ASYNC, KEYLESS, WEBHOOK_SECRET, Caller, Gateway
+from tests.surface.wire import Connection, Pairs, read_head
 
 BIG = bytes(range(256)) * (3 << 12)
 """3 MiB: more than a body in memory may have."""
@@ -231,6 +234,37 @@ class TestTrouble:
         assert (broken.status, broken.code) == (400, "schema_breach")
         over = await caller.nexus(checked, json.dumps("x" * (3 << 20)).encode())
         assert (over.status, over.code) == (400, "input_unchecked")
+
+    async def test_nobody_takes_the_seats_of_others(self, alpha: Caller, beta: Caller, agent: Actor) -> None:
+        """P390: silence has no seat, a namespace has a share, and results do not wait for starts."""
+        agent.replies(started())
+        greedy, modest = await alpha.register(agent.url), await beta.register(None)
+        await alpha.begin(greedy)
+        task = await agent.until(1)
+        headers = [("authorization", f"Bearer {ALPHA}"), BYTES, ("expect", "100-continue")]
+        async with AsyncExitStack() as stack:
+            stalled: list[Connection] = []
+            for _ in range(INPUTS_MAX + 1):
+                one = await stack.enter_async_context(await Connection.open(alpha.gateway.port))
+                one.send(
+                    "POST",
+                    f"/nexus/endpoints/{greedy}/services/svc/op",
+                    [*headers, ("content-length", str(PIECE_BYTES * 2))],
+                )
+                assert " 100 " in (await read_head(one.reader))[0]
+                stalled.append(one)
+            assert (await alpha.nexus(greedy, BIG, [BYTES, ASYNC])).status == 201
+            for one in stalled[:EACH_INPUTS_MAX]:
+                one.writer.write(BIG[:PIECE_BYTES])
+            await until(lambda: len(parts(alpha.gateway)) >= EACH_INPUTS_MAX)
+            stalled[-1].writer.write(BIG[:PIECE_BYTES])
+            assert (await stalled[-1].answer()).status == 429
+            answer = await alpha.nexus(greedy, BIG, [BYTES, ASYNC])
+            assert (answer.status, answer.code) == (429, "uploads_busy")
+            assert (await beta.nexus(modest, BIG, [BYTES, ASYNC])).status == 201
+            assert (await task.complete(body=BIG, headers=[BYTES])).status == 200
+        await until(lambda: not parts(alpha.gateway))
+        assert (await alpha.nexus(greedy, BIG, [BYTES, ASYNC])).status == 201, "seats come back"
 
     async def test_a_disk_without_room(self, own_gateway: Callable[..., Gateway], agent: Actor) -> None:
         """P399: 507 and nothing kept; a result that finds no room is asked for again, and costs no attempt."""
