@@ -28,6 +28,8 @@ from mesh.errors import Unauthenticated
 from mesh.pool import Reply
 from mesh.tokens import new_webhook_secret, sign_webhook
 
+pytestmark = pytest.mark.timeout(300)  # the first test waits for a run of every scenario
+
 ROOT = Path(__file__).parents[2]
 KEY = key_of("abcdefghijkl", 7)
 OPERATION = b"00-abcdefghjkmnpqrstvwx"
