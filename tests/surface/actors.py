@@ -102,11 +102,15 @@ async def _ok(call: Call, _writer: asyncio.StreamWriter) -> Reply:
 
 
 class Actor:
-    """A listener on loopback. `script` may be replaced at any time; `replies(...)` are given one after the other."""
+    """A listener on loopback. `script` may be replaced at any time; `replies(...)` are given one after the other.
+
+    Who looks whether it is well (P302) gets a 404 and is no call, unless `probed` says what it gets.
+    """
 
     def __init__(self) -> None:
         self.calls: list[Call] = []
         self.script: Script = _ok
+        self.probed: Script | None = None
         self.open = 0
         """Calls that are not answered yet."""
         self.open_max = 0
@@ -183,13 +187,20 @@ class Actor:
             writer.transport.abort() if self._server is None else writer.close()
 
     async def _answer(self, call: Call, writer: asyncio.StreamWriter) -> None:
-        self.calls.append(call)
+        script = self.script
+        if call.method == "GET" and call.path.endswith("/healthz"):
+            if self.probed is None:
+                writer.write(Reply(404).packed())
+                return
+            script = self.probed
+        else:
+            self.calls.append(call)
         self.open += 1
         self.open_max = max(self.open_max, self.open)
         async with self._news:
             self._news.notify_all()
         try:
-            reply = await self.script(call, writer)
+            reply = await script(call, writer)
         finally:
             self.open -= 1
         if isinstance(reply, Reply):

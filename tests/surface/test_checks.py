@@ -39,13 +39,13 @@ async def test_checks_of_one_team_stop_none_of_another(teams: Gateway, actor: Ca
     """P317: hanging probes and canaries without end, more than there are places; then their endpoint is deleted."""
     red, blue = Caller(teams, ALPHA), Caller(teams, BETA)
     hangs, victim = await actor(), await actor()
-    hangs.script = drips
+    hangs.script = hangs.probed = drips
     healthy = True
 
     async def answers(call: Call, _writer: asyncio.StreamWriter) -> Reply:
         return as_json(None, 200 if healthy or call.method == "POST" else 500)
 
-    victim.script = answers
+    victim.script = victim.probed = answers
     hanger = await red.register(None, policy={"probe": STUCK, "canaries": [CANARY]})
     for number in range(INSTANCES):
         body = {"url": hangs.url, "ttl_ms": 60_000}

@@ -53,15 +53,8 @@ async def until(check: Callable[[], object], within_s: float = 10.0) -> None:
         await sleep(0.02)
 
 
-def posts(agent: Actor) -> list[Call]:
-    """Its starts; others than its callers look whether it is well."""
-    return [call for call in agent.starts if call.method == "POST"]
-
-
 def echoing(agent: Actor) -> None:
     async def script(call: Call, _writer: asyncio.StreamWriter) -> Reply:
-        if call.method != "POST":
-            return Reply(404)
         return Reply(200, call.body, [("content-type", call["content-type"])])
 
     agent.script = script
@@ -77,7 +70,7 @@ class TestThroughTheGateway:
         assert answer.status == 200
         assert answer.body == BIG
         assert (answer["content-type"], answer["repr-digest"]) == (BYTES[1], digest(BIG))
-        (start,) = posts(agent)
+        (start,) = agent.starts
         assert start.body == BIG
         assert start["content-digest"] == digest(BIG)
         again = await caller.nexus(endpoint, BIG, asked)
@@ -132,7 +125,7 @@ class TestThroughTheGateway:
         agent.replies(as_json(None))
         answer = await caller.ask("POST", "/v1/operations", [("mesh-start", json.dumps(beside)), ("prefer", "wait=5")])
         assert answer.json["result"] is None
-        assert (posts(agent)[-1].body, posts(agent)[-1].all("content-type")) == (b"", [])
+        assert (agent.starts[-1].body, agent.starts[-1].all("content-type")) == (b"", [])
 
     async def test_a_body_in_chunks_whose_sender_vanishes(self, caller: Caller, agent: Actor) -> None:
         """P390, P396: without a length too; what is cut off leaves nothing behind."""
@@ -149,7 +142,7 @@ class TestThroughTheGateway:
             connection.send("POST", target, headers, piece * 16)
             await until(lambda: parts(caller.gateway))
         await until(lambda: not parts(caller.gateway))
-        assert len(posts(agent)) == 1
+        assert len(agent.starts) == 1
 
     async def test_a_completion_and_its_callbacks(self, caller: Caller, agent: Actor, receiver: Actor) -> None:
         """P394, P397: a large result comes by token, goes out streamed and signed, or as an event that refers to it."""
@@ -192,7 +185,7 @@ class TestTrouble:
             assert (answer.status, answer.code) == (400, "digest_invalid")
         fine = await caller.nexus(endpoint, b"1", [("content-digest", f"sha-512=:AAAA:, {digest(b'1')}")])
         assert fine.status == 200
-        assert len(posts(agent)) == 1
+        assert len(agent.starts) == 1
         await until(lambda: blobs(caller.gateway) == before)
         endpoint = await caller.register(agent.url, policy={"retry": {"initial_ms": 10}})
         lying = Reply(200, BIG, [BYTES, ("content-digest", digest(b"other"))])
@@ -286,7 +279,7 @@ class TestTrouble:
         gateway.stop()
         gateway.start()
         assert (await caller.result(operation, "20")).body == BIG
-        assert len(posts(agent)) >= 2
+        assert len(agent.starts) >= 2
 
     async def test_a_blob_that_is_missing_or_damaged(self, own_gateway: Callable[..., Gateway], agent: Actor) -> None:
         """P399: the operation waits, says why, and goes on when its input is back; readers are told to come again."""
@@ -308,14 +301,14 @@ class TestTrouble:
         kept.write_bytes(BIG[:-1] + b"x")
         damaged = await caller.until(operation, attempt=waiting["attempt"] + 1, state="backing_off")
         assert damaged["last_failure"]["type"] == "BLOB_CORRUPT"
-        assert not posts(agent)  # the agent never had a whole request
+        assert not agent.starts  # the agent never had a whole request
         async with await Connection.open(gateway.port) as connection:
             connection.send("GET", f"/v1/operations/{operation}/input")
             with pytest.raises(asyncio.IncompleteReadError):
                 await connection.answer()
         away.replace(kept)
-        await until(lambda: posts(agent), 20)
-        assert posts(agent)[0].body == BIG
+        await until(lambda: agent.starts, 20)
+        assert agent.starts[0].body == BIG
         gate.set()
         assert (await caller.until(operation, state="succeeded"))["result"] == "held"
 
