@@ -200,6 +200,8 @@ async def backfill_schedule(request: Request, name: str) -> Response:
     mesh, namespace = _mesh(request), _namespace(request)
     body = read_fields(await _body(request), _backfills, "a backfill")
     from_ms, until_ms = _time(body.from_, "from"), _time(body.until, "until")
+    if from_ms < 0:
+        raise body_invalid("/from", "from is not before 1970-01-01T00:00:00Z")
     if until_ms < from_ms:
         raise body_invalid("/until", "until is not before from")
     if until_ms > now_ms():

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from datetime import UTC, datetime
-from functools import lru_cache
+from functools import cache, lru_cache
 from hashlib import blake2b
+from importlib.resources import files
 from itertools import takewhile
 from typing import Final
-from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+from zoneinfo import ZoneInfo
 
 from cronsim import CronSim, CronSimError
 
@@ -21,17 +22,25 @@ CRON_CHARS_MAX: Final = 200
 ZONE_CHARS_MAX: Final = 64
 
 
+@cache
+def _zones() -> frozenset[str]:
+    """Names of the IANA database, from its package and so the same on every gateway.
+
+    A machine's own directory also has `localtime`, `posixrules` and `right/`, another time on the next machine.
+    """
+    return frozenset(files("tzdata").joinpath("zones").read_text().split()) - {"Factory"}
+
+
 class Clock:
     """`cron` in `timezone`. All times in milliseconds since the epoch."""
 
     def __init__(self, cron: str, timezone: str) -> None:
         """Raises Malformed `cron_invalid`, `timezone_invalid`."""
-        try:
-            self._zone = ZoneInfo(timezone[:ZONE_CHARS_MAX])
-        except (ZoneInfoNotFoundError, ValueError, OSError):
+        if timezone not in _zones():
             shown = timezone[:ZONE_CHARS_MAX]
             detail = f"{shown!r} is no time zone of the IANA database, such as Europe/Berlin or UTC"
-            raise Malformed(detail, code="timezone_invalid") from None
+            raise Malformed(detail, code="timezone_invalid")
+        self._zone = ZoneInfo(timezone)
         self._cron = cron
         if len(cron) > CRON_CHARS_MAX:
             raise Malformed(f"a cron expression has at most {CRON_CHARS_MAX} characters", code="cron_invalid")

@@ -47,7 +47,8 @@ SUFFIXES: Final = {
     "registry_version": ":regv",  # counter, moves with every registry change that routing must see
     "schedule_names": ":schn:",  # + namespace; hash, schedule name -> schedule id
     "schedule": ":sch:",  # + schedule id; hash: document, clock and how far it got (lua/schedules.lua)
-    "schedules_due": ":schdue",  # zset, schedule id by when to look at it, ms
+    "schedule_turns": ":schturn",  # zset, namespace by when it is its schedules' turn, ms (lua/schedules.lua)
+    "schedules_due": ":schdue:",  # + namespace; zset, schedule id by when to look at it, ms
     "schedule_queue": ":schq:",  # + schedule id; zset, `{scheduled ms}.{way}` by scheduled time, waiting for its turn
     "schedule_runs": ":schr:",  # + schedule id; zset, operation id by scheduled time, ms: the newest
     "meta": ":meta",  # hash, identity of this store
@@ -135,6 +136,9 @@ class Keys:
 
     def schedule(self, schedule_id: str) -> bytes:
         return self._key("schedule") + schedule_id.encode()
+
+    def schedules_due(self, namespace: str) -> bytes:
+        return self._key("schedules_due") + namespace.encode()
 
     def schedule_queue(self, schedule_id: str) -> bytes:
         return self._key("schedule_queue") + schedule_id.encode()

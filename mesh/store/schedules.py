@@ -158,9 +158,15 @@ class ScheduleStore(Functions):
 
     # The clockwork ------------------------------------------------------------------------------------------------
 
-    async def claim(self, count: int) -> tuple[int, list[DueSchedule], int | None]:
-        """(store's time, schedules to look at within CLAIM_LEASE_MS, when to come again or None)."""
-        now, rows, next_at = await self.fcall("mesh1_schedule_claim", {"count": count, "lease_ms": CLAIM_LEASE_MS})
+    async def claim(
+        self, count: int, held: Mapping[str, int], most: int
+    ) -> tuple[int, list[DueSchedule], int | None]:
+        """(store's time, schedules to look at within CLAIM_LEASE_MS, when to come again or None).
+
+        `count` in all, in turns by namespace; `held`: how many of a namespace are looked at already, `most` at most.
+        """
+        arguments = {"count": count, "lease_ms": CLAIM_LEASE_MS, "most": most, "held": dict(held)}
+        now, rows, next_at = await self.fcall("mesh1_schedule_claim", arguments)
         return now, [_due(row) for row in rows], None if next_at < 0 else next_at
 
     async def fire(self, time: Time, overlap: str, start: Start, request: Request, body: bytes) -> Fired:

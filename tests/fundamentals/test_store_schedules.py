@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+import asyncio
+from typing import Any, cast
 
 import pytest
 from msgspec import UNSET
 
+from gateway.schedules.clockwork import NAMESPACE_SEATS, SEATS, Clockwork
+from mesh.clock import now_ms, sleep
 from mesh.errors import NotFound, PreconditionFailed, TooMany
 from mesh.machine import Kind, State
 from mesh.store.layout import Request
@@ -40,6 +43,9 @@ class Stage:
         time = Time(ID, version, at, way, at + STEP, at + STEP)
         return await self.store.fire(time, overlap, start, Request("work", "Svc", "op", None), b"")
 
+    async def claim(self, count: int = 5, most: int = 99, **held: int) -> Any:
+        return await self.store.claim(count, held, most)
+
     async def row(self) -> Any:
         return await self.store.read(NS, "nightly")
 
@@ -71,7 +77,7 @@ class TestDocuments:
             await stage.store.delete(NS, "nightly", "1")
         await stage.store.delete(NS, "nightly", "2")
         assert await stage.store.names(NS) == {}
-        assert await stage.store.claim(5) == (pytest.approx((await stage.store.claim(5))[0], abs=5_000), [], None)
+        assert await stage.claim() == (pytest.approx((await stage.claim())[0], abs=5_000), [], None)
 
     async def test_new_times_begin_anew(self, stage: Stage) -> None:
         """P370: other changes leave the next time where it is."""
@@ -84,11 +90,12 @@ class TestFiring:
     async def test_a_time_runs_once(self, stage: Stage) -> None:
         """P371: whoever comes second with it finds it over; what was claimed and not fired is due again."""
         await stage.put()
-        _, (due,), _ = await stage.store.claim(5)
+        _, (due,), _ = await stage.claim()
         assert (due.id, due.next_ms, due.queued) == (ID, FIRST, None)
-        assert (await stage.store.claim(5))[1] == []
-        await stage.room.link.call("ZADD", stage.store.keys._key("schedules_due"), 1, ID)
-        assert len((await stage.store.claim(5))[1]) == 1
+        assert (await stage.claim())[1] == []
+        await stage.room.link.call("ZADD", stage.store.keys.schedules_due(NS), 1, ID)
+        await stage.room.link.call("ZADD", stage.store.keys._key("schedule_turns"), 1, NS)
+        assert len((await stage.claim())[1]) == 1
         fired = await stage.fire()
         assert fired.word == "started"
         assert (await stage.fire()).word == "moved"
@@ -104,7 +111,7 @@ class TestFiring:
         assert (await stage.fire(version=1)).word == "moved"
         await stage.store.pause(NS, "nightly", paused=True)
         assert (await stage.fire(version=2)).word == "moved"
-        assert (await stage.store.claim(5))[1] == []
+        assert (await stage.claim())[1] == []
         await stage.store.pause(NS, "nightly", paused=False, next_ms=FIRST, due_ms=FIRST)
         assert (await stage.fire(version=2)).word == "started"
 
@@ -170,6 +177,84 @@ class TestFiring:
         assert (row.next_ms, row.facts["failed"], row.facts["failed_told"]) == (at + STEP, "1", '{"code":"x"}')
 
 
+class TestTurns:
+    async def many(self, stage: Stage, **counts: int) -> None:
+        for ns, count in counts.items():
+            for number in range(count):
+                given: dict[str, Any] = {"if_match": "", "clock": "c", "next_ms": FIRST, "due_ms": FIRST}
+                await stage.store.put(ns, f"n{number}", f"{ns}-{number}", b"{}", **given)
+
+    async def test_namespaces_take_turns(self, stage: Stage) -> None:
+        """P379: what one namespace has more comes after what others have, and others come while it has still more."""
+        await self.many(stage, red=12, blue=1, green=2)
+        claims = [[due.ns for due in (await stage.claim(6))[1]] for _ in range(4)]
+        assert sorted(claims[0]) == ["blue", "green", "green", "red", "red"]
+        assert claims[1:] == [["red"] * 6, ["red"] * 4, []]
+
+    async def test_nobody_is_passed_over_for_ever(self, stage: Stage) -> None:
+        """P379: with fewer seats than namespaces, who was served waits behind who was not."""
+        await self.many(stage, a=9, b=9, c=9)
+        found = [due.ns for _ in range(3) for due in (await stage.claim(1))[1]]
+        assert sorted(found) == ["a", "b", "c"]
+
+    async def test_a_full_namespace(self, stage: Stage) -> None:
+        """P379: one that has all its seats is not looked at, and is no reason to come again at once."""
+        await self.many(stage, red=9)
+        now, found, again = await stage.claim(5, 3, red=3)
+        assert (found, again) == ([], None)
+        await self.many(stage, blue=1)
+        _, found, _ = await stage.claim(5, 3, red=2)
+        assert sorted(due.ns for due in found) == ["blue", "red"]
+        assert now > FIRST
+
+    async def test_a_late_schedule_waits_behind_the_others(self, stage: Stage) -> None:
+        """P379: one time of each and round, however many of one are over."""
+        await self.many(stage, default=2)
+        await stage.put()
+        first = [due.id for due in (await stage.claim(1))[1]]
+        at = FIRST
+        await stage.store.pass_over(Time(first[0], 1, at, CLOCK, at + STEP, at + STEP), "failed", b"{}")
+        rest = [due.id for _ in range(3) for due in (await stage.claim(1))[1]]
+        assert rest[2] == first[0]
+        assert len(set(rest)) == 3
+
+
+class TestClockwork:
+    async def test_what_is_slow_blocks_nobody(self, stage: Stage) -> None:
+        """P379: a namespace whose starts hang (as checks may) holds its own seats and no more."""
+        operation = b'{"endpoint":"work","service":"Svc","operation":"op"}'
+        document = b'{"cron":"* * * * *","overlap":"allow","operation":' + operation + b"}"
+        given: Any = {"if_match": "", "clock": "c", "next_ms": now_ms(), "due_ms": now_ms()}
+        for number in range(SEATS + 1):
+            await stage.store.put("red", f"n{number}", f"red-{number}", document, **given)
+        hanging: list[str] = []
+
+        class Slow:
+            """Starts of red hang."""
+
+            async def start_scheduled(self, order: Any, fire: Any) -> Fired:
+                if order.namespace == "red":
+                    hanging.append(order.key)
+                    await asyncio.Event().wait()
+                return await fire(stage.room.order(order.key, delay_ms=0), Request("work", "Svc", "op", None))
+
+        clock = Clockwork(stage.room.link, cast("Any", Slow()), lambda _: None, lambda _: None)
+        running = asyncio.create_task(clock.run())
+        try:
+            async with asyncio.timeout(10):
+                while len(hanging) < NAMESPACE_SEATS:
+                    await sleep(0.01)
+                late: Any = given | {"next_ms": now_ms() - 2 * STEP, "due_ms": now_ms() - 2 * STEP}
+                await stage.store.put(NS, "nightly", ID, document, **late)
+                clock.wake()
+                while int((await stage.row()).facts.get("started", 0)) < 2:
+                    await sleep(0.01)
+        finally:
+            running.cancel()
+            await asyncio.gather(running, return_exceptions=True)
+        assert len(hanging) == NAMESPACE_SEATS
+
+
 class TestBackfill:
     async def test_times_wait_for_their_turn(self, stage: Stage) -> None:
         """P376: known once however often they are asked for; a time that ran is the operation of then."""
@@ -178,7 +263,7 @@ class TestBackfill:
         times = [FIRST, FIRST + STEP]
         assert await stage.store.backfill(NS, "nightly", "allow", times) == 2
         assert await stage.store.backfill(NS, "nightly", "allow", times) == 2
-        _, (due,), _ = await stage.store.claim(5)
+        _, (due,), _ = await stage.claim()
         assert due.queued == (FIRST, "allow")
         again = await stage.fire(0, way="allow")
         assert (again.word, again.operation_id) == ("repeated", ran.operation_id)

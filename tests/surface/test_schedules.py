@@ -194,6 +194,8 @@ class TestRuns:
         assert len(await schedules.runs(name)) == 3
         for bad, pointer in (
             ({"from": "x", "until": span["until"]}, "/from"),
+            ({"from": "0001-01-01T00:00:00Z", "until": span["until"]}, "/from"),
+            ({"from": "1969-12-31T23:59:59+00:00", "until": span["until"]}, "/from"),
             ({"from": span["until"], "until": span["from"]}, "/until"),
             ({"from": span["from"], "until": to_rfc3339(now_ms() + HOUR_MS)}, "/until"),
         ):

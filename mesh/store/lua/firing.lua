@@ -2,25 +2,45 @@
 -- A claim is a lease and changes nothing else: a time is over only together with what became of it, so that none gets lost
 -- with a gateway that dies in between.
 
--- schedule_claim: schedules to look at, put off by `lease_ms` for all others. Arguments: msgpack {count, lease_ms}.
--- Reply: {now, schedules, next look ms or -1}; a schedule is {id, ns, name, version, document, next, earliest of the queue or ''}.
-local function mesh1_schedule_claim(keys, argv)
-  local root = keys[1]
-  local a = given(argv[1], 'count', 'lease_ms')
-  local now, found = now_ms(), {}
-  local all = root .. KEY.schedules_due
-  for _, id in ipairs(redis.call('ZRANGE', all, '-inf', now, 'BYSCORE', 'LIMIT', 0, a.count)) do
+-- Those of one namespace, put off by `lease_ms` for all others.
+local function claim_of(root, ns, now, count, lease_ms, found)
+  local all = root .. KEY.schedules_due .. ns
+  for _, id in ipairs(redis.call('ZRANGE', all, '-inf', now, 'BYSCORE', 'LIMIT', 0, count)) do
     local f = redis.call('HMGET', root .. KEY.schedule .. id, 'ns', 'name', 'version', 'document', 'next')
     if f[1] then
-      redis.call('ZADD', all, now + a.lease_ms, id)
+      redis.call('ZADD', all, now + lease_ms, id)
       local first = redis.call('ZRANGE', root .. KEY.schedule_queue .. id, 0, 0)[1]
       found[#found + 1] = { id, f[1], f[2], tonumber(f[3]), f[4], tonumber(f[5]), first or '' }
     else
       redis.call('ZREM', all, id)
     end
   end
-  local first = redis.call('ZRANGE', all, 0, 0, 'WITHSCORES')
-  return { now, found, first[2] and math.floor(tonumber(first[2])) or -1 }
+  stand(root, ns, now, true)
+end
+
+-- schedule_claim: schedules to look at, of all namespaces whose turn it is alike. Arguments: msgpack {count, lease_ms, most, held}:
+--   `count` in all; `held`: namespace -> how many of it are looked at here, which are `most` at most.
+-- Reply: {now, schedules, next look ms or -1}; a schedule is {id, ns, name, version, document, next, earliest of the queue or ''}.
+local function mesh1_schedule_claim(keys, argv)
+  local root = keys[1]
+  local a = given(argv[1], 'count', 'lease_ms', 'most', 'held')
+  local now, found, turns = now_ms(), {}, root .. KEY.schedule_turns
+  local full, wanted = 0, {}
+  for _, held in pairs(a.held) do
+    if held >= a.most then full = full + 1 end
+  end
+  for _, ns in ipairs(redis.call('ZRANGE', turns, '-inf', now, 'BYSCORE', 'LIMIT', 0, a.count + full)) do
+    if (a.held[ns] or 0) < a.most and #wanted < a.count then wanted[#wanted + 1] = ns end
+  end
+  local each = math.floor(a.count / math.max(#wanted, 1))
+  for _, ns in ipairs(wanted) do
+    claim_of(root, ns, now, math.min(each, a.most - (a.held[ns] or 0)), a.lease_ms, found)
+  end
+  local first = redis.call('ZRANGE', turns, 0, full, 'WITHSCORES')
+  for at = 1, #first, 2 do
+    if (a.held[first[at]] or 0) < a.most then return { now, found, math.floor(tonumber(first[at + 1])) } end
+  end
+  return { now, found, -1 }
 end
 
 local function goes_on(root, id)

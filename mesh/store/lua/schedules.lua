@@ -11,16 +11,30 @@ local function schedule_named(root, a)
   return { id = id, version = tonumber(f[1]), document = f[2], clock = f[3], paused = f[4] == '1' }
 end
 
--- Puts the schedule where it is looked at next: at once when times wait their turn (`later_ms`: but not yet), else when due.
+-- Namespaces take turns: one stands at the time since when it has schedules to look at, or when it was served last if that is
+-- later (`served`), so that no flood of one, however far behind, comes before what another has been waiting with.
+local function stand(root, ns, now, served)
+  local first = redis.call('ZRANGE', root .. KEY.schedules_due .. ns, 0, 0, 'WITHSCORES')
+  local turns = root .. KEY.schedule_turns
+  if not first[2] then return redis.call('ZREM', turns, ns) end
+  local at = tonumber(first[2])
+  if at > now then return redis.call('ZADD', turns, at, ns) end
+  local since = not served and tonumber(redis.call('ZSCORE', turns, ns) or INF) or INF
+  return redis.call('ZADD', turns, min_set(now, since), ns)
+end
+
+-- Puts the schedule where it is looked at next: at once when times wait their turn (`later_ms`: but not yet), else when due;
+-- behind the others of its namespace that wait already, however late its time is.
 local function look_again(root, id, now, later_ms)
-  local f = redis.call('HMGET', root .. KEY.schedule .. id, 'due', 'paused')
-  local at = tonumber(f[1]) or 0
+  local f = redis.call('HMGET', root .. KEY.schedule .. id, 'due', 'paused', 'ns')
+  local at, all = tonumber(f[1]) or 0, root .. KEY.schedules_due .. f[3]
   if redis.call('EXISTS', root .. KEY.schedule_queue .. id) == 1 then at = min_set(at > 0 and at or INF, now + later_ms) end
   if f[2] == '1' or at == 0 then
-    redis.call('ZREM', root .. KEY.schedules_due, id)
+    redis.call('ZREM', all, id)
   else
-    redis.call('ZADD', root .. KEY.schedules_due, at, id)
+    redis.call('ZADD', all, math.max(at, now), id)
   end
+  stand(root, f[3], now, false)
 end
 
 -- schedule_put: create or replace. Arguments: msgpack {ns, name, id, if_match, clock, next, due}, document (JSON).
@@ -63,8 +77,10 @@ local function mesh1_schedule_delete(keys, argv)
   end
   redis.call('HDEL', root .. KEY.schedule_names .. a.ns, a.name)
   for _, kind in ipairs({ KEY.schedule, KEY.schedule_queue, KEY.schedule_runs }) do redis.call('DEL', root .. kind .. known.id) end
-  redis.call('ZREM', root .. KEY.schedules_due, known.id)
-  return { 'deleted', now_ms(), known.id }
+  local now = now_ms()
+  redis.call('ZREM', root .. KEY.schedules_due .. a.ns, known.id)
+  stand(root, a.ns, now, false)
+  return { 'deleted', now, known.id }
 end
 
 -- schedule_pause: pause (1), or resume (0) with the next time from now on. Arguments: msgpack {ns, name, paused, next, due}.
