@@ -65,12 +65,14 @@ def call(
         FORMATS[0]
     ),
     deadline: Annotated[
-        float | None, typer.Option(metavar="SECONDS", help="The operation times out that long after its acceptance.")
+        float | None,
+        typer.Option(metavar="SECONDS", help="It times out that long after acceptance, or its begin (--delay, --at)."),
     ] = None,
     delay: Annotated[
-        float | None, typer.Option(metavar="SECONDS", help="It begins that long after its acceptance.")
+        float | None,
+        typer.Option(metavar="SECONDS", help="It begins that long after acceptance; only --wait waits for it then."),
     ] = None,
-    at: Annotated[str | None, typer.Option("--at", metavar="TIME", help="It begins then; RFC 3339.")] = None,
+    at: Annotated[str | None, typer.Option("--at", metavar="TIME", help="As --delay, but then; RFC 3339.")] = None,
     priority: Annotated[
         int, typer.Option(min=0, max=9, help="9 goes first among what waits there from your namespace.")
     ] = 0,
@@ -276,7 +278,8 @@ def finish(
     if waited_s <= 0:
         if not show.json(record):
             print(operation_id)
-            show.note(f"durable and under way; `mesh operation watch {operation_id}` shows how it goes")
+            begins = f"it begins at {record['starts_at']}" if "starts_at" in record else "under way"
+            show.note(f"durable, {begins}; `mesh operation watch {operation_id}` shows how it goes")
         return
     show.json(record)
     why = f" ({record['blocked'].replace('_', ' ')})" if record.get("blocked") else ""

@@ -20,8 +20,13 @@ REGISTERED: Final = ("description", "target", "services", "policy", "allow", "la
 """The fields of a registration, which a record shows among others; a test compares them with the registry's."""
 
 app = typer.Typer(
-    no_args_is_help=True, help="Endpoints, the registered agents: register, list, show, pause, resume, remove."
+    no_args_is_help=True, help="Endpoints, the registered agents: what they are, who waits, which versions run."
 )
+
+def _if_match(etag: str | None) -> dict[str, str]:
+    # An ETag has its quotes, which a shell takes away.
+    return {"if-match": etag if '"' in etag else f'"{etag}"'} if etag else {}
+
 
 Name = Annotated[str, typer.Argument(help="Name of the endpoint.")]
 
@@ -93,7 +98,7 @@ def register(
         raise Problem("nothing to register", "Give --target URL, --pull, --contract FILE, or --file FILE.")
     with Gateway(url, api_key) as gateway:
         present, etag = ({}, "") if replace or file is not None else _present(gateway, name)
-        headers = {"if-match": if_match or etag} if if_match or etag else {}
+        headers = _if_match(if_match or etag)
         query = {"force": "true"} if force else {}
         body = json.dumps(present | spec).encode()
         reply = gateway.ask("PUT", endpoint_path(name), query=query, body=body, headers=headers)
@@ -329,7 +334,7 @@ def remove(
     if not yes and not as_json:
         typer.confirm(f"Remove endpoint {name}?", abort=True)
     with Gateway(url, api_key) as gateway:
-        gateway.ask("DELETE", endpoint_path(name), headers={"if-match": if_match} if if_match else {})
+        gateway.ask("DELETE", endpoint_path(name), headers=_if_match(if_match))
     if not show.json({"name": name, "removed": True}):
         show.line(f"endpoint [bold]{plain(name)}[/] removed")
 

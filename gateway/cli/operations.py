@@ -135,7 +135,7 @@ def show_(operation_id: Id, *, url: Url = "", api_key: ApiKey = "", as_json: Jso
             ("namespace", plain(record["namespace"])),
             ("run, attempt", f"{record['run']}, {record['attempt']}"),
             ("accepted", f"{record['created_at']}, {ago(record['created_at'])}"),
-            ("starts", f"{record['starts_at']}, {soon(record['starts_at'])}" if "starts_at" in record else ""),
+            ("starts", _begins(record)),
             ("deadline", record.get("deadline") or ""),
             ("suspended", _suspended(record.get("suspended"))),
             ("heartbeat", _heartbeat(record.get("heartbeat"))),
@@ -171,6 +171,13 @@ def _suspended(suspended: dict[str, Any] | None) -> str:
 
 def _heartbeat(beat: dict[str, Any] | None) -> str:
     return plain(f"{ago(beat['at'])}: {json.dumps(beat['details'], ensure_ascii=False)}") if beat else ""
+
+
+def _begins(record: dict[str, Any]) -> str:
+    at = record.get("starts_at")
+    if not at:
+        return ""
+    return f"{at}, {soon(at) if from_rfc3339(at) > now_ms() else ago(at)}"
 
 
 def _failed(failure: dict[str, Any] | None) -> str:

@@ -226,7 +226,7 @@ def backfill(
         return
     if not found["times"]:
         raise Problem(f"schedule {name} has no time from {from_} to {until}")
-    show.line(f"{len(found['times'])} times, {found['queued']} wait for their turn")
+    show.line(f"{len(found['times'])} times will run, {found['queued']} of them one after the other")
 
 
 @app.command()

@@ -60,22 +60,23 @@ def test_every_command_of_the_page(dev: Dev, tmp_path: Path) -> None:
                 stack.enter_context(process(words[1:-1], tmp_path, env))
                 continue
             if words[2:3] == ["versions"] and line not in said:
-                until(lambda: len(rows(dev, "linter")) == 2, 20)
+                until(lambda: len(rows(dev, "proofreader")) == 2, 20)
             done = subprocess.run(
                 [sys.executable, "-m", "gateway.cli.main", *words[1:]], cwd=tmp_path, env=env, capture_output=True,
                 text=True, check=True,
             )  # fmt: skip
             said.setdefault(line, []).append(done.stdout)
-        before, drained = said["mesh endpoint versions linter"]
+        before, drained = said["mesh endpoint versions proofreader"]
         assert re.search(r"^ *3 +50 %", before, re.MULTILINE), before
         assert re.search(r"^ *3 +draining since ", drained, re.MULTILINE), drained
-        assert "linter" in said["mesh endpoint list --tag team=quality --search faults"][0]
-        assert "healthy since" in said["mesh endpoint show linter"][0]
+        assert "proofreader" in said["mesh endpoint list --tag team=quality --search faults"][0]
+        assert "healthy since" in said["mesh endpoint show proofreader"][0]
         (called,) = [out for line, (out, *_) in said.items() if line.startswith("mesh call")]
         assert "says version 4" in called
-        assert client.call("linter", "linter", "lint", "b.py", version="3").endswith("version 3")
-        assert client.call("linter", "linter", "lint", "b.py").endswith("version 4"), "it takes 100 % of the rest"
-        until(lambda: all("canary:linter" in one.get("checks", {}) for one in instances(dev, "linter")), 20)
+        assert client.call("proofreader", "proofreader", "lint", "b.py", version="3").endswith("version 3")
+        rest = client.call("proofreader", "proofreader", "lint", "b.py")
+        assert rest.endswith("version 4"), "it takes 100 % of the rest"
+        until(lambda: all("canary:proofreader" in one.get("checks", {}) for one in instances(dev, "proofreader")), 20)
         watcher.terminate()
         seen = watcher.stdout.read() if watcher.stdout is not None else ""
         assert '"draining"' in seen

@@ -686,6 +686,13 @@ class TestEndpoint:
         both = place("endpoint", "register", name, "--pull", "-t", NOWHERE)
         assert (both.code, "exclude each other" in both.err) == (Exit.USAGE, True)
 
+    def test_an_etag_that_lost_its_quotes_to_the_shell_is_still_one(self, place: Place) -> None:
+        name = short_id("tagged")
+        assert place("endpoint", "register", name, "--pull").code == Exit.OK
+        again = ("endpoint", "register", name, "--pull", "--description", "new", "--if-match")
+        assert place(*again, "v9").code == Exit.REFUSED
+        assert place(*again, "v1").code == Exit.OK
+
     def test_register_keeps_what_is_not_named(self, place: Place) -> None:
         """Said of `--allow`, it must not open the list of operations or drop a limit; --replace forgets the rest."""
         name = short_id("billing")
