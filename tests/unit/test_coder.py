@@ -80,4 +80,4 @@ class TestCoder:
         assert again.result.verdict == whole.result.verdict
         begun = (Path(again.result.where) / LOG).read_text().split()
         assert set(begun) == set(whole.steps)
-        assert len(begun) <= len(whole.steps) + 1
+        assert len(begun) <= len(whole.steps) + 1, begun

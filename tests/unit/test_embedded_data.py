@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from mesh.clock import monotonic_s
+from mesh.clock import monotonic_s, sleep
 from mesh.errors import ConfigError, StoreUnsafe
 from mesh.store import embedded as room
 from mesh.store.embedded import EmbeddedStore
@@ -42,6 +42,10 @@ class TestDeath:
             assert store.pid
             os.kill(store.pid, signal.SIGKILL)
             await asyncio.gather(*writes)
+            # The link may be through before its keeper has seen that the server answers: killed then, it never was up.
+            async with asyncio.timeout(20):
+                while store.restarts <= round_ or store.fault is not None:
+                    await sleep(0.01)
         assert await link.call("SCARD", "acknowledged") == 1000
         await link.close()
         assert (store.restarts, store.fault) == (2, None)
