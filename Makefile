@@ -9,7 +9,7 @@
 #   make lock                 resolve the exact versions anew (needs uv)
 
 PYTHON  ?= python3
-WORKERS ?= 2
+WORKERS ?= 3
 ARGS    ?=
 JSON    ?=
 
@@ -42,7 +42,7 @@ demo: install
 dev: install
 	@$(BIN)/mesh dev $(ARGS)
 
-# A file's tests stay on one worker (loadfile), so that its store boots once.
+# A file's tests stay on one worker (loadfile), so that its store boots once. Three workers keep two cores busy: tests wait a lot.
 test: install-dev
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
 
