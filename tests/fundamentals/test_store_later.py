@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from msgspec import to_builtins
 
+from mesh.clock import sleep
 from mesh.machine import Delivery, State
 from mesh.store.layout import encode
 from mesh.store.store import NoEndpoint, NoSession
@@ -135,6 +136,7 @@ class TestMany:
         await room.endpoint(max_concurrency=1)
         await room.accepted()
         waits = await room.accepted()
+        await sleep(0.003)  # of one millisecond, neither is before the other
         order = room.order("a", delay_ms=0)
         (reply,) = await room.many([order])
         assert isinstance(reply, Accepted)
