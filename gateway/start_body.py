@@ -6,7 +6,7 @@ neither routes nor the registry. Pure.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Final, Literal, TypeVar
 
 import msgspec
 
@@ -51,6 +51,10 @@ PRIORITY: Final = b"mesh-priority"
 PRIORITY_MAX: Final = 9
 
 
+def _says(text: str) -> msgspec.Meta:
+    return msgspec.Meta(description=text)
+
+
 class CallbackBody(msgspec.Struct, forbid_unknown_fields=True):
     """Where the outcome goes. `format`: nexus, cloudevents (structured) or cloudevents-binary."""
 
@@ -83,18 +87,18 @@ class ParentBody(msgspec.Struct, forbid_unknown_fields=True):
 class StartBody(msgspec.Struct, forbid_unknown_fields=True):
     """Body of POST /v1/operations. `input` stays the caller's own bytes; absent is Nexus null (P64)."""
 
-    endpoint: str
+    endpoint: Annotated[str, _says("name or id of the endpoint")]
     service: str
     operation: str
-    input: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+    input: Annotated[msgspec.Raw | msgspec.UnsetType, _says("any JSON; absent is null without a type")] = msgspec.UNSET
     callback: CallbackBody | None = None
     timeouts: TimeoutsBody | None = None
-    labels: dict[str, str] = {}
+    labels: Annotated[dict[str, str], _says("16 at most, of 128 characters; lists filter by them")] = {}
     parent: ParentBody | None = None
-    delay_ms: int | None = None
-    start_at: str | None = None
-    version: str | None = None
-    priority: int = 0
+    delay_ms: Annotated[int | None, _says("it begins so long after its acceptance, up to a year")] = None
+    start_at: Annotated[str | None, _says("it begins then, RFC 3339; what is past is at once")] = None
+    version: Annotated[str | None, _says("only instances of this version run it; while none lives it waits")] = None
+    priority: Annotated[int, _says("0 to 9, 9 goes first in its namespace; a level is worth 10 s of waiting")] = 0
 
 
 Fields = TypeVar("Fields", bound=msgspec.Struct)
