@@ -122,7 +122,10 @@ async def _kill_child(ground: Ground) -> bool:
     pid = child_of(ground.processes["gateway-a"].pid, "valkey-server")
     if pid is None:
         return False
-    os.kill(pid, signal.SIGKILL)
+    try:
+        os.kill(pid, signal.SIGKILL)
+    except ProcessLookupError:  # it ended by itself since it was looked up
+        return False
     while not ended(pid):
         await sleep(0.005)
     return True
