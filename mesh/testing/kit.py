@@ -198,6 +198,8 @@ class _Scene:
                 value = await self._attempt(mesh, link, tools)
             except Suspended:
                 if link.dead:
+                    # Else a step's thread of the lost process and the next attempt would work on the same files.
+                    await cast("VirtualLoop", asyncio.get_running_loop()).settled()
                     await sleep(LEASE_S)
                 else:
                     await mesh.woken(link.wake_at_ms)

@@ -7,6 +7,7 @@ three days is tested at once, and a step that runs pytest takes as long as it ta
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import selectors
 import threading
 from collections.abc import Callable, Mapping
@@ -18,6 +19,7 @@ from mesh.clock import monotonic_s
 BEGIN_S: Final = 1.0
 SLICE_S: Final = 0.02
 """Real waits are cut so that a thread's end is seen soon."""
+SETTLED_S: Final = 10.0
 STUCK_S: Final = 30.0
 """A loop that has neither timers nor work for so long waits for something that cannot come."""
 
@@ -32,6 +34,7 @@ class VirtualLoop(asyncio.SelectorEventLoop):
     def __init__(self) -> None:
         self._now_s = BEGIN_S
         self._threads = 0
+        self._running: set[concurrent.futures.Future[Any]] = set()
         super().__init__(_Selector(self))
 
     def time(self) -> float:
@@ -42,10 +45,26 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         self._now_s += seconds
 
     def run_in_executor(self, executor: Executor | None, func: Callable[..., Any], *args: Any) -> asyncio.Future[Any]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        future = super().run_in_executor(executor, func, *args)
+        if executor is None:
+            future = super().run_in_executor(executor, func, *args)
+        else:
+            run = executor.submit(func, *args)
+            self._running.add(run)
+            run.add_done_callback(self._running.discard)
+            future = asyncio.wrap_future(run, loop=self)
         self._threads += 1
         future.add_done_callback(self._thread_ended)
         return future
+
+    async def settled(self) -> None:
+        """Until what was given up in threads has ended there too: a process that is lost has none that go on."""
+        self._threads += 1
+        try:
+            left = [asyncio.wrap_future(run, loop=self) for run in tuple(self._running)]
+            if left:
+                await asyncio.wait(left, timeout=SETTLED_S)
+        finally:
+            self._threads -= 1
 
     def working(self) -> bool:
         """Whether threads or subprocesses of the loop are at work."""

@@ -19,7 +19,7 @@ import mesh
 from mesh import testing
 from mesh.agent.durable.link import Ack
 from mesh.agent.durable.steps import DEFAULT
-from mesh.clock import sleep
+from mesh.clock import pause, sleep
 from mesh.errors import ConfigError
 from mesh.testing.memory import MemoryLink
 
@@ -543,3 +543,23 @@ def test_a_handler_that_waits_for_nothing_is_told(monkeypatch: pytest.MonkeyPatc
 
     with pytest.raises(testing.Stuck):
         testing.run(handler)
+
+
+def test_no_thread_of_a_lost_process_goes_on_beside_the_next_attempt() -> None:
+    """P260: the kit's crash is a process's end, and what runs again has the files to itself."""
+
+    def slow() -> None:
+        effects.append("begins")
+        pause(0.1)
+        effects.append("ends")
+
+    @mesh.durable
+    async def handler(ctx: mesh.Context) -> None:
+        await ctx.step("slow", slow)
+
+    crashes = 0
+    for run in testing.interrupted(handler):
+        crashes += run.crash == "in the middle of slow#1"
+        assert effects == ["begins", "ends"] * (len(effects) // 2), run.crash
+        effects.clear()
+    assert crashes == 1
