@@ -185,7 +185,7 @@ class Starts:
             intake.abandon()
 
     async def _postpone(self, work: Work, fault: Unavailable | TooMany, instance: str) -> Routed:
-        """Large payloads cannot be read or kept for now: the operation waits for that, and no attempt is spent."""
+        """The place of large payloads is away or has no room: the operation waits for it, and no attempt is spent."""
         self._metrics.attempt(work.head.endpoint, fault.code)
         _log.warning("operation %s: attempt %d: %s", work.id, work.head.attempt, fault.detail)
         delay_ms = min(POSTPONED_MS * 2 ** min(work.head.resumes, 16), POSTPONED_MS_MAX)

@@ -8,15 +8,15 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
-
-import pytest
 
 import mesh
 from tests.agents.serving import until
+from tests.agents.test_pull_howto import dev
 from tests.agents.test_real_gateway import Dev, known
 from tests.agents.test_registration import ROOT
+
+__all__ = ["dev"]
 
 TEXT = (ROOT / "docs" / "how-to" / "contracts.md").read_text()
 BLOCKS = re.findall(r"^```([a-z]+)\n(.*?)^```$", TEXT, re.DOTALL | re.MULTILINE)
@@ -25,14 +25,6 @@ MESH = f"{sys.executable} -m gateway.cli.main"
 
 def block(kind: str, number: int = 0) -> str:
     return [text for known_kind, text in BLOCKS if known_kind == kind][number]
-
-
-@pytest.fixture(scope="module")
-def dev(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Dev]:
-    dev = Dev(tmp_path_factory.mktemp("dev") / "data")
-    dev.start()
-    yield dev
-    dev.stop()
 
 
 def shell(dev: Dev, where: Path, command: str) -> tuple[int, str]:

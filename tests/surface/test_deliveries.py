@@ -153,9 +153,10 @@ class TestDeliveries:
         """P71."""
         receiver.replies(Reply(404))
         name = await caller.register(agent.url)
-        operations = [await caller.begin(name, callback=receiver.url) for _ in range(5)]
-        for operation in operations:
-            await caller.until_delivery(operation, "dead")
+        operations: list[str] = []
+        for _ in range(5):  # each dies before the next begins: they are listed by their deaths, not by their starts
+            operations.append(await caller.begin(name, callback=receiver.url))
+            await caller.until_delivery(operations[-1], "dead")
         seen: list[str] = []
         cursor = ""
         while True:
@@ -164,8 +165,7 @@ class TestDeliveries:
             cursor = page["next_cursor"]
             if cursor is None:
                 break
-        # Newest death first, which is not the order of the starts when several die within a moment.
-        assert sorted(one for one in seen if one in operations) == sorted(operations)
+        assert [one for one in seen if one in operations] == operations[::-1]
 
     async def test_pages_never_hold_more_than_their_limit(self, caller: Caller, agent: Actor, receiver: Actor) -> None:
         """P71: an operation with several deliveries may stand on two pages, each delivery once."""
