@@ -110,9 +110,9 @@ class TestWhatCounts:
         )
         assert found["since"] < found["retry_at"]
         queue = (await caller.get(f"/v1/endpoints/{name}/queue")).json
-        # Two looks: the store's time that `retry_at` is reckoned in may have moved by a millisecond between them.
+        # Two looks: `retry_at` is reckoned in the store's time, as the last beat told it: late on a busy machine.
         assert {**queue["breaker"], "retry_at": ""} == {"state": "open", "failures": 2, "retry_at": ""}
-        assert abs(from_rfc3339(queue["breaker"]["retry_at"]) - from_rfc3339(found["retry_at"])) < 100
+        assert abs(from_rfc3339(queue["breaker"]["retry_at"]) - from_rfc3339(found["retry_at"])) < 2_000
         assert (queue["waiting"], queue["oldest_waiting_ms"] > 0) == (1, True)
         one = (await caller.get(f"/v1/endpoints/{name}")).json["id"]
         assert await caller.gauge(f'mesh_endpoint_breaker{{endpoint="{one}"}}') == 2
