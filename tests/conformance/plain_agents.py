@@ -52,6 +52,7 @@ class Plain:
         self.jobs: dict[str, Job] = {}
         self.known: dict[str, Job] = {}
         self.tasks: set[asyncio.Task[Any]] = set()
+        self.posts: set[asyncio.Task[httpx.Response]] = set()
         self.http = httpx.AsyncClient(trust_env=False, timeout=5)
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Any, send: Any) -> None:
@@ -75,6 +76,8 @@ class Plain:
         for task in tuple(self.tasks):
             task.cancel()
         await asyncio.gather(*self.tasks, return_exceptions=True)
+        # Not canceled: httpx leaves the socket open of a connection that is being made. They end by its timeout.
+        await asyncio.gather(*self.posts, return_exceptions=True)
         await self.http.aclose()
 
     def spawn(self, coroutine: Any) -> asyncio.Task[Any]:
@@ -205,7 +208,7 @@ class Plain:
         for _ in range(TRIES_MAX):
             pause_s = RETRY_S
             try:
-                reply = await self.http.post(url, headers=sent, content=body)
+                reply = await self.post(url, sent, body)
             except httpx.TransportError:
                 if not self.repeats(0):
                     return
@@ -215,6 +218,12 @@ class Plain:
                 pause_s = self.pause_s(reply)
             await sleep(pause_s)
             url, sent, body = self.next_try(job, url, sent, body)
+
+    async def post(self, url: str, headers: Headers, body: bytes) -> httpx.Response:
+        post = asyncio.get_running_loop().create_task(self.http.post(url, headers=headers, content=body))
+        self.posts.add(post)
+        post.add_done_callback(self.posts.discard)
+        return await asyncio.shield(post)
 
     def repeats(self, status: int) -> bool:
         return status not in FINAL and not 200 <= status < 300

@@ -213,6 +213,7 @@ class TestTurns:
         await stage.put()
         first = [due.id for due in (await stage.claim(1))[1]]
         at = FIRST
+        await sleep(0.003)  # of one millisecond, neither is before the other
         await stage.store.pass_over(Time(first[0], 1, at, CLOCK, at + STEP, at + STEP), "failed", b"{}")
         rest = [due.id for _ in range(3) for due in (await stage.claim(1))[1]]
         assert rest[2] == first[0]
