@@ -129,7 +129,8 @@ class Client(Base):
     ) -> Any:
         """Start an operation and wait for its result.
 
-        Raises OperationFailed, OperationCanceled, OperationTimedOut, and StillRunning when `timeout_s` is over first.
+        Raises OperationFailed, OperationCanceled, OperationTimedOut, and StillRunning when `timeout_s` is over first;
+        without one it waits as long as it takes. Why one waits is a warning of the logger `mesh.client`, after 5 s.
         """
         order = await self._order(endpoint, what, options)
         return await self._run(flows.call(order, timeout_s, self.retry_for_s))

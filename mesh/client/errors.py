@@ -75,12 +75,13 @@ class OperationTimedOut(OperationUnsuccessful):
 
 
 class StillRunning(MeshError, TimeoutError):
-    """`timeout_s` is over and the operation is not. It goes on; ask again by `operation_id`."""
+    """`timeout_s` is over and the operation is not. It goes on; ask again by `operation_id`. `why`: in its way."""
 
     code = "still_running"
 
-    def __init__(self, operation_id: str) -> None:
-        super().__init__(f"operation {operation_id} still runs; its result can be asked for later")
+    def __init__(self, operation_id: str, why: str = "") -> None:
+        how = f"waits: {why}" if why else "still runs"
+        super().__init__(f"operation {operation_id} {how}; its result can be asked for later")
         self.operation_id = operation_id
 
 

@@ -17,6 +17,7 @@ from mesh.blob import Blob
 from mesh.client.asking import Answer, Ask, Flow, exchange
 from mesh.client.errors import UNSUCCESSFUL, OperationFailed, StillRunning, refusal
 from mesh.client.order import Order, Page, Record
+from mesh.client.patience import Patience
 from mesh.clock import monotonic_s
 from mesh.errors import ConfigError, ReplyInvalid, TooMany, Unavailable
 from mesh.wire import quote_segment
@@ -151,28 +152,33 @@ def _start_bytes(order: Order, body: bytes, retry_for_s: float) -> Flow[Placed]:
 
 def call(order: Order, timeout_s: float | None, retry_for_s: float) -> Flow[Any]:
     """Start and wait for the result, by type."""
+    patience = Patience()
     until_s = None if timeout_s is None else monotonic_s() + timeout_s
-    wait_s = WAIT_S if timeout_s is None else min(WAIT_S, timeout_s)
+    wait_s = patience.poll_s(WAIT_S if timeout_s is None else min(WAIT_S, timeout_s))
     placed = yield from start(order, wait_s, retry_for_s if timeout_s is None else min(retry_for_s, timeout_s))
     if placed.record["state"] == "succeeded" and "result" in placed.raw and not order.called.output.blob:
         return _decode(order.called.output, placed.id, "application/json", bytes(placed.raw["result"]))
+    patience.look(placed.record)
     left_s = None if until_s is None else until_s - monotonic_s()
-    return (yield from result(placed.id, order.called.output, left_s, retry_for_s))
+    return (yield from result(placed.id, order.called.output, left_s, retry_for_s, patience))
 
 
-def result(operation_id: str, output: Codec, timeout_s: float | None, retry_for_s: float) -> Flow[Any]:
-    """Long polls until the operation ended. Raises OperationUnsuccessful, StillRunning."""
+def result(
+    operation_id: str, output: Codec, timeout_s: float | None, retry_for_s: float, patience: Patience | None = None
+) -> Flow[Any]:
+    """Long polls until the operation ended; why it waits is logged. Raises OperationUnsuccessful, StillRunning."""
     until_s = None if timeout_s is None else monotonic_s() + timeout_s
+    patience = patience or Patience()
     while True:
-        wait_s = WAIT_S if until_s is None else max(0.0, min(WAIT_S, until_s - monotonic_s()))
+        wait_s = patience.poll_s(WAIT_S if until_s is None else max(0.0, min(WAIT_S, until_s - monotonic_s())))
         path = f"{_path(operation_id)}/result?wait={wait_s:.3f}"
-        patience_s = retry_for_s if until_s is None else max(0.0, min(retry_for_s, until_s - monotonic_s()))
+        repeat_s = retry_for_s if until_s is None else max(0.0, min(retry_for_s, until_s - monotonic_s()))
         try:
             ask = Ask("GET", path, {}, b"", wait_s + REPLY_TIMEOUT_S, output.blob)
-            answer = yield from exchange(ask, patience_s, also=(424,))
+            answer = yield from exchange(ask, repeat_s, also=(424,))
         except (TooMany, Unavailable) as trouble:
-            if patience_s < retry_for_s:
-                raise StillRunning(operation_id) from trouble  # it was the caller's patience that ended
+            if repeat_s < retry_for_s:
+                raise StillRunning(operation_id, patience.why) from trouble  # it was the caller's patience that ended
             raise
         if answer.blob is not None:
             return answer.blob
@@ -182,8 +188,9 @@ def result(operation_id: str, output: Codec, timeout_s: float | None, retry_for_
             # The Nexus wire knows failed and canceled only; the record says whether time ran out.
             record = yield from get(operation_id, retry_for_s)
             raise UNSUCCESSFUL.get(record["state"], OperationFailed)(operation_id, _failure(answer))
+        patience.look(_record(answer))
         if until_s is not None and monotonic_s() >= until_s:
-            raise StillRunning(operation_id)
+            raise StillRunning(operation_id, patience.why)
 
 
 def get(operation_id: str, retry_for_s: float) -> Flow[Record]:

@@ -118,7 +118,8 @@ class SyncClient(Base):
     ) -> Any:
         """Start an operation and wait for its result.
 
-        Raises OperationFailed, OperationCanceled, OperationTimedOut, and StillRunning when `timeout_s` is over first.
+        Raises OperationFailed, OperationCanceled, OperationTimedOut, and StillRunning when `timeout_s` is over first;
+        without one it waits as long as it takes. Why one waits is a warning of the logger `mesh.client`, after 5 s.
         """
         return self._run(flows.call(self.order(endpoint, what, options), timeout_s, self.retry_for_s))
 

@@ -17,6 +17,7 @@ import pytest
 import mesh
 from mesh.agent import Agent
 from mesh.agent.server import bind
+from mesh.client import patience
 from tests.agents.serving import serving, until
 from tests.agents.test_registration import ROOT, example, process
 from tests.agents.workshop import Order, Receipt, Shop, ShopHandler
@@ -75,6 +76,7 @@ def shop(dev: Dev) -> Iterator[ShopHandler]:
         drain_s=0.2,
     )  # fmt: skip
     with serving(agent, port=port):
+        until(lambda: httpx.get(f"{dev.url}/v1/endpoints/shop", trust_env=False).status_code == 200, 20)
         with mesh.SyncClient(dev.url) as client:
             assert client.call("shop", Shop.count, 1, timeout_s=20) == 2
         yield handler
@@ -167,6 +169,20 @@ class TestThrough:
             client.call("nope", "S", "op")
         with pytest.raises(mesh.Refusal, match="item"):
             client.call("shop", "Shop", "order", {"item": 3})
+
+    def test_why_nothing_comes(
+        self, dev: Dev, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """P420: nobody serves it; the caller's log says so, and so does the error when its patience ends."""
+        monkeypatch.setattr(patience, "QUIET_S", 1.0)
+        registered = {"target": {"kind": "pull"}}
+        assert httpx.put(f"{dev.url}/v1/endpoints/absent", json=registered, trust_env=False).status_code == 201
+        waits = pytest.raises(mesh.StillRunning, match="waits: no instance of 'absent' is alive")
+        with mesh.SyncClient(dev.url) as client, waits as caught:
+            client.call("absent", "absent", "op", timeout_s=1.5)
+        (said,) = [one.getMessage() for one in caplog.records if one.name == "mesh.client"]
+        assert caught.value.operation_id in said
+        assert "no instance of 'absent' is alive; it is kept and goes on by itself" in said
 
     def test_list(self, client: mesh.SyncClient) -> None:
         handle = client.start("shop", Shop.count, 1, labels={"who": "me"}, wait_s=5)

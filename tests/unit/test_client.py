@@ -12,8 +12,10 @@ from msgspec.json import decode, encode
 
 import mesh
 from mesh import errors
+from mesh.client import patience
 from mesh.client.events import EventReader
 from mesh.clock import monotonic_s
+from mesh.machine import BLOCKED_REASONS
 from tests.agents.serving import Request, Response, Scripted, answer, serving
 from tests.agents.workshop import Order, Receipt, Shop
 
@@ -180,7 +182,37 @@ class TestCall:
         running = answer(record("started"), 202, **{"retry-after": "1"})
         caller = stage.caller(running, running, Response(200, b'"done"', {"content-type": "application/json"}))
         assert await caller.do("call", "shop", Shop.slow, 3.0) == "done"
-        assert [each.path for each in stage.requests[1:]] == [f"/v1/operations/{ID}/result?wait=20.000"] * 2
+        assert [each.path for each in stage.requests[1:]] == [f"/v1/operations/{ID}/result?wait=5.000"] * 2
+        assert stage.requests[0].headers["prefer"] == "wait=5"
+
+    async def test_why_it_waits_is_said_once(
+        self, stage: Stage, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """P420: after the first moments, at a new reason, and no request is made for it."""
+        monkeypatch.setattr(patience, "QUIET_S", 0.0)
+        waits = [
+            answer(record("scheduled", endpoint="shop", blocked=reason), 202)
+            for reason in ("no_instance", "no_instance", "paused", "")
+        ]
+        caller = stage.caller(*waits, Response(200, b"1", {"content-type": "application/json"}))
+        assert await caller.do("call", "shop", "S", "op") == 1
+        said = [one.getMessage() for one in caplog.records if one.name == "mesh.client"]
+        assert [one.split(": ", 1)[1].split(";")[0] for one in said] == [
+            "no instance of 'shop' is alive", "'shop' is paused"
+        ]  # fmt: skip
+        assert all(ID in one for one in said)
+        assert [one.path for one in stage.requests] == [
+            "/v1/operations", *[f"/v1/operations/{ID}/result?wait=20.000"] * 4
+        ]  # fmt: skip
+
+    async def test_nothing_is_said_in_the_first_moments(self, stage: Stage, caplog: pytest.LogCaptureFixture) -> None:
+        waits = answer(record("scheduled", endpoint="shop", blocked="no_instance"), 202)
+        caller = stage.caller(waits, waits, Response(200, b"1", {"content-type": "application/json"}))
+        got = await caller.do("call", "shop", "S", "op")
+        assert (got, [one for one in caplog.records if one.name == "mesh.client"]) == (1, [])
+
+    def test_every_reason_has_words(self) -> None:
+        assert set(BLOCKED_REASONS) < set(patience.WHY)
 
     @pytest.mark.parametrize(
         ("reply", "value"),
