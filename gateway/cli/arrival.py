@@ -53,7 +53,10 @@ def _until(gateway: Gateway, name: str, until_s: float) -> dict[str, Any]:
         except (NotFound, TooMany, Unavailable) as error:
             why = error.detail
         if monotonic_s() + pause_s >= until_s:
-            mend = "Is the agent running, and does it register there?"
+            mend = (
+                "Is the agent running, and does it register there? Its own log says whether the registry refused it:"
+                " `contract_breaks`, say, or `name_taken`."
+            )
             raise Problem(f"{name} did not come in time; {why}", mend, exit_code=Exit.UNAVAILABLE, code="not_there")
         pause(pause_s)
         pause_s = min(pause_s * 2, ASK_MAX_S)

@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any, Final, cast
+from typing import TYPE_CHECKING, Annotated, Any, Final, cast
 
 import typer
 
 from gateway.cli.exits import Exit, Problem
 from gateway.cli.options import ApiKey, Json, Labels, Url, check_seconds, pairs, read_json
-from gateway.cli.show import Show, between, span
+from gateway.cli.show import Show, between, is_live, soon, span
 from gateway.cli.wire import Gateway, Reply, Unreached
 from mesh.blob import OCTETS, Blob
+from mesh.client.patience import why_waits
 from mesh.clock import monotonic_s, pause
 from mesh.errors import MeshError, TooMany, Unavailable
 from mesh.ids import secret_bytes
+from mesh.wire import quote_segment
 from mesh.wire.digests import digest_field
+
+if TYPE_CHECKING:
+    from mesh.client.order import Record
 
 POLL_S: Final = 20.0
 POLL_GRACE_S: Final = 10.0
@@ -105,6 +110,8 @@ def call(
     check_seconds(wait, "--wait")
     check_seconds(deadline, "--deadline", least=DEADLINE_MIN_S)
     check_seconds(delay, "--delay")
+    if delay is not None and at is not None:
+        raise Problem("--delay and --at exclude each other", "One time to begin is enough.")
     # Whoever has it begin later and names no patience does not mean to sit here.
     at_once = at_once or (wait is None and bool(delay or at))
     wait_s = 0.0 if at_once else WAIT_DEFAULT_S if wait is None else wait
@@ -278,14 +285,15 @@ def finish(
     if waited_s <= 0:
         if not show.json(record):
             print(operation_id)
-            begins = f"it begins at {record['starts_at']}" if "starts_at" in record else "under way"
+            at = record.get("starts_at", "")
+            begins = f"it begins at {at} ({soon(at)})" if at else "under way"
             show.note(f"durable, {begins}; `mesh operation watch {operation_id}` shows how it goes")
         return
     show.json(record)
-    why = f" ({record['blocked'].replace('_', ' ')})" if record.get("blocked") else ""
+    why = _why(gateway, record)
     last = record.get("last_failure")
     tried = f" (attempt {last['attempt']} failed: {last['message']})" if last else ""
-    still = f"is still {state.replace('_', ' ')}{why} after {span(waited_s * 1000)}{tried}"
+    still = f"is still {state.replace('_', ' ')} after {span(waited_s * 1000)}{why}{tried}"
     raise Problem(
         f"operation {operation_id} {still}; it goes on",
         f"`mesh operation watch {operation_id}` waits for its end.",
@@ -293,6 +301,21 @@ def finish(
         code="still_running",
         extra={"operation_id": operation_id},
     )
+
+
+def _why(gateway: Gateway, record: dict[str, Any]) -> str:
+    """What it waits for, in words; of a version that nobody runs, which ones there are."""
+    if not record.get("blocked"):
+        return ""
+    why = f": {why_waits(cast('Record', record))}"
+    if record["blocked"] == "no_version":
+        try:
+            found = gateway.get(f"/v1/endpoints/{quote_segment(record['endpoint'])}/versions")
+        except MeshError:
+            return why
+        there = [one["version"] for one in found["items"] if is_live(one)]
+        why += f" (there {'is' if len(there) == 1 else 'are'} {', '.join(there)})" if there else ""
+    return why
 
 
 def story(failure: Any) -> str:

@@ -65,7 +65,7 @@ def show_(what: Named, *, url: Url = "", api_key: ApiKey = "", as_json: Json = F
     for change in found.get("changes", ()):
         forced = ", forced" if change["forced"] and change["breaks"] else ""
         counted = f"{len(change['breaks'])} breaks, {len(change['unproven'])} not proven"
-        show.line(f"version {change['version']}, {ago(change['at'])}, by {plain(change['by'])}: {counted}{forced}")
+        show.line(f"registration {change['version']}, {ago(change['at'])}, by {plain(change['by'])}: {counted}{forced}")
 
 
 def _first(one: dict[str, Any]) -> str:

@@ -8,13 +8,13 @@ from typing import Annotated, Any, Final, cast
 
 import typer
 
+from gateway.cli.endpoint import Name, endpoint_path, health_of, services_of
 from gateway.cli.exits import Problem
-from gateway.cli.options import ApiKey, Json, Labels, Url, pairs, read_json
-from gateway.cli.show import Show, ago, plain, soon, span, word
+from gateway.cli.options import ApiKey, Json, Labels, Url, if_match_header, pairs, read_json
+from gateway.cli.show import Show, plain
 from gateway.cli.sources import read_services
 from gateway.cli.wire import Gateway, Reply
 from mesh.errors import NotFound
-from mesh.wire import quote_segment
 
 REGISTERED: Final = ("description", "target", "services", "policy", "allow", "labels")
 """The fields of a registration, which a record shows among others; a test compares them with the registry's."""
@@ -22,13 +22,6 @@ REGISTERED: Final = ("description", "target", "services", "policy", "allow", "la
 app = typer.Typer(
     no_args_is_help=True, help="Endpoints, the registered agents: what they are, who waits, which versions run."
 )
-
-def _if_match(etag: str | None) -> dict[str, str]:
-    # An ETag has its quotes, which a shell takes away.
-    return {"if-match": etag if '"' in etag else f'"{etag}"'} if etag else {}
-
-
-Name = Annotated[str, typer.Argument(help="Name of the endpoint.")]
 
 
 @app.command()
@@ -58,7 +51,7 @@ def register(
         str | None, typer.Option(metavar="JSON", help="Timeouts, retries, limits; JSON, @FILE or -.")
     ] = None,
     label: Labels = None,
-    if_match: Annotated[str | None, typer.Option(metavar="ETAG", help="Change only this version.")] = None,
+    if_match: Annotated[str | None, typer.Option(metavar="ETAG", help="Change only this one: v3, or 3.")] = None,
     *,
     pull: Annotated[bool, typer.Option("--pull", help="Its agents ask for their work; there is no URL.")] = False,
     replace: Annotated[bool, typer.Option("--replace", help="Forget what is not named here.")] = False,
@@ -78,7 +71,7 @@ def register(
       mesh endpoint register laptop --pull
       mesh endpoint register billing --contract billing.nexusrpc.yaml
       mesh endpoint register billing --allow research --allow quality
-      mesh endpoint register billing --file billing.yaml --if-match '"v3"'
+      mesh endpoint register billing --file billing.yaml --if-match v3
     """  # noqa: D301 - \b keeps the lines of an example
     show = Show(as_json)
     spec = _from_file(file) if file is not None else {}
@@ -97,18 +90,20 @@ def register(
     if not spec:
         raise Problem("nothing to register", "Give --target URL, --pull, --contract FILE, or --file FILE.")
     with Gateway(url, api_key) as gateway:
-        present, etag = ({}, "") if replace or file is not None else _present(gateway, name)
-        headers = _if_match(if_match or etag)
+        present, etag = _present(gateway, name)
+        whole = replace or file is not None
+        headers = if_match_header(if_match or ("" if whole else etag))
         query = {"force": "true"} if force else {}
-        body = json.dumps(present | spec).encode()
+        body = json.dumps(spec if whole else present | spec).encode()
         reply = gateway.ask("PUT", endpoint_path(name), query=query, body=body, headers=headers)
     if not show.json(reply.json()):
-        _tell_put(show, name, reply)
+        _tell_put(show, name, reply, etag)
 
 
-def _tell_put(show: Show, name: str, reply: Reply) -> None:
-    done = "registered" if reply.status == 201 else "changed"  # noqa: PLR2004
-    show.line(f"endpoint [bold]{plain(name)}[/] {done}, version {plain(reply.headers.get('etag', ''))}")
+def _tell_put(show: Show, name: str, reply: Reply, before: str) -> None:
+    changed = "unchanged" if before and before == reply.headers.get("etag") else "changed"
+    done = "registered" if reply.status == 201 else changed  # noqa: PLR2004
+    show.line(f"endpoint [bold]{plain(name)}[/] {done}, registration {reply.json()['version']}")
     for one in reply.json().get("contract_change", {}).get("unproven", ()):
         show.note(f"not proven to fit: {one['service']}/{one.get('operation', '')}: {one['detail']}")
 
@@ -126,7 +121,7 @@ def _services_of(listed: list[str], files: list[Path]) -> list[dict[str, Any]]:
 
 
 def _present(gateway: Gateway, name: str) -> tuple[dict[str, Any], str]:
-    """What is registered, as its registration would say it, and its version; nothing for an endpoint that is new."""
+    """What is registered, as its registration would say it, and its ETag; nothing for an endpoint that is new."""
     try:
         reply = gateway.ask("GET", endpoint_path(name))
     except NotFound:
@@ -191,7 +186,7 @@ def list_(
             plain(one["name"]),
             health_of(one),
             plain(one["owner"]),
-            plain(_services(one) or "any"),
+            plain(services_of(one) or "any"),
             str(one["running"]),
             str(one["waiting"]),
         )
@@ -200,88 +195,6 @@ def list_(
     show.table(("endpoint", "state", "owner", "services", "running", "waiting"), rows, "no endpoints")
     if page["next_cursor"]:
         show.note(f"more with --cursor {page['next_cursor']}")
-
-
-def health_of(endpoint: dict[str, Any]) -> str:
-    """State of an endpoint in a few words."""
-    state = word("paused") if endpoint["paused"] else word(endpoint["health"])
-    return state if endpoint["breaker"]["state"] == "closed" else f"{state} (breaker {endpoint['breaker']['state']})"
-
-
-def _breaker(breaker: dict[str, Any]) -> str:
-    if not breaker["failures_max"]:
-        return "off"
-    since = f" since {ago(breaker['since'])}" if breaker["since"] else ""
-    failures = f"{breaker['failures']} of {breaker['failures_max']} requests in a row did not get through"
-    if breaker["state"] == "closed":
-        return f"{word('closed')}{since}" + (f", {failures}" if breaker["failures"] else "")
-    probe = f"a probe {soon(breaker['retry_at'])}" if breaker.get("retry_at") else "one probe decides"
-    rests = f"rests {span(breaker['open_ms'])}, at most {span(breaker['open_ms_max'])}"
-    return f"{word(breaker['state'])}{since}, {failures}; {rests}; {probe}"
-
-
-def _services(endpoint: dict[str, Any]) -> str:
-    return "; ".join(
-        f"{one['name']}: {', '.join(operation['name'] for operation in one.get('operations') or ()) or 'any'}"
-        for one in endpoint["services"]
-    )
-
-
-@app.command("show")
-def show_(name: Name, *, url: Url = "", api_key: ApiKey = "", as_json: Json = False) -> None:
-    """Show one endpoint: who may call it, its services, policy, instances and their health.
-
-    \b
-    Example:
-      mesh endpoint show checks
-    """  # noqa: D301 - \b keeps the lines of an example
-    show = Show(as_json)
-    with Gateway(url, api_key) as gateway:
-        found = gateway.get(endpoint_path(name))
-    if show.json(found):
-        return
-    why = plain(f": {found['health_why']}") if found.get("health_why") else ""
-    policy = ", ".join(f"{field} {_short(value)}" for field, value in found["policy"].items() if value is not None)
-    show.fields(
-        [
-            ("endpoint", f"[bold]{plain(found['name'])}[/]  [dim]{plain(found['id'])}, version {found['version']}[/]"),
-            ("description", plain(found["description"])),
-            ("state", f"{health_of(found)}{why}, since {ago(found['health_since'])}"),
-            ("breaker", "" if found["target"]["kind"] == "pull" else _breaker(found["breaker"])),
-            ("owner", plain(found["owner"])),
-            ("may call", plain(", ".join(found["allow"]) or "the owner only")),
-            ("target", plain(found["target"].get("url") or found["target"]["kind"])),
-            ("services", plain(_services(found) or "any")),
-            ("contract", f"of version {found['contract']}{_behind(found)}" if found.get("contract") else ""),
-            ("policy", plain(policy)),
-            ("labels", plain(", ".join(f"{key}={value}" for key, value in found["labels"].items()))),
-            ("operations", f"{found['running']} running, {found['waiting']} waiting"),
-        ]
-    )
-    show.line("")
-    rows = [
-        (
-            plain(one["id"]),
-            plain(one["version"]),
-            f"{word(one['health'])} since {ago(one['health_since'])}",
-            plain(one.get("health_why") or ""),
-            plain(one.get("url") or one.get("kind", "")),
-            f"{one['contract']}{' behind' if one['behind'] else ''}" if "contract" in one else "",
-            str(one.get("in_flight", "")),
-        )
-        for one in found["instances"]
-    ]
-    columns = ("instance", "version", "state", "why", "url", "contract", "in flight")
-    show.table(columns, rows, "no instances: work for it waits")
-
-
-def _behind(found: dict[str, Any]) -> str:
-    count = sum(bool(one.get("behind")) for one in found["instances"])
-    return f", [yellow]{count} of its instances came before it[/] and get work as before" if count else ""
-
-
-def _short(value: Any) -> str:
-    return json.dumps(value).replace('"', "") if isinstance(value, dict) else str(value)
 
 
 @app.command()
@@ -317,7 +230,7 @@ def _post(name: str, verb: str, url: str, api_key: str, show: Show) -> None:
 @app.command()
 def remove(
     name: Name,
-    if_match: Annotated[str | None, typer.Option(metavar="ETAG", help="Remove only this version.")] = None,
+    if_match: Annotated[str | None, typer.Option(metavar="ETAG", help="Remove only this one: v3, or 3.")] = None,
     *,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
     url: Url = "",
@@ -334,11 +247,6 @@ def remove(
     if not yes and not as_json:
         typer.confirm(f"Remove endpoint {name}?", abort=True)
     with Gateway(url, api_key) as gateway:
-        gateway.ask("DELETE", endpoint_path(name), headers=_if_match(if_match))
+        gateway.ask("DELETE", endpoint_path(name), headers=if_match_header(if_match))
     if not show.json({"name": name, "removed": True}):
         show.line(f"endpoint [bold]{plain(name)}[/] removed")
-
-
-def endpoint_path(name: str) -> str:
-    """Where it is."""
-    return f"/v1/endpoints/{quote_segment(name)}"

@@ -106,7 +106,7 @@ def problem_of(error: MeshError) -> Problem:
         mend = _MENDS["key_invalid"]
     if not mend and isinstance(error, (Conflict, PreconditionFailed)):
         mend = LOOK
-    if mend in (LOOK, _MENDS["key_reused"]) and _advises(error.detail):
+    if mend in (LOOK, _MENDS["key_reused"], _MENDS["unknown_endpoint"]) and _advises(error.detail):
         mend = ""  # the gateway said how to mend it, and better
     extra: dict[str, Any] = {}
     detail = error.detail

@@ -21,6 +21,7 @@ from gateway.cli import (
     deliveries,
     demo,
     doctor,
+    endpoint,
     endpoints,
     operations,
     queue,
@@ -58,6 +59,7 @@ app.command(rich_help_panel=CALL)(call.call)
 app.command(rich_help_panel=CALL)(batch.batch)
 app.add_typer(operations.app, name="operation", rich_help_panel=CALL)
 app.add_typer(schedules.app, name="schedule", rich_help_panel=CALL)
+endpoints.app.command("show")(endpoint.show_)
 endpoints.app.command("wait")(arrival.wait)
 endpoints.app.command("queue")(queue.queue)
 for one in (versions.versions, versions.share, versions.drain, versions.undrain, versions.watch):

@@ -87,3 +87,10 @@ def read_json(text: str, option: str) -> tuple[bytes, Any]:
         if not text.startswith(("{", "[", '"', "@", "-")):
             mend = f"A string needs quotes that reach the command: {option} '{json.dumps(text)}'."
         raise Problem(f"{option} is not JSON: {error}", mend) from None
+
+
+def if_match_header(etag: str | None) -> dict[str, str]:
+    """Of `--if-match`: `"v3"`, `v3` or `3`; none given, no header."""
+    # An ETag has its quotes, which a shell takes away; what is printed of it is its number.
+    tag = f"v{etag}" if etag and etag.isdigit() else etag
+    return {"if-match": tag if '"' in tag or tag == "*" else f'"{tag}"'} if tag else {}

@@ -8,11 +8,12 @@ from typing import Annotated, Any
 import typer
 
 from gateway.cli.exits import Problem
-from gateway.cli.options import ApiKey, Json, Labels, Url, one_of, pairs, read_json
+from gateway.cli.options import ApiKey, Json, Labels, Url, check_seconds, if_match_header, one_of, pairs, read_json
 from gateway.cli.show import Show, plain, soon, word
 from gateway.cli.wire import Gateway
 from mesh.wire import quote_segment
 
+CATCH_UP_MIN_S = 10.0
 OVERLAPS = ("skip", "queue", "allow", "cancel_previous")
 
 app = typer.Typer(no_args_is_help=True, help="Operations that start by the clock: create, list, show, pause, backfill.")
@@ -40,7 +41,7 @@ def create(
     jitter: Annotated[float, typer.Option(metavar="SECONDS", help="Each time is put off by less than that.")] = 0,
     description: Annotated[str, typer.Option()] = "",
     label: Labels = None,
-    if_match: Annotated[str | None, typer.Option(metavar="ETAG", help="Replace only this version.")] = None,
+    if_match: Annotated[str | None, typer.Option(metavar="ETAG", help="Replace only this version: v3, or 3.")] = None,
     *,
     url: Url = "",
     api_key: ApiKey = "",
@@ -55,6 +56,8 @@ def create(
     """  # noqa: D301 - \b keeps the lines of an example
     show = Show(as_json)
     one_of(overlap, OVERLAPS, "--overlap")
+    check_seconds(catch_up, "--catch-up", least=CATCH_UP_MIN_S)
+    check_seconds(jitter, "--jitter")
     template: dict[str, Any] = {"endpoint": endpoint, "service": service, "operation": operation}
     if label:
         template["labels"] = pairs(label, "--label")
@@ -68,7 +71,7 @@ def create(
         head = head[:-1] + b', "input": ' + read_json(input_, "--input")[0] + b"}"
     body = json.dumps(fields).encode()[:-1] + b', "operation": ' + head + b"}"
     with Gateway(url, api_key) as gateway:
-        headers = {"if-match": if_match} if if_match else {}
+        headers = if_match_header(if_match)
         record = gateway.ask("PUT", _path(name), body=body, headers=headers).json()
     if not show.json(record):
         show.line(f"schedule [bold]{plain(name)}[/], version {record['version']}: next {_next(record)}")
@@ -232,7 +235,7 @@ def backfill(
 @app.command()
 def remove(
     name: Name,
-    if_match: Annotated[str | None, typer.Option(metavar="ETAG", help="Remove only this version.")] = None,
+    if_match: Annotated[str | None, typer.Option(metavar="ETAG", help="Remove only this version: v3, or 3.")] = None,
     *,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
     url: Url = "",
@@ -249,7 +252,7 @@ def remove(
     if not yes and not as_json:
         typer.confirm(f"Remove schedule {name}?", abort=True)
     with Gateway(url, api_key) as gateway:
-        gateway.ask("DELETE", _path(name), headers={"if-match": if_match} if if_match else {})
+        gateway.ask("DELETE", _path(name), headers=if_match_header(if_match))
     if not show.json({"name": name, "removed": True}):
         show.line(f"schedule [bold]{plain(name)}[/] removed")
 

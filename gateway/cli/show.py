@@ -146,3 +146,9 @@ def span(ms: float) -> str:
         if ms >= 2 * size:
             return f"{ms / size:.0f} {unit}"
     return f"{ms / 60_000:.0f} min"
+
+
+def is_live(version: dict[str, Any]) -> bool:
+    """Whether an instance of a version, as `.../versions` has it, takes work."""
+    counts = version["instance_counts"]
+    return bool(counts["healthy"] or counts["suspect"])

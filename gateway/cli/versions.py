@@ -8,10 +8,10 @@ from typing import Annotated, Any, Final
 
 import typer
 
-from gateway.cli.endpoints import Name, endpoint_path, health_of
+from gateway.cli.endpoint import Name, endpoint_path, health_of
 from gateway.cli.exits import Problem
 from gateway.cli.options import ApiKey, Json, Url
-from gateway.cli.show import Show, ago, plain, word
+from gateway.cli.show import Show, ago, is_live, plain, word
 from gateway.cli.wire import Gateway
 from mesh.clock import monotonic_s, pause
 from mesh.errors import Unavailable
@@ -19,6 +19,7 @@ from mesh.wire import quote_segment
 
 RETRY_FOR_S: Final = 60.0
 RETRY_S: Final = 1.0
+NONE: Final = "-"
 
 Version = Annotated[str | None, typer.Option("--version", metavar="VERSION", help="All instances of this version.")]
 OneInstance = Annotated[str | None, typer.Option("--instance", metavar="ID", help="This instance.")]
@@ -43,7 +44,7 @@ def _tell(show: Show, found: dict[str, Any]) -> None:
     rows = [
         (
             plain(one["version"]),
-            f"draining since {ago(one['draining_since'])}" if one["draining_since"] else f"{one['share_percent']:g} %",
+            _share(one),
             str(one["running"]),
             str(one["in_flight"]),
             str(one["waiting"]),
@@ -53,6 +54,24 @@ def _tell(show: Show, found: dict[str, Any]) -> None:
     ]
     columns = ("version", "new work", "running", "in flight", "waiting", "instances")
     show.table(columns, rows, "no instance says which version it is")
+
+
+def _share(one: dict[str, Any]) -> str:
+    if one["draining_since"]:
+        return f"draining since {ago(one['draining_since'])}"
+    if is_live(one):
+        return f"{one['share_percent']:g} %"
+    said = f"{one['percent']:g} %" if one["percent"] is not None else ""
+    said = f"weight {one['weight']}" if not said and one["weight"] is not None else said
+    return f"{said} (no instance)" if said else NONE
+
+
+def _nobody_runs(show: Show, found: dict[str, Any], version: str, undo: str) -> None:
+    """A slip in the version's name makes itself known by nothing but this."""
+    if not any(one["version"] == version and is_live(one) for one in found["items"]):
+        there = [one["version"] for one in found["items"] if is_live(one)]
+        which = f"; there are {', '.join(there)}" if there else ""
+        show.note(f"no instance of version {version} is alive{which}. It holds once one is; `{undo}` forgets it")
 
 
 def share(
@@ -72,10 +91,15 @@ def share(
       mesh endpoint share checks --version 4 --percent 5
       mesh endpoint share checks --version 4
     """  # noqa: D301 - \b keeps the lines of an example
+    show = Show(as_json)
+    if percent is not None and weight is not None:
+        raise Problem("--percent and --weight exclude each other", "A percentage is of all work, a weight of the rest.")
     body = json.dumps({"percent": percent, "weight": weight}).encode()
     with Gateway(url, api_key) as gateway:
         found = gateway.ask("PUT", f"{endpoint_path(name)}/versions/{quote_segment(version)}", body=body).json()
-    _tell(Show(as_json), found)
+    _tell(show, found)
+    if percent is not None or weight is not None:
+        _nobody_runs(show, found, version, f"mesh endpoint share {name} --version {version}")
 
 
 def drain(
@@ -128,6 +152,8 @@ def _drain(name: str, version: str | None, instance: str | None, verb: str, show
     show.line(f"{plain(one)} of [bold]{plain(name)}[/] {'gets no new work' if verb == 'drain' else 'gets work again'}")
     if found["items"]:
         _tell(show, found)
+    if version is not None and verb == "drain":
+        _nobody_runs(show, found, version, f"mesh endpoint undrain {name} --version {version}")
 
 
 def watch(

@@ -6,10 +6,12 @@ Owns the words and the rhythm; asks nothing (flow.py does) and knows no gateway.
 from __future__ import annotations
 
 import logging
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-from mesh.client.order import Record
 from mesh.clock import monotonic_s
+
+if TYPE_CHECKING:
+    from mesh.client.order import Record
 
 logger: Final = logging.getLogger("mesh.client")
 

@@ -277,5 +277,5 @@ def stale_endpoint(name: str, version: str) -> PreconditionFailed:
     """`version`: the one that is there, "0" for none."""
     if version == "0":
         return PreconditionFailed(f"there is no endpoint {name!r} yet; leave If-Match out to create it")
-    detail = f"endpoint {name!r} is at version {version}; read it again and repeat with its ETag"
-    return PreconditionFailed(detail)
+    now = f'endpoint {name!r} is at registration {version}, ETag "v{version}"'
+    return PreconditionFailed(f"{now}; read it again and repeat with that")

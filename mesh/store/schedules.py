@@ -211,5 +211,5 @@ def unknown_schedule(name: str) -> NotFound:
 def _stale(name: str, version: str) -> PreconditionFailed:
     if version == "0":
         return PreconditionFailed(f"there is no schedule {name!r} yet; leave If-Match out to create it")
-    detail = f"schedule {name!r} is at version {version}; read it again and repeat with its ETag"
-    return PreconditionFailed(detail)
+    now = f'schedule {name!r} is at version {version}, ETag "v{version}"'
+    return PreconditionFailed(f"{now}; read it again and repeat with that")

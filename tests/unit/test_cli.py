@@ -656,14 +656,15 @@ class TestEndpoint:
         made = place(
             "endpoint", "register", name, "-t", NOWHERE, "--service", "invoices=create,send", "--service", "any"
         )
-        assert (made.code, "registered" in made.out) == (0, True)
+        assert (made.code, "registered, registration 1" in made.out) == (0, True)
         shown = place("endpoint", "show", name, "--json").json
         assert shown["target"] == {"kind": "http", "url": NOWHERE}
         assert [one["name"] for one in shown["services"]] == ["invoices", "any"]
         file = tmp_path / "billing.yaml"
         file.write_text(yaml.safe_dump({"target": {"kind": "http", "url": NOWHERE}, "labels": {"tier": "1"}}))
         args = ("endpoint", "register", name, "--file", str(file), "--if-match")
-        assert "changed" in place(*args, f'"v{shown["version"]}"', "--policy", '{"max_concurrency": 2}').out
+        changed = place(*args, f'"v{shown["version"]}"', "--policy", '{"max_concurrency": 2}')
+        assert "changed, registration 2" in changed.out
         assert place(*args, f'"v{shown["version"]}"').code == Exit.REFUSED
         found = place("endpoint", "list", "--label", "tier=1", "--json").json["items"]
         assert [(one["name"], one["policy"]["max_concurrency"]) for one in found] == [(name, 2)]
@@ -690,8 +691,40 @@ class TestEndpoint:
         name = short_id("tagged")
         assert place("endpoint", "register", name, "--pull").code == Exit.OK
         again = ("endpoint", "register", name, "--pull", "--description", "new", "--if-match")
-        assert place(*again, "v9").code == Exit.REFUSED
-        assert place(*again, "v1").code == Exit.OK
+        refused = place(*again, "v9")
+        assert (refused.code, 'registration 1, ETag "v1"; read it again and repeat with that' in refused.err) == (
+            Exit.REFUSED, True,
+        )  # fmt: skip
+        assert "changed, registration 2" in place(*again, "v1").out
+        assert "unchanged, registration 2" in place(*again, "2").out
+
+    def test_a_version_that_nobody_runs(self, place: Place) -> None:
+        """It may be prepared; a slip in its name must not look like that."""
+        name = short_id("released")
+        unseen = ("--policy", '{"probe": {"every_ms": 0}}')
+        assert place("endpoint", "register", name, "-t", NOWHERE, *unseen).code == Exit.OK
+        mine = {"url": NOWHERE, "version": "3", "ttl_ms": 60_000}
+        assert httpx.put(f"{place.url}/v1/endpoints/{name}/instances/mine", json=mine).status_code == 201
+        share = ("endpoint", "share", name, "--version", "9")
+        shared = place(*share, "--percent", "5")
+        assert re.search(r"^9 +5 % \(no instance\) ", shared.out, re.MULTILINE), shared.out
+        assert "no instance of version 9 is alive; there are 3. It holds once one is" in shared.err
+        waits = place("call", name, "any", "thing", "--version", "9", "--wait", "1", "--deadline", "60")
+        assert waits.code == Exit.UNAVAILABLE
+        assert "no live instance of version '9' takes work; it goes out when one does (there is 3)" in waits.err
+        drained = place("endpoint", "drain", name, "--version", "8")
+        assert f"`mesh endpoint undrain {name} --version 8` forgets it" in drained.err
+        assert place("endpoint", "undrain", name, "--version", "8").code == Exit.OK
+        place("operation", "cancel", waits.err.split("operation ")[1].split()[0])
+        forgotten = place(*share)
+        assert (re.findall(r"^(\d+) ", forgotten.out, re.MULTILINE), forgotten.err) == (["3"], "")
+        assert place(*share, "--percent", "5", "--weight", "2").code == Exit.USAGE
+
+    def test_an_agent_that_does_not_come(self, place: Place) -> None:
+        done = place("endpoint", "wait", "nobody", "--timeout", "0.2")
+        assert (done.code, "Its own log says whether the registry refused it" in done.err) == (Exit.UNAVAILABLE, True)
+        assert done.err.count("mesh endpoint list") == 1
+        assert place("endpoint", "show", "nobody").err.count("mesh endpoint list") == 1
 
     def test_register_keeps_what_is_not_named(self, place: Place) -> None:
         """Said of `--allow`, it must not open the list of operations or drop a limit; --replace forgets the rest."""

@@ -240,7 +240,4 @@ class TestGenerator:
 
 def test_the_generated_module_says_who_it_is() -> None:
     text = generate("my-billing", SERVICES, version="7")
-    first = text.partition("\n")[0]
-    assert (
-        first == '"""Calls of the endpoint my-billing, version 7. Written by `mesh contract generate`; do not edit."""'
-    )
+    assert text.startswith('"""Calls of the endpoint my-billing, registration 7. Written by `mesh contract generate`')

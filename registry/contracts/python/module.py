@@ -143,7 +143,7 @@ class _Writer:
         imports += [f"from pydantic import {', '.join(pydantic)}"]
         imports += ["from typing_extensions import TypeAliasType"] if "TypeAliasType" in names else []
         imports += ["", f"from mesh.client import {self._client}, {self._handle}, StartOptions"]
-        of = f", version {version}" if version else ""
+        of = f", registration {version}" if version else ""
         said = f'"""Calls of the endpoint {self._endpoint}{of}. Written by `mesh contract generate`; do not edit."""'
         main = [
             f"class {self._main}:",
