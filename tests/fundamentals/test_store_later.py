@@ -145,3 +145,22 @@ class TestMany:
         await room.endpoint()
         works += [work.id for work in (await room.store.unblock("e-1", "g1.s-1", 8))[0]]
         assert works == [waits, order.id]
+
+    async def test_they_fill_the_line_as_one_after_the_other_does(self, room: Room) -> None:
+        """P365, P334: what is counted and written once for all of them makes no difference to any."""
+        teams = ["red", "blue", "red", "red", "blue", "red", "green", "red"]
+        seen: list[Any] = []
+        for name, together in (("one", False), ("many", True)):
+            endpoint = await room.endpoint(name=name, max_concurrency=1, limits={"*": "0 0 1 3", "green": "0 0 1 1"})
+            await room.accepted(endpoint=endpoint)
+            orders = [room.order(endpoint=endpoint, ns=team, delay_ms=0) for team in teams]
+            if together:
+                replies = await room.many(orders)
+            else:
+                replies = [(await room.many([order]))[0] for order in orders]
+            told = [(one.blocked, one.room) if isinstance(one, Accepted) else type(one).__name__ for one in replies]
+            _, (queue,) = await room.catalog.queues([endpoint])
+            seen.append((told, sorted((row.namespace, row.waiting) for row in queue.namespaces if row.waiting)))
+        assert seen[0] == seen[1]
+        assert seen[1][0].count("BacklogFull") == 2
+        assert seen[1][1] == [("blue", 2), ("green", 1), ("red", 3)]

@@ -290,7 +290,7 @@ class TestLostFrames:
         name = await pull_endpoint(caller)
         operation = await caller.begin(name)
         frozen = Poller(caller, name)
-        await frozen.task(lease_ms=1_000)
+        await frozen.task(lease_ms=4_000)  # both polls wait before it ends
         async with frozen.waiting(wait_ms=60_000) as one, frozen.waiting(wait_ms=60_000) as other:
             assert [await one, await other] == [{"tasks": []}, {"tasks": []}]
         task = await Poller(caller, name).task()

@@ -7,6 +7,39 @@
 -- that coming and going brings nothing. When nobody is left in `turns` nobody has to be just to anybody: all is forgotten.
 -- `parked`: namespaces that wait at their own limit alone, by when to look at them again; they stand in nobody's way.
 
+-- What `start_many` knows and writes once for all of its starts: endpoints and sessions read, and, by key, the entries for
+-- sorted sets with how many the set will have. A verb that takes one operation has none of it.
+local function gathering()
+  return { endpoints = {}, sessions = {}, sets = {}, sizes = {} }
+end
+
+-- Puts `id` into a sorted set, now or with all others of `gather`. Returns how many are in it then (nil where nobody asks).
+local function put(gather, key, at, id, sized)
+  if not gather then
+    redis.call('ZADD', key, at, id)
+    return sized and redis.call('ZCARD', key)
+  end
+  local set = gather.sets[key]
+  if not set then
+    set = {}
+    gather.sets[key] = set
+  end
+  set[#set + 1], set[#set + 2] = at, id
+  if not sized then return nil end
+  gather.sizes[key] = (gather.sizes[key] or redis.call('ZCARD', key)) + 1
+  return gather.sizes[key]
+end
+
+local function put_all(gather)
+  for key, set in pairs(gather.sets) do
+    for from = 1, #set, LIMIT.put do redis.call('ZADD', key, unpack(set, from, math.min(from + LIMIT.put - 1, #set))) end
+  end
+end
+
+local function size_of(gather, key)
+  return gather and gather.sizes[key] or redis.call('ZCARD', key)
+end
+
 local function endpoint_of(root, endpoint)
   local f = redis.call('HMGET', root .. KEY.endpoint .. endpoint,
     'gone', 'paused', 'max', 'rate', 'tat', 'run', 'pull', 'shares')
@@ -66,6 +99,7 @@ local function hindrance_outside(ep, namespace, now)
   if reason ~= '' then return reason end
   local turns, share = ep.root .. KEY.turns .. ep.id, share_of(ep, namespace)
   if share then
+    share.clear = false
     reason = own_limit(ep, namespace, now)
     if reason ~= '' then return reason end
     local bounded, queue = share.max > 0 or share.rate > 0, queue_of(ep.root, ep.id, namespace)
@@ -122,10 +156,12 @@ local function enter_line(op, place)
   local root = op.root
   local line = queue_of(root, place, op.namespace)
   local since = op.created_at + op.delay_ms
-  redis.call('ZADD', root .. KEY.waiting .. place, since, op.id)
-  redis.call('SADD', root .. KEY.waiting_endpoints, op.endpoint)
-  redis.call('ZADD', line, since - op.priority * LIMIT.priority_ms, op.id)
-  if redis.call('ZCARD', line) == 1 then enter_turns(root, place, op.namespace) end
+  put(op.gather, root .. KEY.waiting .. place, since, op.id)
+  -- Of a line with somebody in it the endpoint is told already.
+  if put(op.gather, line, since - op.priority * LIMIT.priority_ms, op.id, true) == 1 then
+    redis.call('SADD', root .. KEY.waiting_endpoints, op.endpoint)
+    enter_turns(root, place, op.namespace)
+  end
 end
 
 -- `cost`: of the turn that it was dispatched in, or 0.

@@ -152,7 +152,7 @@ local function save(op, ...)
     redis.call('ZREM', timer_key(root, op.was_owner), op.id)
   end
   local at = earliest(op)
-  redis.call('ZADD', timer_key(root, op.owner), at == INF and 'inf' or at, op.id)
+  put(op.gather, timer_key(root, op.owner), at == INF and 'inf' or at, op.id)
   if op.blocked ~= '' or op.was_blocked ~= '' then move_line(op) end
   if op.ended_child then wake_parent(op, select(2, ...)) end
 end

@@ -57,7 +57,20 @@ local function counted_limit(ep, namespace)
   return share and share.max > 0 and 'namespace_concurrency' or share and share.rate > 0 and 'namespace_rate' or ''
 end
 
-local function mesh1_start(keys, argv)
+-- Both are read once for all starts of a `gather`: none of them dispatches, so nothing of it changes.
+local function endpoint_known(root, endpoint, gather)
+  if not gather then return endpoint_of(root, endpoint) end
+  if gather.endpoints[endpoint] == nil then gather.endpoints[endpoint] = endpoint_of(root, endpoint) or false end
+  return gather.endpoints[endpoint] or nil
+end
+
+local function session_known(root, session, gather)
+  if not gather then return listed(root, session) end
+  if gather.sessions[session] == nil then gather.sessions[session] = listed(root, session) end
+  return gather.sessions[session]
+end
+
+local function mesh1_start(keys, argv, gather)
   local root = keys[1]
   local a = cmsgpack.unpack(argv[1])
   local request, input, key, instance = argv[2], argv[3], a.key, argv[4]
@@ -74,6 +87,7 @@ local function mesh1_start(keys, argv)
     endpoint = a.endpoint, namespace = a.ns, key = key, digest = a.digest, instance = '', resumes = 0, was_blocked = '',
     journal = 0, suspended = 0, refused = 0, parent = '', parent_key = '', children = 0,
     delay_ms = delay_ms or 0, pin = a.pin or '', counted = '', priority = a.priority or 0,
+    gather = gather,
   }
   -- A missing argument fails here, before the key is claimed below (see `given`).
   local _ = #request + #input + a.callback + a.run_ms + a.lease_ms + a.attempts_max + a.retention_ms
@@ -83,15 +97,15 @@ local function mesh1_start(keys, argv)
   local parent = a.parent and child_of(op, a)
   if parent == '' then return refuse('PARENT_LOST', a.parent) end
 
-  local ep = endpoint_of(root, a.endpoint)
-  local hindered = not ep or ep.gone or not listed(root, a.session)
+  local ep = endpoint_known(root, a.endpoint, gather)
+  local hindered = not ep or ep.gone or not session_known(root, a.session, gather)
   local reason, full, room = '', nil, nil
   if not hindered then
     reason = hindrance_outside(ep, a.ns, now)
     if reason == '' then reason = a.blocked end
     if reason == '' and ep.pull and (delay_ms or not instance) then reason = 'busy' end
     if reason == '' and delay_ms then reason = counted_limit(ep, a.ns) end
-    if ep.shares then full, room = backlog(ep, a.ns, a.pin ~= '' and a.pin, now) end
+    if ep.shares then full, room = backlog(ep, a.ns, a.pin ~= '' and a.pin, now, gather) end
     if delay_ms then room = nil end
     if begins > now then reason = '' end
     full = (delay_ms or reason ~= '') and full
@@ -147,7 +161,7 @@ local function mesh1_start(keys, argv)
   elseif not delay_ms then
     dispatch(op, ep, a.session, now)
   end
-  redis.call('ZADD', root .. KEY.index .. a.ns, now, a.id)
+  put(gather, root .. KEY.index .. a.ns, now, a.id)
   if parent then adopt(parent, op, a.parent_close) end
   if input ~= '' then
     save(op, 'q', request, 'i', input)

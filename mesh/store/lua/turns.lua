@@ -134,12 +134,12 @@ end
 
 -- nil, or {how many wait, the most that may, ms until about half of them went (0: nothing goes)} when the namespace's part of
 -- the line is full.
-local function backlog(ep, namespace, pin, now)
+local function backlog(ep, namespace, pin, now, gather)
   local share = share_of(ep, namespace)
   if not share or share.cap == 0 then return nil end
   if share.clear and (share.max > 0 or share.rate > 0 or ep.max > 0 or ep.rate > 0) then return nil, share.cap end
-  local depth = redis.call('ZCARD', queue_of(ep.root, ep.id, namespace))
-  if pin then depth = depth + redis.call('ZCARD', queue_of(ep.root, ep.id .. '|' .. pin, namespace)) end
+  local depth = size_of(gather, queue_of(ep.root, ep.id, namespace))
+  if pin then depth = depth + size_of(gather, queue_of(ep.root, ep.id .. '|' .. pin, namespace)) end
   if depth < share.cap then return nil, share.cap - depth end
   local begin, count, rate = read_drain(redis.call('HGET', ep.root .. KEY.endpoint .. ep.id, 'drain:' .. namespace))
   local length = now - begin
