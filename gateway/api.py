@@ -9,6 +9,7 @@ from gateway.outcomes import encode_json, known_fields, nexus_answer, record_fie
 from gateway.payloads import DIGESTS, check_told
 from gateway.problems import problem
 from gateway.start_body import MESH_START, TIMEOUT_MS_MAX, as_v1, beside, read_order, read_start, with_parent
+from gateway.step_results import StepResults
 from gateway.tasks import header_token
 from mesh.clock import now_ms
 from mesh.edge import Answer, HotRoute, Request
@@ -45,9 +46,10 @@ class OperationsSurface:
         self._start = HotRoute(self.start, problem, self._take_input)
         self._result = HotRoute(self.result, problem)
         self._input = HotRoute(self.input, problem)
+        self._steps = StepResults(operations, auth)
 
     def find(self, method: str, raw_path: bytes) -> HotRoute | None:
-        """POST /v1/operations and GET /v1/operations/{id}/{result|input}; everything else is FastAPI's."""
+        """POST /v1/operations, GET /v1/operations/{id}/{result|input}, large steps; everything else is FastAPI's."""
         if method == "POST":
             return self._start if raw_path == PATH else None
         if method == "GET" and raw_path.startswith(PATH):
@@ -55,7 +57,7 @@ class OperationsSurface:
                 return self._result
             if raw_path.endswith(INPUT):
                 return self._input
-        return None
+        return self._steps.find(method, raw_path)
 
     def _take_input(self, request: Request) -> Intake | None:
         """With the order in a header the body is the input, and may be large (P391)."""

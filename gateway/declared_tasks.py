@@ -6,7 +6,7 @@ from typing import Any, Final
 
 from fastapi import APIRouter, Request, Response
 
-from gateway.declared import header, hot
+from gateway.declared import ANY_BYTES, DIGEST, header, hot, schema
 
 router = APIRouter()
 
@@ -53,6 +53,35 @@ async def heartbeat(request: Request) -> Response:
 @router.post("/v1/tasks/journal", summary="Keep what a handler did", **_verb("Journal", "Steps", "StepAnswer"))
 async def journal(request: Request) -> Response:
     """Entries after the first `at`, all or none. `grown`: there are more than the agent knows; read on, come again."""
+    return await hot(request)
+
+
+@router.put(
+    "/v1/tasks/blobs",
+    tags=["agents"],
+    summary="Keep what is too large for an entry",
+    openapi_extra={"parameters": [TOKEN, DIGEST], "requestBody": {"required": True, "content": ANY_BYTES}},
+    responses={
+        200: {"description": "Kept durably: what an entry has in its place", "content": schema("DataRef")},
+        401: {"description": "`token_invalid`"},
+        409: {"description": "`lease_lost` or `operation_ended`"},
+        410: {"description": "`operation_gone`"},
+        507: {"description": "No room; nothing was kept"},
+    },
+)
+async def put_blob(request: Request) -> Response:
+    """For the running attempt whose token comes in the header; any bytes, of any type, streamed and checked."""
+    return await hot(request)
+
+
+@router.get(
+    "/v1/operations/{operation_id}/blobs/{sha256}",
+    tags=["operations"],
+    summary="What stands outside its journal",
+    responses={200: {"description": "The bytes; their type is in the entry", "content": ANY_BYTES}},
+)
+async def get_blob(request: Request, operation_id: str, sha256: str) -> Response:
+    """For its caller, and for who has the token of an attempt; answers a `Range`."""
     return await hot(request)
 
 

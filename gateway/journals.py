@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import msgspec
@@ -17,7 +17,7 @@ from gateway.history import child_entry
 from gateway.reading import Reading
 from gateway.waiters import wait_for
 from mesh.clock import monotonic_s, now_ms
-from mesh.errors import Conflict, Gone, TooMany, Unauthenticated
+from mesh.errors import Conflict, Gone, TooMany, Unauthenticated, Unavailable
 from mesh.store.durable import JOURNAL, STREAM
 from mesh.store.layout import Line, decode_outcome
 from mesh.store.store import pack
@@ -113,6 +113,21 @@ class Journals(Reading):
             for (position, _), answer in zip(genuine, answers, strict=True):
                 replies[position] = answer
         return replies
+
+    async def holder(self, token: str) -> str:
+        """The operation whose running attempt has this token. Raises Unauthenticated, Conflict, Gone.
+
+        Said of one moment: what it is asked for has to be harmless when the attempt is superseded in the next.
+        """
+        claim = self._tokens.check(token, now_ms() / 1000)
+        look = Wanted(claim.operation_id, claim.run, claim.attempt, 0, 0)
+        status = (await self._store.pages(JOURNAL, [look]))[1][0].status
+        if status == "lost":
+            # Shows in the history as a late entry does; that it cannot is no news to who is refused.
+            with suppress(Unavailable):
+                await self._store.append(JOURNAL, [Append(claim.operation_id, claim.run, claim.attempt, 0, [])])
+        raise_for_step(status, claim.operation_id)
+        return claim.operation_id
 
     async def journal(self, tasks: Sequence[tuple[str, int, list[bytes]]]) -> Steps:
         """Append entries: (task token, entries known, new entries)."""

@@ -35,7 +35,7 @@ from mesh.machine import BLOCKED_REASONS, Delivery, State
 _REF: Final = "#/components/schemas/{name}"
 _OPEN: Final = (
     "/healthz", "/readyz", "/metrics", "/nexus/callback",
-    *[f"/v1/tasks/{verb}" for verb in ("heartbeat", "journal", "emit", "suspend", "read")],
+    *[f"/v1/tasks/{verb}" for verb in ("heartbeat", "journal", "emit", "suspend", "read", "blobs")],
     *[f"/v1/tasks/{verb}" for verb in ("complete", "fail", "release")],
 )  # fmt: skip
 """Routes that ask for no key: the token is the proof, or there is nothing to protect."""

@@ -272,11 +272,12 @@ class Operations(Many, Journals):
         self._wake(moved.line)
         return moved.verdict
 
-    def check_token(self, token: str, about: str = "") -> None:
-        """Raises Unauthenticated for what is no token of an attempt (of the operation `about`) of this mesh."""
+    def check_token(self, token: str, about: str = "") -> str:
+        """Of which operation; raises Unauthenticated for no token of an attempt (of `about`) of this mesh."""
         claim = self._tokens.check(token, now_ms() / 1000)
         if about and claim.operation_id != about:
             raise Unauthenticated("the task token is of another operation", code="token_foreign")
+        return claim.operation_id
 
     async def complete(
         self, token: str, completion: WireCompletion, *, about: str = "", large: Spooled | None = None

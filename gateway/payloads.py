@@ -23,13 +23,15 @@ import msgspec
 from mesh.blobs.local import LocalBlobs
 from mesh.blobs.s3 import S3Blobs
 from mesh.blobs.spool import Spool, Spooled, Spooler
-from mesh.blobs.store import BlobStore, Stored
+from mesh.blobs.store import BlobStore, Stored, missing
 from mesh.blobs.sweep import Sweeper
 from mesh.clock import sleep
 from mesh.errors import BlobMissing, Malformed, TooLarge, Unavailable
 from mesh.ids import short_id
+from mesh.machine import State
 from mesh.pool import Large
 from mesh.seats import Seats
+from mesh.store.durable import JOURNAL
 from mesh.store.layout import DataRef
 from mesh.wire.digests import CONTENT_DIGEST, REPR_DIGEST, digest_field, mismatch, told_digest
 
@@ -50,6 +52,10 @@ REPLIES_MAX: Final = 64
 EACH_REPLIES_MAX: Final = 32
 COMPLETIONS_MAX: Final = 32
 """Results that come with the token of an attempt, which does not say whose it is; starts cannot take their seats."""
+STEPS_MAX: Final = 32
+"""Results of steps, which come with such a token too."""
+EACH_STEPS_MAX: Final = 8
+"""Of one operation."""
 OTHER_PLACE: Final = (
     "large payloads are kept in another place here than by the gateway that began: what is kept there is missing here;"
     " give all gateways of a mesh the same [blobs] url, and move a place with all that is in it"
@@ -58,6 +64,9 @@ OK: Final = 200
 DIGESTS: Final = frozenset((CONTENT_DIGEST, REPR_DIGEST))
 """Headers that say what a body has to be."""
 _log = logging.getLogger(__name__)
+PAGE: Final = 1_000
+_digests: Final = re.compile(rb"/blobs\\?/([0-9a-f]{64})").findall
+"""In the URLs of an entry, wherever they stand in it; JSON may escape a slash."""
 _range: Final = re.compile(r"bytes=([0-9]{0,15})-([0-9]{0,15})").fullmatch
 
 
@@ -84,6 +93,7 @@ class Payloads:
         self.inline_bytes_max = sys.maxsize
         self._inputs = Seats(INPUTS_MAX, EACH_INPUTS_MAX)
         self._completions = Seats(COMPLETIONS_MAX, COMPLETIONS_MAX)
+        self._steps = Seats(STEPS_MAX, EACH_STEPS_MAX)
         self._reply_seats = Seats(REPLIES_MAX, EACH_REPLIES_MAX)
         self._replies: dict[str, Large] = {}
         """By namespace, of which settings have few."""
@@ -128,6 +138,13 @@ class Payloads:
         """The same for the result of an attempt, from whoever has its token."""
         return self._open(request.first, self._completions, "")
 
+    def take_step(self, request: Request, operation_id: str) -> Spool:
+        """For what a running attempt of this operation keeps. Raises Unavailable `blob_storage_off` too."""
+        spool = self._open(request.first, self._steps, operation_id)
+        if spool is None:
+            raise _off()
+        return spool
+
     def replies(self, namespace: str) -> Large | None:
         """For replies to starts by `namespace`."""
         large = self._replies.get(namespace)
@@ -149,15 +166,22 @@ class Payloads:
     async def keep(self, owner: str, spooled: Spooled) -> DataRef:
         """The body is the operation's from now on, durably. Raises StorageFull, Unavailable."""
         if self.store is None:
-            raise Unavailable("this gateway keeps no large payloads", code="blob_storage_off")
+            raise _off()
         await self.store.put(owner, spooled)
         return DataRef(self.store.place, spooled.sha256, spooled.size)
 
     async def keep_bytes(self, owner: str, body: bytes, namespace: str) -> DataRef:
         """As `keep`, of an input by `namespace` that came in memory. Raises TooMany too."""
+        return await self._keep_bytes(owner, body, self._inputs, namespace)
+
+    async def keep_step(self, owner: str, body: bytes) -> DataRef:
+        """As `keep`, of a small one that came in memory, for `take_step`."""
+        return await self._keep_bytes(owner, body, self._steps, owner)
+
+    async def _keep_bytes(self, owner: str, body: bytes, seats: Seats, whose: str) -> DataRef:
         if self.spooler is None:
-            raise Unavailable("this gateway keeps no large payloads", code="blob_storage_off")
-        spool = self.spooler.open(length=len(body), seats=self._inputs, whose=namespace)
+            raise _off()
+        spool = self.spooler.open(length=len(body), seats=seats, whose=whose)
         try:
             spool.feed(body)
             return await self.keep(owner, await spool.finish())
@@ -178,6 +202,16 @@ class Payloads:
             detail = f"operation {owner} has a payload at {data.place}, and this gateway {here}: give all gateways"
             raise BlobMissing(f"{detail} of the mesh the same [blobs] url", retry_after_s=5)
         return Stored(self.store, owner, data.sha256, data.size, start=start, count=count)
+
+    async def find(self, owner: str, sha256: str) -> DataRef:
+        """What was kept for an operation under this digest. Raises BlobMissing."""
+        if self.store is None:
+            detail = f"operation {owner} may have a payload, and this gateway keeps none: give all gateways of the mesh"
+            raise BlobMissing(f"{detail} the same [blobs] url", retry_after_s=5)
+        size = await self.store.size(owner, sha256)
+        if size is None:
+            raise missing(owner)
+        return DataRef(self.store.place, sha256, size)
 
     async def read(self, owner: str, data: DataRef, bytes_max: int) -> bytes:
         """All of a payload. Raises TooLarge, BlobMissing, BlobCorrupt."""
@@ -213,16 +247,31 @@ class Payloads:
 
 
 async def _kept(store: Store, operation_id: str) -> frozenset[str] | None:
-    """What its record refers to; None when it is no more, or cannot be read."""
+    """What its record and its journal refer to; None while it runs, when it is no more, or cannot be read.
+
+    Until it ended an entry may come that refers to what was put long before; after that none is taken any more.
+    """
     try:
         record = await store.read(operation_id)
     except (msgspec.MsgspecError, ValueError):
         return None
-    if record is None:
+    if record is None or not State(record.head.state).terminal:
         return None
     outcome = record.outcome
-    found = (record.request.data, outcome.data if outcome is not None else None)
-    return frozenset(one.sha256 for one in found if one is not None)
+    data = (record.request.data, outcome.data if outcome is not None else None)
+    found = {one.sha256 for one in data if one is not None}
+    at = 0
+    while at < record.journal:
+        lines = (await store.lines(operation_id, JOURNAL, at, PAGE)).lines
+        if not lines:
+            return None
+        at += len(lines)
+        found.update(digest.decode() for line in lines if line.child is None for digest in _digests(line.body))
+    return frozenset(found)
+
+
+def _off() -> Unavailable:
+    return Unavailable("this gateway keeps no large payloads: give it a [blobs] url", code="blob_storage_off")
 
 
 def place_of(settings: BlobSettings, namespace: str) -> tuple[BlobStore, Path]:

@@ -62,7 +62,7 @@ _WORDS: Final = {
     Completion.STALE_RUN: "lost",
     Completion.UNKNOWN: "unknown",
 }
-_FAILED: Final = ("message", "failure", "type", "retryable", "retry_after_ms")
+_FAILED: Final = ("message", "failure", "type", "retryable", "retry_after_ms", "counts")
 _FIELDS: Final = {
     "succeeded": ("result", "result_base64", "content_type", "links"),
     "failed": _FAILED,
@@ -72,7 +72,8 @@ _FIELDS: Final = {
 """State -> the fields of such an answer, beside token and state."""
 _OPTIONAL: Final[tuple[tuple[str, object], ...]] = (
     ("result", msgspec.UNSET), ("result_base64", None), ("content_type", None), ("links", []), ("message", ""),
-    ("failure", msgspec.UNSET), ("type", ""), ("retryable", None), ("retry_after_ms", 0), ("reason", ""),
+    ("failure", msgspec.UNSET), ("type", ""), ("retryable", None), ("retry_after_ms", 0), ("counts", True),
+    ("reason", ""),
 )  # fmt: skip
 """The fields that an answer may leave out, with what they are then."""
 _TAKEN: Final = {"lost": "lost", "ended": "ended", "unknown": "unknown", "broken": "broken"}
@@ -252,7 +253,7 @@ def _handler_error(body: AnswerBody, claim: Claim) -> tuple[Answer, Outcome | No
         last = Outcome("mesh", "attempts_exhausted", body=failure_json(whole))
         least_ms = min(max(body.retry_after_ms, 0), RETRY_AFTER_MS_MAX)
         chance = jittered(1_000, 1) / 1_000 - 1
-        return Retried(*claim, detail, pack(last), least_ms, chance), None
+        return Retried(*claim, detail, pack(last), least_ms, chance, int(not body.counts)), None
     status = HANDLER_ERRORS.get(error_type, (500, True))[0]
     headers = headers_for_handler_error(error_type, retryable=False)
     return _ended(claim, Event.FAIL, Outcome("handler_error", error_type, None, failure_json(whole), status, headers))

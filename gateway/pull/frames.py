@@ -45,7 +45,8 @@ class AnswerBody(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
 
     succeeded  `result` (JSON) or `result_base64`, `content_type`, `links`
     failed     `message` or `failure` (a Nexus Failure): the operation failed. With `type` (a Nexus handler error type)
-               or `retryable` the attempt failed, and is repeated where that is worth while, `retry_after_ms` later
+               or `retryable` the attempt failed, and is repeated where that is worth while, `retry_after_ms` later;
+               `counts` false: against no limit, for what it missed was not its own
     canceled   `message` or `failure`
     released   somebody else shall have it; `reason` for the history
     """
@@ -61,6 +62,7 @@ class AnswerBody(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     type: str = ""
     retryable: bool | None = None
     retry_after_ms: int = 0
+    counts: bool = True
     reason: str = ""
 
 

@@ -57,6 +57,14 @@ class LocalBlobs:
             raise trouble(fault) from None
         return _pieces(file, start, count)
 
+    async def size(self, owner: str, sha256: str) -> int | None:
+        try:
+            return (await _in_thread(os.stat, self._room(owner) / sha256)).st_size
+        except FileNotFoundError:
+            return None
+        except OSError as fault:
+            raise trouble(fault) from None
+
     async def drop(self, owner: str) -> None:
         await _in_thread(shutil.rmtree, self._room(owner), True)  # noqa: FBT003 - ignore_errors
 

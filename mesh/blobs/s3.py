@@ -102,6 +102,15 @@ class S3Blobs:
         except (self._trouble, OSError) as fault:
             raise self._unavailable(fault) from None
 
+    async def size(self, owner: str, sha256: str) -> int | None:
+        try:
+            found = await self._api.head_async(self._store, self._name(owner, sha256))
+        except self._missing:
+            return None
+        except (self._trouble, OSError) as fault:
+            raise self._unavailable(fault) from None
+        return int(found["size"])
+
     async def drop(self, owner: str) -> None:
         try:
             async for page in self._api.list(self._store, prefix=f"{self._prefix}/{owner}", chunk_size=LISTED):

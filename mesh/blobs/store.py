@@ -28,6 +28,10 @@ class BlobStore(Protocol):
         """`count` bytes from `start` on. Raises BlobMissing before the first of them."""
         ...
 
+    async def size(self, owner: str, sha256: str) -> int | None:
+        """How many bytes a blob has; None when it is not there."""
+        ...
+
     async def drop(self, owner: str) -> None:
         """Delete all blobs of an owner; none is fine."""
         ...

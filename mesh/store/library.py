@@ -57,6 +57,8 @@ LIMITS: Final = {
     "schedule_queue": 1_000,  # times of one schedule that wait their turn
     "schedule_runs": 1_000,  # of one schedule listed as its runs
     "queue_look_ms": 500,  # when a queue is looked at again whose last run goes on
+    "postponed_ms": 1_000,  # after an attempt that counts for nothing, doubled with each
+    "postponed_ms_max": 30_000,
     "beat_ms": 30_000,  # lease of a heartbeat that names no length when none was named before
 }
 

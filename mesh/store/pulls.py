@@ -32,7 +32,10 @@ class Ended(NamedTuple):
 
 
 class Retried(NamedTuple):
-    """The attempt failed and is worth repeating; `outcome` when it was the last. `chance`: -1 to 1, for jitter."""
+    """The attempt failed and is worth repeating; `outcome` when it was the last. `chance`: -1 to 1, for jitter.
+
+    `free` 1: it counts against no limit.
+    """
 
     id: str
     run: int
@@ -41,6 +44,7 @@ class Retried(NamedTuple):
     outcome: bytes
     least_ms: int
     chance: float
+    free: int = 0
 
 
 class Released(NamedTuple):

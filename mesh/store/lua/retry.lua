@@ -1,7 +1,7 @@
 -- retry: the attempt failed in a way worth repeating; back off, or end when no attempt is left.
 -- Keys: partition root. Arguments: msgpack {id, run, attempt, delay_ms, detail, instance, free}, outcome for the last attempt;
 --   `free` 1: what failed was the mesh's own, and the attempt counts against no limit;
---   from an agent by its task token {id, run, attempt, least_ms, chance, detail}: the policy that the endpoint has now
+--   from an agent by its task token {id, run, attempt, least_ms, chance, detail, free}: the policy that the endpoint has now
 --   says how long, `chance` in [-1, 1] moves it by its jitter, `least_ms` is what the agent asked for.
 -- Reply: {'backing_off', now, due_at, endpoint with a waiting line or ''} or {'exhausted', now, seq, endpoint...}
 --     or {'canceled', now, seq, ...}: a cancel was asked meanwhile, so nothing is sent again
@@ -9,6 +9,10 @@
 -- Refuses: UNKNOWN. Flag allow-oom.
 local function back_off(op, a)
   if a.delay_ms then return a.delay_ms end
+  if a.free == 1 then
+    local delay = math.min(LIMIT.postponed_ms * 2 ^ math.min(op.resumes - 1, 16), LIMIT.postponed_ms_max)
+    return math.max(math.floor(delay * (1 + 0.2 * a.chance)), a.least_ms)
+  end
   local policy = redis.call('HGET', op.root .. KEY.endpoint .. op.endpoint, 'retry')
   local initial, factor, most, jitter = string.match(policy or '', '^(%S+) (%S+) (%S+) (%S+)$')
   if not initial then initial, factor, most, jitter = 1000, 2, 60000, 0.2 end
