@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from gateway.admission import backlog_full
 from gateway.orders import Begun, Later, Order, check_json_type, start_arguments, stored_request
 from gateway.payloads import file_bytes
-from mesh.errors import Conflict, Malformed, MeshError, NotFound, TooLarge, Unavailable
+from mesh.errors import Conflict, MeshError, NotFound, TooLarge, Unavailable
 from mesh.ids import operation_id
 from mesh.machine import State
 from mesh.store.store import BacklogFull, NoEndpoint, NoSession, OtherParent, ParentLost
@@ -63,15 +63,14 @@ class Many:
             check_json_type(order)
             body = order.body if order.large is None else await self._checkable(order.large)
             await self._catalog.examiner.check(listed.input, body or b"null", order.input_at, order.namespace)
-        self._vet(order, endpoint)
-        return endpoint
-
-    def _vet(self, order: Order, endpoint: Endpoint) -> None:
         if order.callback_url:
             self._egress.vet(order.callback_url)
-        if order.pin and endpoint.pulls:
-            detail = f"endpoint {endpoint.name!r} is of kind pull: its agents take what they ask for, of any version"
-            raise Malformed(detail, code="version_of_pull")
+        return endpoint
+
+    def _hindrance(self, order: Order, endpoint: Endpoint) -> str:
+        if endpoint.pulls:
+            return self._desk.reason(endpoint, order.pin)
+        return self._router.hindrance(endpoint, order.pin)
 
     def _note(self, order: Order, endpoint: Endpoint) -> None:
         """A start was accepted. What the mesh starts itself says nothing of callers."""
@@ -117,8 +116,7 @@ class Many:
                 continue
             way = endpoint.id + order.pin
             if way not in reasons:
-                pulls = endpoint.pulls
-                reasons[way] = self._desk.reason(endpoint) if pulls else self._router.hindrance(endpoint, order.pin)
+                reasons[way] = self._hindrance(order, endpoint)
             start = start_arguments(
                 order._replace(later=order.later or Later()), endpoint, session=self._session.name,
                 blocked=reasons[way], retention_ms=self._retention_ms,
@@ -136,10 +134,9 @@ class Many:
         """Have `fire` decide and start `order`. Raises as `start`."""
         endpoint = await self._allowed(order)
         request = stored_request(order, endpoint)
-        reason = self._desk.reason(endpoint) if endpoint.pulls else self._router.hindrance(endpoint, order.pin)
         start = start_arguments(
-            order._replace(later=Later()), endpoint, session=self._session.name, blocked=reason,
-            retention_ms=self._retention_ms,
+            order._replace(later=Later()), endpoint, session=self._session.name,
+            blocked=self._hindrance(order, endpoint), retention_ms=self._retention_ms,
         )  # fmt: skip
         try:
             try:

@@ -180,15 +180,15 @@ class Operations(Many, Journals):
 
     async def _start_for_pollers(self, order: Order, endpoint: Endpoint, claim: Claim | None, *, wait: bool) -> Placed:
         """Accept an operation whose agents ask for their work: for a poll that waits here, else into the line."""
-        poll = self._desk.reserve(endpoint, order.service, len(order.body))
+        poll = self._desk.reserve(endpoint, order.service, len(order.body), order.pin)
         request = stored_request(order, endpoint)
-        blocked = "" if poll is not None else self._desk.reason(endpoint)
+        blocked = "" if poll is not None else self._desk.reason(endpoint, order.pin)
         start = start_arguments(
             order, endpoint, session=self._session.name, blocked=blocked, retention_ms=self._retention_ms, claim=claim
         )
         first = self._waiters.open(start.id) if wait else None
         try:
-            seat = () if poll is None else PullStore.seat(poll.instance, poll.lease_ms)
+            seat = () if poll is None else PullStore.seat(poll.instance, poll.lease_ms, poll.pin[1:])
             reply = await self._accept(start, request, order.body, seat)
             if not isinstance(reply, Accepted):
                 return await self._earlier(reply)

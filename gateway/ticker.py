@@ -122,6 +122,7 @@ class Ticker:
         self.beat_at_s = monotonic_s()
         self._left = beat.left
         await self._catalog.refresh(beat.registry_version, beat.at_ms)
+        self._desk.dismiss()
         if self.beat_at_s - self._held_at_s < HELD_S:
             return
         self._held_at_s = self.beat_at_s
@@ -155,13 +156,14 @@ class Ticker:
         if relabel:
             self._relabel_at_s = monotonic_s() + RELABEL_S
         stuck: list[tuple[str, str, Endpoint | None]] = []
-        for line in await self._with_pins(lines):
+        for line in await self._with_pins(lines, relabel=relabel):
             endpoint_id, _, pin = line.partition("|")
             endpoint = self._catalog.by_id(endpoint_id)
             if endpoint is not None and endpoint.pulls:
-                self._desk.wake(endpoint_id)
+                self._desk.wake(endpoint_id, pin)
                 if relabel:
-                    await self._store.unblock(endpoint_id, self._session.name, LINE_COUNT, self._desk.reason(endpoint))
+                    reason = self._desk.reason(endpoint, pin)
+                    await self._store.unblock(endpoint_id, self._session.name, LINE_COUNT, reason, pin=pin)
                 continue
             room = min(LINE_COUNT, BUSY_MAX - self._courier.busy)
             capacity = min(room, self._router.capacity(endpoint, pin)) if endpoint is not None else 0
@@ -183,14 +185,17 @@ class Ticker:
             if reason:
                 await self._store.unblock(endpoint_id, self._session.name, LINE_COUNT, reason, pin=pin)
 
-    async def _with_pins(self, lines: set[str]) -> list[str]:
+    async def _with_pins(self, lines: set[str], *, relabel: bool) -> list[str]:
         """The lines to look at, with those of pins that some instance satisfies; what waits for others can wait."""
         found = [line for line in lines if not line.endswith("|")]
         for line in lines - set(found):
             endpoint = self._catalog.by_id(line[:-1])
             wanted = self._router.pins(endpoint) if endpoint is not None else []
-            if endpoint is None or wanted:
-                found += [line + pin for pin in await self._catalog.waiting_pins(line[:-1], wanted)]
+            pins = await self._catalog.waiting_pins(line[:-1], wanted) if endpoint is None or wanted else []
+            if endpoint is not None and endpoint.pulls and relabel:
+                # Agents who were at work are gone: what waits for them shows it.
+                pins = list({*pins, *await self._catalog.waiting_pins(line[:-1], [])})
+            found += [line + pin for pin in pins]
         return found
 
     def start(self) -> None:

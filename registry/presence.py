@@ -87,6 +87,15 @@ class Presence(ABC):
         A version that drains gets no new work, pinned or not. Raises Malformed, NotFound, TooMany.
         """
         check_version(version)
+        known = self._by_name.get(name)
+        given = (weight is not None and weight >= 0) or (percent is not None and percent >= 0)
+        if given and known is not None and known.owner == namespace and known.pulls:
+            detail = (
+                f"endpoint {name!r} is of kind pull: its agents decide when they ask for work, so no part of it can be"
+                f" promised to version {version!r}; pin work to it (`version` of a start), run as many of its instances"
+                " as it shall have of the work, or drain it"
+            )
+            raise Malformed(detail, code="share_of_pull")
         await self._store.version_set(name, namespace, version, weight=weight, percent=percent, draining=draining)
         await self.refresh()
         return self.find(name, namespace)

@@ -164,6 +164,8 @@ class Router:
 
     def pins(self, endpoint: Endpoint) -> list[str]:
         """Pins that some live instance satisfies."""
+        if endpoint.pulls:
+            return sorted({VERSION + one.version for one in self._asking(endpoint) if one.version})
         live = self._line(endpoint, self.time.now()).live
         versions = {VERSION + one.version for one in live if one.version}
         return [*sorted(versions), *(CANARY + one.id for one in live)]
@@ -176,11 +178,19 @@ class Router:
             return 0
         return CAPACITY if line.breaker.state(endpoint.policy.breaker, now) is BreakerState.CLOSED else 1
 
-    def attended(self, endpoint: Endpoint) -> bool:
-        """Whether somebody asks for the work of an endpoint of kind pull."""
+    def attended(self, endpoint: Endpoint, pin: str = "") -> bool:
+        """Whether somebody whom the pin allows asks for the work of an endpoint of kind pull."""
+        asking = self._asking(endpoint)
+        return bool(pinned(asking, pin) if pin else asking)
+
+    def _asking(self, endpoint: Endpoint) -> list[Instance]:
         now = self.time.now()
         roster = self._instances.roster(endpoint.id)
-        return any(not one.draining and one.alive(now, self.time) for one in roster.instances)
+        return [one for one in roster.instances if not one.draining and one.alive(now, self.time)]
+
+    def roster(self, endpoint_id: str) -> Roster:
+        """Who is there; another object whenever anything of that changed."""
+        return self._instances.roster(endpoint_id)
 
     def every(self, endpoint: Endpoint) -> list[Instance]:
         """All that may hold work of the endpoint, draining ones too; those that answer first."""

@@ -38,7 +38,7 @@ def version_records(
             "weight": share.weight if share.weight >= 0 else None,
             "percent": share.percent if share.percent >= 0 else None,
             "draining_since": to_rfc3339(share.draining_since_ms) if share.draining_since_ms else None,
-            "share_percent": round(100 * parts.get(name, 0) / total, 2) if total else 0.0,
+            "share_percent": None if endpoint.pulls else _percent(parts.get(name, 0), total),
             "running": sum(running.get(one.id, 0) for one, _ in mine),
             "in_flight": sum(one.reach.in_flight for one, _ in mine),
             "waiting": waiting.get(name, 0),
@@ -50,6 +50,10 @@ def version_records(
         }
         records.append(record)
     return records
+
+
+def _percent(part: int, total: int) -> float:
+    return round(100 * part / total, 2) if total else 0.0
 
 
 def _takes_work(one: Instance, judged: Judgement) -> bool:

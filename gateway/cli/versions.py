@@ -60,7 +60,7 @@ def _share(one: dict[str, Any]) -> str:
     if one["draining_since"]:
         return f"draining since {ago(one['draining_since'])}"
     if is_live(one):
-        return f"{one['share_percent']:g} %"
+        return "as it asks" if one["share_percent"] is None else f"{one['share_percent']:g} %"
     said = f"{one['percent']:g} %" if one["percent"] is not None else ""
     said = f"weight {one['weight']}" if not said and one["weight"] is not None else said
     return f"{said} (no instance)" if said else NONE

@@ -40,24 +40,25 @@ class Attendance:
         self._instances: dict[tuple[str, str], _Instance] = {}
 
     async def came(self, endpoint: Endpoint, instance: str, version: str, *, fresh: bool) -> bool:
-        """It begins a poll, to be ended with `went`; False: it was removed from the registry and is to stop.
+        """It begins a poll, to be ended with `went`; False: it drains, or was removed, and gets nothing.
 
         `fresh`: the process has just started; who was removed under its name was another.
 
         Raises NotFound (the endpoint is gone), TooMany.
         """
         found = self._instances.get((endpoint.id, instance))
+        if not fresh and self._draining(endpoint, instance):
+            self._instances.pop((endpoint.id, instance), None)
+            await self._stay(endpoint, instance, version)
+            return False
         if found is None or fresh or found.version != version:
-            if not fresh and self._draining(endpoint, instance):
-                return False
             await self._catalog.attend(endpoint, instance, version, fresh=fresh)
+            if self._draining(endpoint, instance):
+                return False  # what was told to drain does so after a silence too, and the version in any process
             if len(self._instances) >= INSTANCES_MAX:
                 del self._instances[next(iter(self._instances))]
             found = self._instances.setdefault((endpoint.id, instance), _Instance(endpoint, version))
             found.version = version
-        elif self._draining(endpoint, instance):
-            del self._instances[endpoint.id, instance]
-            return False
         found.waiting += 1
         return True
 
@@ -67,6 +68,14 @@ class Attendance:
         if found is not None:
             found.waiting -= 1
             found.polled_s = monotonic_s()
+
+    async def _stay(self, endpoint: Endpoint, instance: str, version: str) -> None:
+        """What was told to drain, and goes on asking, is there. One that left by itself is not."""
+        known = self._catalog.instances.roster(endpoint.id).get(instance)
+        if known is None or known.drain is None or not known.drain.told:
+            return
+        if known.lease_end_ms - self._catalog.time.now() < ATTENDING_MS - RENEW_S * 1000:
+            await self._catalog.attend(endpoint, instance, version)
 
     def _draining(self, endpoint: Endpoint, instance: str) -> bool:
         time = self._catalog.time

@@ -13,7 +13,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Final
 
 from gateway.pull.frames import CancelBody, task_json
-from gateway.pull.window import Poll, Window
+from gateway.pull.window import Poll, Window, Wish
 from gateway.starts import TOKEN_LIFE_S
 from mesh.clock import monotonic_s, now_ms
 from mesh.errors import MeshError
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from mesh.store.keys import Keys
     from mesh.store.pulls import PullStore
     from mesh.store.subscriber import Subscriber
-    from mesh.store.verbs import Work
+    from mesh.store.verbs import Pulled, Work
     from mesh.tokens import CompletionTokens
     from registry.catalog import Catalog, Endpoint
     from registry.routing import Router
@@ -92,8 +92,9 @@ class Desk:
     # Polls --------------------------------------------------------------------------------------------------------
 
     def open(
-        self, endpoint: Endpoint, instance: str, count: int, lease_ms: int, services: Sequence[str], *, booked: bool
-    ) -> Poll:
+        self, endpoint: Endpoint, instance: str, count: int, lease_ms: int, services: Sequence[str], version: str,
+        *, booked: bool,
+    ) -> Poll:  # fmt: skip
         """A poll begins to wait, to be closed with `close`. `booked`: it brought no answers."""
         window = self._windows.get(endpoint.id)
         if window is None:
@@ -102,14 +103,14 @@ class Desk:
                 self._keys.pull_channel(endpoint.id), lambda message: self._heard(endpoint.id, message)
             )
             self._sweep()
-        poll = Poll(window, instance, count, lease_ms, frozenset(services), booked=booked)
+        poll = Poll(window, instance, count, lease_ms, frozenset(services), version, booked=booked)
         window.add(poll)
         untold = self._untold.pop((endpoint.id, instance), None)
         if untold is not None:
             poll.cancels += untold
         if self._ended:
             poll.over()
-        elif count and window.may_have(poll.services):
+        elif count and window.may_have(poll):
             self._look(window)
         return poll
 
@@ -138,14 +139,19 @@ class Desk:
 
     # Starts -------------------------------------------------------------------------------------------------------
 
-    def reserve(self, endpoint: Endpoint, service: str, size: int) -> Poll | None:
+    def reserve(self, endpoint: Endpoint, service: str, size: int, pin: str = "") -> Poll | None:
         """A seat for a start on its way into the store; then `hand` or `Poll.let_go`, whatever comes of it."""
         window = self._windows.get(endpoint.id)
-        return None if window is None else window.reserve(service, size)
+        if window is None:
+            return None
+        self._dismiss(window)
+        return window.reserve(service, size, pin)
 
-    def reason(self, endpoint: Endpoint) -> str:
+    def reason(self, endpoint: Endpoint, pin: str = "") -> str:
         """Why a start has to wait when no seat is free here."""
-        return "busy" if self._router.attended(endpoint) else "no_instance"
+        if self._router.attended(endpoint, pin):
+            return "busy"
+        return "no_version" if pin else "no_instance"
 
     def hand(self, poll: Poll, work: Work, at_ms: int) -> None:
         """The attempt is `poll.instance`'s in the store: put it into the poll's frame. `at_ms` is the store's time."""
@@ -158,12 +164,28 @@ class Desk:
 
     # The line -----------------------------------------------------------------------------------------------------
 
-    def wake(self, endpoint_id: str) -> None:
-        """The endpoint's line in the store may have work."""
+    def wake(self, endpoint_id: str, pin: str = "") -> None:
+        """The endpoint's line in the store may have work, or that of a pin."""
         window = self._windows.get(endpoint_id)
         if window is not None:
-            window.news()
+            window.news(pin)
             self._look(window)
+
+    def dismiss(self) -> None:
+        """Answer the polls of instances that drain, which hear why when they ask again."""
+        for window in self._windows.values():
+            self._dismiss(window)
+
+    def _dismiss(self, window: Window) -> None:
+        roster = self._router.roster(window.endpoint_id)
+        if roster is window.roster:
+            return
+        window.roster = roster
+        drained = {one.id for one in roster.instances if one.draining}
+        for poll in list(window.all) if drained else ():
+            if poll.instance in drained:
+                poll.close()
+                poll.over()
 
     def look_again(self) -> None:
         """Messages may have been missed."""
@@ -180,58 +202,72 @@ class Desk:
         """Take from the line until it is empty or no seat is left; one such task per endpoint."""
         try:
             while not self._ended:
-                polls = [poll for poll in window.offered() if window.may_have(poll.services)]
-                if not polls:
+                wanted = window.wanted()
+                if not wanted:
                     return  # the next poll looks
-                for services in {poll.services for poll in polls}:
-                    group = [poll for poll in polls if poll.services == services]
-                    window.looking_for(services)
-                    if await self._take(window, group, sorted(services)):
-                        window.left(services)
+                for wish, polls in wanted.items():
+                    window.looking_for(wish)
+                    if await self._take(window, polls, wish):
+                        window.left(wish)
         finally:
             window.looking = False
 
-    async def _take(self, window: Window, polls: list[Poll], services: list[str]) -> bool:
-        """One group of polls with the same wishes; whether the line may have more for them."""
+    async def _take(self, window: Window, polls: list[Poll], wish: Wish) -> bool:
+        """One group of polls with the same wish; whether the line may have more for them."""
         skip = 0
         while True:
+            self._dismiss(window)
             # Half of a poll's seats, unless more are known to wait: starts that arrive meanwhile shall find the others,
             # instead of queueing up as well.
-            share = 1 if window.backlog else 2
+            share = 1 if window.backlog and not wish.pin else 2
             promised = [(poll, -(-poll.free // share)) for poll in polls if poll.open and poll.free > 0]
             if not promised:
                 return True
             for poll, count in promised:
                 poll.promise(count)
-            left = {id(poll): count for poll, count in promised}
-            handed = 0
-            try:
-                seats = [Seat(poll.instance, min(count, LOOK_SEATS_MAX), poll.lease_ms) for poll, count in promised]
-                pulled = await self._store.pull(window.endpoint_id, seats, services, skip=skip)
-                for work, instance in pulled.works:
-                    poll = next(poll for poll, _ in promised if poll.instance == instance and left[id(poll)] > 0)
-                    left[id(poll)] -= 1
-                    handed += 1
-                    self.hand(poll, work, pulled.at_ms)
-                    self._waiters.tell(work.id)
-            except MeshError as error:
-                _log.warning("the line of endpoint %s cannot be looked at: %s", window.endpoint_id, error)
+            pulled = await self._pull(window, promised, wish, skip)
+            if pulled is None:
                 return False  # the ticker tells of the line again
-            finally:
-                for poll, _ in promised:
-                    if left[id(poll)]:
-                        poll.let_go(left[id(poll)])
-            window.backlog = pulled.more
+            if not wish.pin:
+                window.backlog = pulled.more
+            elif pulled.stopped:
+                window.stopped(wish)
             if pulled.stopped or not pulled.more:
                 return False
             skip = pulled.skip
+
+    async def _pull(
+        self, window: Window, promised: Sequence[tuple[Poll, int]], wish: Wish, skip: int
+    ) -> Pulled | None:
+        """Have what there is for promised seats handed out; None: the store does not answer."""
+        left = {id(poll): count for poll, count in promised}
+        try:
+            seats = [
+                Seat(poll.instance, min(count, LOOK_SEATS_MAX), poll.lease_ms, poll.pin[1:])
+                for poll, count in promised
+            ]
+            services = sorted(wish.services)
+            pulled = await self._store.pull(window.endpoint_id, seats, services, skip=skip, pin=wish.pin)
+            for work, instance in pulled.works:
+                poll = next(poll for poll, _ in promised if poll.instance == instance and left[id(poll)] > 0)
+                left[id(poll)] -= 1
+                self.hand(poll, work, pulled.at_ms)
+                self._waiters.tell(work.id)
+        except MeshError as error:
+            _log.warning("the line of endpoint %s cannot be looked at: %s", window.endpoint_id, error)
+            return None
+        finally:
+            for poll, _ in promised:
+                if left[id(poll)]:
+                    poll.let_go(left[id(poll)])
+        return pulled
 
     # Cancels ------------------------------------------------------------------------------------------------------
 
     def _heard(self, endpoint_id: str, message: bytes) -> None:
         """A message of the endpoint's channel (mesh/store/lua/pulling.lua)."""
-        if not message:
-            self.wake(endpoint_id)
+        if not message or message[:1] == b"|":
+            self.wake(endpoint_id, message[1:].decode())
             return
         instance, *rest = message.decode().split(" ")
         if rest == [SILENT]:

@@ -139,7 +139,7 @@ class StatusesBody(msgspec.Struct):
 
 
 class FrameBody(msgspec.Struct):
-    """What a poll is answered with. `draining`: this instance was removed from the registry; it gets nothing more."""
+    """What a poll is answered with. `draining`: this instance was removed, or told to drain, or its version drains."""
 
     tasks: list[TaskBody]
     answers: list[StatusBody] = []

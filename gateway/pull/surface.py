@@ -123,7 +123,9 @@ class PullSurface:
 
     async def _wait(self, request: Request, body: PollBody, endpoint: Endpoint) -> Answer:
         lease_ms = body.lease_ms or endpoint.policy.heartbeat_ms or LEASE_MS
-        poll = self._desk.open(endpoint, body.instance, body.max, lease_ms, body.services, booked=not body.answers)
+        poll = self._desk.open(
+            endpoint, body.instance, body.max, lease_ms, body.services, body.version, booked=not body.answers
+        )
         gone = True
         watcher: asyncio.Future[None] | None = None
         statuses: list[str] = []

@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from gateway.pull.frames import FRAME_BYTES_MAX, CancelBody
+from registry.choice import VERSION
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from registry.instances import Roster
+
 WISHES_MAX: Final = 256
-"""Different lists of services that are told apart."""
+"""Different wishes that are told apart."""
 SPREAD: Final = 32
 """Starts in a row for one of an instance's polls, before the next one of them gets some: several frames on their way
 keep gateway, store and agent busy at once, where one large one would have each wait for the others."""
@@ -24,22 +27,35 @@ LATE_S: Final = 0.25
 """How long a frame with tasks waits for the other starts it was promised; what comes later is given back."""
 
 
+class Wish(NamedTuple):
+    """A line that a poll takes from, "" the endpoint's, else that of a pin; and what it takes there, empty for all."""
+
+    pin: str
+    services: frozenset[str]
+
+
 class Poll:
     """One poll that waits. `free` seats are left, `held` are promised to starts on their way into the store."""
 
     __slots__ = (
         "_alarm", "_answered", "_over", "booked", "bytes", "cancels", "free", "held", "instance", "lease_ms", "open",
-        "services", "tasks", "window",
+        "pin", "services", "tasks", "window", "wishes",
     )  # fmt: skip
 
     def __init__(
-        self, window: Window, instance: str, free: int, lease_ms: int, services: frozenset[str], *, booked: bool
-    ) -> None:
+        self, window: Window, instance: str, free: int, lease_ms: int, services: frozenset[str], version: str,
+        *, booked: bool,
+    ) -> None:  # fmt: skip
         self.window = window
         self.instance = instance
         self.free = free
         self.lease_ms = lease_ms
         self.services = services
+        self.pin = VERSION + version if version else ""
+        """Of the pinned work that it takes."""
+        own = (Wish(self.pin, services),) if version else ()
+        self.wishes = (*own, Wish("", services))
+        """What waits for its version goes first."""
         self.booked = booked
         """Its own answers are in the store."""
         self.held = 0
@@ -151,30 +167,55 @@ class Window:
         self.all: set[Poll] = set()
         self._open: dict[str, deque[Poll]] = {}
         """Instances in the order of their turns, each with its polls that have a free seat."""
-        self._seen: set[frozenset[str]] = set()
-        """For these wishes the endpoint's line in the store had nothing more when it was looked at last."""
+        self._seen: set[Wish] = set()
+        """For these wishes the line in the store had nothing more when it was looked at last."""
+        self._hindered: set[Wish] = set()
+        """Of these, those that the endpoint itself kept from moving."""
+        self.roster: Roster | None = None
+        """When it was last seen who drains."""
         self.looking = False
         self.backlog = False
         """The last look left something in the line."""
         self.idle_since_s = 0.0
 
-    def news(self) -> None:
-        """The endpoint's line in the store may have work, for anybody."""
-        self._seen.clear()
+    def news(self, pin: str | None = None) -> None:
+        """The line of `pin` ("" the endpoint's) in the store may have work, for anybody; None: any line may."""
+        if pin is None:
+            self._seen.clear()
+        else:
+            self._seen = {wish for wish in self._seen if wish.pin != pin}
+            if not pin:
+                self._seen -= self._hindered
+        self._hindered &= self._seen
 
-    def may_have(self, services: frozenset[str]) -> bool:
-        """Whether the line may have work for a poll with these wishes."""
-        return services not in self._seen
+    def may_have(self, poll: Poll) -> bool:
+        """Whether a line may have work for it."""
+        return any(wish not in self._seen for wish in poll.wishes)
 
-    def looking_for(self, services: frozenset[str]) -> None:
-        """It is being looked at for them; news from now on count."""
+    def wanted(self) -> dict[Wish, list[Poll]]:
+        """Polls with a free seat, by what they want that a line may have; what waits for a version first."""
+        wanted: dict[Wish, list[Poll]] = {}
+        for poll in self.offered():
+            for wish in poll.wishes:
+                if wish not in self._seen:
+                    wanted.setdefault(wish, []).append(poll)
+        return dict(sorted(wanted.items(), key=lambda one: not one[0].pin)) if len(wanted) > 1 else wanted
+
+    def looking_for(self, wish: Wish) -> None:
+        """The line is being looked at for it; news from now on count."""
         if len(self._seen) >= WISHES_MAX:
             self._seen.clear()
-        self._seen.add(services)
+            self._hindered.clear()
+        self._seen.add(wish)
 
-    def left(self, services: frozenset[str]) -> None:
+    def left(self, wish: Wish) -> None:
         """The look did not come to the end of the line."""
-        self._seen.discard(services)
+        self._seen.discard(wish)
+
+    def stopped(self, wish: Wish) -> None:
+        """The endpoint's state kept what waits for a version from moving: what is news of that is news of this."""
+        if wish in self._seen:
+            self._hindered.add(wish)
 
     def add(self, poll: Poll) -> None:
         self.all.add(poll)
@@ -201,11 +242,11 @@ class Window:
             if not polls:
                 del self._open[poll.instance]
 
-    def reserve(self, service: str, size: int) -> Poll | None:
+    def reserve(self, service: str, size: int, pin: str) -> Poll | None:
         """A seat for a start that goes into the store now, of the instance whose turn it is."""
         for instance, polls in self._open.items():
             for poll in polls:
-                if poll.takes(service, size):
+                if poll.takes(service, size) and (not pin or poll.pin == pin):
                     if len(self._open) > 1:
                         del self._open[instance]
                         self._open[instance] = polls

@@ -236,7 +236,8 @@ class Puller:
             self._outbox.news.set()
         if frame.draining:
             line.refused_until_s = monotonic_s() + REFUSED_RETRY_S
-            self._say(line, logging.WARNING, "was removed from the registry; it gets no work until it is back there")
+            why = "it was told to, its version was, or it was removed from the registry"
+            self._say(line, logging.WARNING, f"drains: {why}; it gets no work until that is taken back")
         if frame.tasks:
             for _ in range(TURNS):
                 await sleep(0)

@@ -56,7 +56,7 @@ SUFFIXES: Final = {
 
 CHANNELS: Final = {
     "operation": ":n:",  # + operation id; a message for every event of the operation
-    "pull": ":np:",  # + endpoint id; empty: its line has work; else: an attempt is no longer wanted (lua/pulling.lua)
+    "pull": ":np:",  # + endpoint id; empty: its line has work, `|` and a pin: that one; else: see lua/pulling.lua
     "registry": ":nreg",  # a message for every move of registry_version
 }
 

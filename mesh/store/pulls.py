@@ -78,8 +78,10 @@ class PullStore(Functions):
         super().__init__(link, partition)
 
     @staticmethod
-    def seat(instance: str, lease_ms: int) -> tuple[bytes, bytes]:
+    def seat(instance: str, lease_ms: int, version: str = "") -> tuple[bytes, ...]:
         """The arguments by which a start is handed to a poller."""
+        if version:
+            return instance.encode(), b"%d" % lease_ms, b"1"
         return instance.encode(), b"%d" % lease_ms
 
     async def pull(
@@ -90,10 +92,14 @@ class PullStore(Functions):
         *,
         skip: int = 0,
         bytes_max: int = PULL_BYTES,
+        pin: str = "",
     ) -> Pulled:
-        """Hand out the head of an endpoint's line; `services`: only these, if any; `skip` as the last reply says."""
+        """Hand out the head of an endpoint's line; `services`: only these, if any; `skip` as the last reply says.
+
+        `pin`: what waits for that version, which every seat has.
+        """
         arguments = {
-            "endpoint": endpoint_id, "seats": seats, "services": services, "skip": skip, "bytes": bytes_max
+            "endpoint": endpoint_id, "seats": seats, "services": services, "skip": skip, "bytes": bytes_max, "pin": pin
         }  # fmt: skip
         now, works, instances, stopped, following, more = await self.fcall("mesh1_pull", arguments)
         pairs = [(read_work(work), instance.decode()) for work, instance in zip(works, instances, strict=True)]

@@ -228,11 +228,12 @@ class Page(NamedTuple):
 
 
 class Seat(msgspec.Struct):
-    """Room for `count` attempts at a poller; `lease_ms`: within that it must be heard of."""
+    """Room for `count` attempts at a poller; `lease_ms`: within that it must be heard of; `version` "" for none."""
 
     instance: str
     count: int
     lease_ms: int
+    version: str = ""
 
 
 class Pulled(NamedTuple):

@@ -10,6 +10,7 @@ import pytest
 from mesh.machine import Delivery, Event, State
 from mesh.store.layout import decode_outcome
 from mesh.store.pulls import Ended, PullStore, Released, Retried, Taken
+from mesh.store.subscriber import Subscriber
 from mesh.store.verbs import Accepted, Completed, Completion, Pulled, Seat, Task
 from tests.model.fixtures import ENDPOINT, FAILURE, G1, GIVEN_UP, NS, OTHER_RESULT, RESULT, Room, eventually
 
@@ -376,3 +377,71 @@ async def test_a_change_of_kind_takes_effect_with_the_next_attempt(pulled: Room)
     assert [work.id for work in works] == [waiting]
     (done,) = await answer(pulled, Ended(out, 1, 1, Event.SUCCEED, RESULT, answered=False))
     assert done.verdict is Completion.DONE
+
+
+# Versions
+
+
+async def test_what_waits_for_its_version_is_taken_by_that_alone(pulled: Room) -> None:
+    """P430: it stands in a line of its own, is told of by its name, and is counted at the instance that has it."""
+    heard: list[bytes] = []
+    subscriber = Subscriber(pulled.link.address, on_gap=lambda: None)
+    await subscriber.connect()
+    try:
+        subscriber.subscribe(pulled.store.keys.pull_channel(ENDPOINT), heard.append)
+        await eventually(lambda: _said(pulled, heard))
+        pinned, other = await pulled.accepted(pin="v4"), await pulled.accepted()
+        assert await pulled.catalog.pinned(ENDPOINT) == {"v4": 1}
+        old, new = Seat(A, 9, LEASE_MS, "3"), Seat(B, 9, LEASE_MS, "4")
+        assert ids(await pulled.pulls.pull(ENDPOINT, [old], ())) == [(other, A)]
+        assert ids(await pulled.pulls.pull(ENDPOINT, [new], ())) == []
+        assert ids(await pulled.pulls.pull(ENDPOINT, [new], (), pin="v4")) == [(pinned, B)]
+        assert await pulled.catalog.running(ENDPOINT) == {A: 1, B: 1}
+        await answer(pulled, Released(pinned, 1, 1, "busy"), Ended(other, 1, 1, Event.SUCCEED, RESULT, answered=True))
+        assert await pulled.catalog.running(ENDPOINT) == {}
+        assert ids(await pulled.pulls.pull(ENDPOINT, [new], (), pin="v4")) == [(pinned, B)]
+        assert [message for message in heard if message != b"x"] == [b"|v4", b"", b"|v4"]
+    finally:
+        await subscriber.close()
+
+
+async def _said(room: Room, heard: list[bytes]) -> bool:
+    await room.link.call(b"PUBLISH", room.store.keys.pull_channel(ENDPOINT), b"x")
+    return bool(heard)
+
+
+async def test_pinned_work_that_comes_up_among_all_others_goes_apart_and_keeps_its_slot(pulled: Room) -> None:
+    """P430: it waited for a limit, in turn; no seat is of its version, and what it was entitled to is not taken."""
+    await pulled.endpoint(max_concurrency=1, pull=True)
+    held = await fetched(pulled)
+    pinned = await pulled.accepted(pin="v4")
+    await pulled.passed((await pulled.kept(pinned)).head.created_at + 1)
+    other = await pulled.accepted()
+    assert (await pulled.kept(pinned)).head.blocked == "concurrency"
+    await answer(pulled, Ended(held, 1, 1, Event.SUCCEED, RESULT, answered=True))
+    old, new = Seat(A, 9, LEASE_MS, "3"), Seat(B, 9, LEASE_MS, "4")
+    got = await pulled.pulls.pull(ENDPOINT, [old], ())
+    assert (ids(got), got.stopped) == ([], "concurrency")
+    assert (await pulled.kept(pinned)).head.blocked == "busy"
+    assert ids(await pulled.pulls.pull(ENDPOINT, [new], (), pin="v4")) == [(pinned, B)]
+    await answer(pulled, Ended(pinned, 1, 1, Event.SUCCEED, RESULT, answered=True))
+    assert ids(await pulled.pulls.pull(ENDPOINT, [new, old], ())) == [(other, B)]
+
+
+async def test_a_seat_of_its_version_takes_it_from_the_common_line(pulled: Room) -> None:
+    await pulled.endpoint(max_concurrency=1, pull=True)
+    held = await fetched(pulled)
+    pinned = await pulled.accepted(pin="v4")
+    await answer(pulled, Ended(held, 1, 1, Event.SUCCEED, RESULT, answered=True))
+    seats = [Seat(A, 9, LEASE_MS, "3"), Seat(B, 9, LEASE_MS, "4")]
+    assert ids(await pulled.pulls.pull(ENDPOINT, seats, ())) == [(pinned, B)]
+
+
+async def test_why_it_waits_is_corrected_whatever_the_limits(pulled: Room) -> None:
+    """P430: by the gateways that see who asks; a version that nobody has stays out of the common line."""
+    await pulled.endpoint(max_concurrency=1, pull=True)
+    pinned = await pulled.accepted(pin="v4", blocked="busy")
+    await fetched(pulled)
+    for reason in ("no_version", "busy"):
+        await pulled.store.unblock(ENDPOINT, G1, 10, reason, pin="v4")
+        assert (await pulled.kept(pinned)).head.blocked == reason

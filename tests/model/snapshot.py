@@ -275,7 +275,8 @@ def _of_indexes(kept: Kept, snapshot: Snapshot) -> Iterator[str]:
     if head.owner and head.owner not in snapshot.sessions:
         yield f"held by {head.owner}, which is no listed session: nobody will look"
     lines = [endpoint for endpoint, line in snapshot.waiting.items() if kept.id in line]
-    line = f"{head.endpoint}|{head.pin}" if head.blocked == "no_version" else head.endpoint
+    apart = head.pin and head.blocked in ("no_version", "busy")
+    line = f"{head.endpoint}|{head.pin}" if apart else head.endpoint
     if lines != ([line] if head.blocked else []):
         yield f"blocked {head.blocked!r} and in the lines of {lines}"
     places = {name: line[kept.id] for name, line in snapshot.line.items() if kept.id in line}

@@ -301,7 +301,3 @@ def test_one_that_polls_is_judged_by_its_polls(dev: Dev, tmp_path: Path) -> None
         assert found.http.post("/v1/endpoints/polling/instances/laptop/resume").status_code == 204
         found.start(wait_s=0)
         assert within(lambda: poll()["tasks"])[0]["operation"] == "run"
-        pinned = found.http.post(
-            "/v1/operations", json={"endpoint": "polling", "service": "s", "operation": "run", "version": "7"}
-        )
-        assert (pinned.status_code, pinned.json()["code"]) == (400, "version_of_pull")

@@ -76,7 +76,7 @@ local function fire(op, now, a, endpoints)
             apply(op, 'block')
             op.blocked = reason ~= '' and reason or 'busy'
             emit(op, E.blocked, now, op.blocked)
-            if ep.pull then call_pollers(op.root, op.endpoint) end
+            if ep.pull then call_pollers(op) end
           end
         end
       end

@@ -3,9 +3,10 @@
 -- 'c' .. instance (a canary's).
 
 -- What waits for its version has a line of its own: at the head of the endpoint's it would stand in everybody's way.
--- Whatever else it waits for, it does with all others.
+-- `busy`: agents of that version fetch their work, and have no seat free. Whatever else it waits for, it does with all others.
 local function line_of(op, reason)
-  return reason == 'no_version' and op.endpoint .. '|' .. op.pin or op.endpoint
+  local apart = op.pin ~= '' and (reason == 'no_version' or reason == 'busy')
+  return apart and op.endpoint .. '|' .. op.pin or op.endpoint
 end
 
 local function move_line(op)

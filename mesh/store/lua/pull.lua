@@ -1,6 +1,7 @@
 -- pull: hand operations of a pull endpoint's waiting line to pollers, in the order of turns (turns.lua).
--- Keys: partition root. Arguments: msgpack {endpoint, seats = {{instance, count, lease_ms}, ...}, services = {name, ...},
---   skip, bytes}. `services` empty: any; else only those, and the look begins behind the first `skip` of each namespace.
+-- Keys: partition root. Arguments: msgpack {endpoint, seats = {{instance, count, lease_ms, version}, ...},
+--   services = {name, ...}, skip, bytes, pin}. `services` empty: any; else only those, and the look begins behind the first
+--   `skip` of each namespace. `pin` not '': the line of what waits for that version (pins.lua), which all seats have.
 -- Reply: {now, works, instance of each, reason why it stopped or '', skip for the next look, 1: the line goes on behind it}
 -- An operation goes to the instance that had its last attempt, if that has a seat here: a hint, no promise.
 -- Flag allow-oom. A repeat after a lost reply takes more; what the lost one took comes back when its lease ends.
@@ -13,25 +14,38 @@ local function service_of(root, id)
   return service
 end
 
+local function suits(seat, op)
+  return seat.count > 0 and (op.pin == '' or op.pin == 'v' .. seat.version)
+end
+
 local function seat_for(op, seats, turn)
   if op.instance ~= '' then
     for _, seat in ipairs(seats) do
-      if seat.count > 0 and seat.instance == op.instance then return seat, turn end
+      if seat.instance == op.instance and suits(seat, op) then return seat, turn end
     end
   end
   for step = 1, #seats do
     local at = (turn + step - 1) % #seats + 1
-    if seats[at].count > 0 then return seats[at], at end
+    if suits(seats[at], op) then return seats[at], at end
   end
   return nil, turn
 end
 
+-- Pinned work that came into the endpoint's line for another reason (a limit, say) and finds none of its version here goes
+-- and waits for that alone. The room that it was entitled to is left for it, or those who fetch more often would always
+-- be there first.
+local function set_apart(op, ep, now)
+  show_reason(op, 'busy', now)
+  call_pollers(op)
+  ep.run = ep.run + 1
+end
+
 local function mesh1_pull(keys, argv)
   local root = keys[1]
-  local a = given(argv[1], 'endpoint', 'seats', 'services', 'skip', 'bytes')
+  local a = given(argv[1], 'endpoint', 'seats', 'services', 'skip', 'bytes', 'pin')
   local free = 0
   for _, seat in ipairs(a.seats) do
-    local _ = #seat.instance + seat.lease_ms -- all of them, before the first write
+    local _ = #seat.instance + seat.lease_ms + #seat.version -- all of them, before the first write
     free = free + seat.count
   end
   local wanted = #a.services > 0 and {} or nil
@@ -42,11 +56,11 @@ local function mesh1_pull(keys, argv)
   if not ep then return { now, works, instances, 'endpoint_deleted', 0, 0 } end
   if not ep.pull then return { now, works, instances, 'not_pull', 0, 0 } end
   if free < 1 then return { now, works, instances, '', a.skip, 0 } end
-  ep.place = ep.id
+  ep.place = ep.id .. (a.pin ~= '' and '|' .. a.pin or '')
   unpark(ep, now)
   local look, stopped, more, went = wanted and LIMIT.pull_look or math.min(free, LIMIT.pull_look), '', 0, {}
   -- Of several namespaces each gets its part of the look, or what one of them does not want would hide the others'.
-  local window = math.max(LIMIT.line_look, math.floor(look / math.max(1, redis.call('ZCARD', root .. KEY.turns .. ep.id))))
+  local window = math.max(LIMIT.line_look, math.floor(look / math.max(1, redis.call('ZCARD', root .. KEY.turns .. ep.place))))
   local way = walk(ep, a.skip)
   while look > 0 do
     local namespace, id = walk_on(way, now)
@@ -70,20 +84,23 @@ local function mesh1_pull(keys, argv)
       else
         local seat
         seat, turn = seat_for(op, a.seats, turn)
-        if not seat then
-          more = 1
-          break
-        end
-        seat.count = seat.count - 1
-        hand_out(op, ep, seat.instance, seat.lease_ms, now)
-        save(op)
-        tell(op)
-        local item = work(op, 'start')
-        bytes = bytes + #item[4] + #item[5]
-        works[#works + 1] = item
-        instances[#instances + 1] = seat.instance
-        went[namespace] = (went[namespace] or 0) + 1
-        if bytes >= a.bytes then
+        if seat then
+          seat.count, free = seat.count - 1, free - 1
+          hand_out(op, ep, seat.instance, seat.lease_ms, seat.version ~= '', now)
+          save(op)
+          tell(op)
+          local item = work(op, 'start')
+          bytes = bytes + #item[4] + #item[5]
+          works[#works + 1] = item
+          instances[#instances + 1] = seat.instance
+          went[namespace] = (went[namespace] or 0) + 1
+          if bytes >= a.bytes then
+            more = 1
+            break
+          end
+        elseif free > 0 and op.pin ~= '' and a.pin == '' then
+          set_apart(op, ep, now)
+        else
           more = 1
           break
         end
@@ -94,9 +111,9 @@ local function mesh1_pull(keys, argv)
   if stopped ~= '' then return { now, works, instances, stopped, 0, 0 } end
   -- Goes on behind what all namespaces that have more were passed by.
   local least
-  for _, namespace in ipairs(redis.call('ZRANGE', root .. KEY.turns .. ep.id, 0, -1)) do
+  for _, namespace in ipairs(redis.call('ZRANGE', root .. KEY.turns .. ep.place, 0, -1)) do
     local passed = way.passed[namespace] or 0
-    if redis.call('ZCARD', queue_of(root, ep.id, namespace)) > a.skip + passed then
+    if redis.call('ZCARD', queue_of(root, ep.place, namespace)) > a.skip + passed then
       more, least = 1, math.min(least or passed, passed)
     end
   end

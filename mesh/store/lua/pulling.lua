@@ -1,8 +1,10 @@
 -- Attempts that agents fetch themselves (endpoints of kind pull): who has them, how they are handed out and given back.
 -- No session owns such an attempt: it is started and leased as soon as it is handed out, and its lease is the timer.
 
-local function call_pollers(root, endpoint)
-  redis.call('PUBLISH', root .. CHANNEL.pull .. endpoint, '')
+-- `op` joined the line of its endpoint, or that of its version, which the message then names.
+local function call_pollers(op)
+  local line = line_of(op, op.blocked)
+  redis.call('PUBLISH', op.root .. CHANNEL.pull .. op.endpoint, string.sub(line, #op.endpoint + 1))
 end
 
 -- Whether the present attempt is out, and was fetched by `op.instance`.
@@ -22,7 +24,8 @@ local function tell_silence(op)
 end
 
 -- The next attempt, to `instance`: dispatched and started in one step. The caller has checked `hindrance`.
-local function hand_out(op, ep, instance, lease_ms, now)
+-- `counted`: the instance has a version.
+local function hand_out(op, ep, instance, lease_ms, counted, now)
   apply(op, 'dispatch')
   apply(op, 'start')
   op.start, op.start_at, op.start_by = D.delivered, 0, 0
@@ -32,6 +35,7 @@ local function hand_out(op, ep, instance, lease_ms, now)
   op.beat_ms, op.beat_by = lease_ms, now + lease_ms
   if op.run_ms > 0 then op.finish_by = now + op.run_ms end
   take_place(op, ep, now)
+  if counted then count_at(op, instance) end
   emit(op, E.started, now, nil, nil, instance)
 end
 

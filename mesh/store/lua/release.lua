@@ -22,7 +22,7 @@ local function give_back(op, a, now)
   -- Into the line at once, for whoever polls; an endpoint that is pushed to has the timer see to it.
   if ep and ep.pull then
     op.blocked = 'busy'
-    call_pollers(op.root, op.endpoint)
+    call_pollers(op)
   end
   save(op)
   tell(op)

@@ -1,7 +1,8 @@
 -- start: accept an operation and take its first dispatch lease in one step.
 -- Keys: partition root. Arguments: msgpack {id, ns, endpoint, key, digest, session, close_ms, start_ms, run_ms,
 --   lease_ms, attempts_max, retention_ms, callback, blocked [, pin, priority]}, request, input
---   [, instance, lease ms: it polls at the caller's for this endpoint of kind pull and gets the attempt].
+--   [, instance, lease ms [, '1': it has a version]: it polls at the caller's for this endpoint of kind pull and gets the
+--   attempt; of pinned work the caller knows that it fits].
 --   One that begins later has {delay_ms} or {starts_at}: it becomes due then. Nobody leases it now, be that at once.
 --   A child also has {parent, parent_run, parent_attempt, parent_key, parent_close (1: canceled when the parent ends first)}.
 -- Reply: {'accepted', time of acceptance, attempt (1: leased to `session`, which sends it; 0: nothing to send), blocked
@@ -155,9 +156,9 @@ local function mesh1_start(keys, argv, gather)
     op.blocked = reason
     if room then room = room - 1 end
     emit(op, E.blocked, now, reason)
-    if ep.pull then call_pollers(root, ep.id) end
+    if ep.pull then call_pollers(op) end
   elseif not delay_ms and ep.pull then
-    hand_out(op, ep, instance, poll_lease_ms, now)
+    hand_out(op, ep, instance, poll_lease_ms, argv[6], now)
   elseif not delay_ms then
     dispatch(op, ep, a.session, now)
   end

@@ -25,16 +25,18 @@ local function least_tried(ep, now)
   return namespace, best
 end
 
--- The first in line get the reason corrected; who waits at its namespace's own limit keeps that.
+-- The first in line get the reason corrected; who waits at its namespace's own limit keeps that. What nobody of its version
+-- could take waits for that, whatever the limits: in the endpoint's line it would only be in the way.
 local function correct(ep, why, count, now)
   local line = ep.root .. KEY.waiting .. ep.place
+  local apart = ep.place ~= ep.id and (why == 'no_version' or why == 'busy')
   for _, id in ipairs(redis.call('ZRANGE', line, 0, count - 1)) do
     local op = load_listed(ep.root, line, id)
     if op and op.blocked == '' then
       redis.call('ZREM', line, id)
     elseif op then
-      local reason = hindrance(ep, now)
-      if reason == '' then reason = own_limit(ep, op.namespace, now) end
+      local reason = apart and '' or hindrance(ep, now)
+      if reason == '' and not apart then reason = own_limit(ep, op.namespace, now) end
       show_reason(op, reason ~= '' and reason or why, now)
     end
   end
