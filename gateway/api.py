@@ -13,8 +13,9 @@ from gateway.step_results import StepResults
 from gateway.tasks import header_token
 from mesh.clock import now_ms
 from mesh.edge import Answer, HotRoute, Request
-from mesh.errors import Conflict, Malformed
+from mesh.errors import Conflict, Malformed, Refusal, TooLarge, Unprocessable
 from mesh.wire import caller_headers, check_json, costly, parse_prefer
+from mesh.wire.headers import is_json_type
 
 if TYPE_CHECKING:
     from gateway.auth import Auth
@@ -30,6 +31,8 @@ RETRY_AFTER_S_MAX: Final = 3_600
 
 
 _JSON: Final = (b"content-type", b"application/json")
+FORM: Final = b"application/x-www-form-urlencoded"
+"""What curl says of any body unless it is told."""
 
 
 class OperationsSurface:
@@ -43,7 +46,7 @@ class OperationsSurface:
         self._public_url = public_url
         self._wait_default_ms = wait_default_ms
         self._wait_max_ms = wait_max_ms
-        self._start = HotRoute(self.start, problem, self._take_input)
+        self._start = HotRoute(self.start, _problem, self._take_input)
         self._result = HotRoute(self.result, problem)
         self._input = HotRoute(self.input, problem)
         self._steps = StepResults(operations, auth)
@@ -74,16 +77,20 @@ class OperationsSurface:
             check_told(request.first, request.body)
         ordered = request.first.get(MESH_START)
         told = request.body if ordered is None else ordered
-        if costly(told):
-            await self._operations.check_json(told, principal.namespace)
-        else:
-            check_json(told)
+        try:
+            if costly(told):
+                await self._operations.check_json(told, principal.namespace)
+            else:
+                check_json(told)
+            body = read_start(told)
+        except (Malformed, Unprocessable) as refusal:
+            raise _placed(refusal, request) from None
         if ordered is None:
-            order = read_order(read_start(request.body), principal.namespace, headers)
+            order = read_order(body, principal.namespace, headers)
         else:
             content = None if not request.body and request.intake is None else request.body
             content_type = request.first.get(b"content-type")
-            order = beside(read_start(ordered), principal.namespace, headers, content_type, content)
+            order = beside(body, principal.namespace, headers, content_type, content)
             if request.intake is not None:
                 order = order._replace(large=await request.intake.finish())
         order = with_parent(order, request.first)
@@ -175,6 +182,22 @@ class OperationsSurface:
         if not 0 <= wait_s < TIMEOUT_MS_MAX:
             raise Malformed("wait is a number of seconds, such as wait=30", code="wait_invalid")
         return min(wait_s, self._wait_max_ms / 1000)
+
+
+def _placed(refusal: Refusal, request: Request) -> Refusal:
+    """`refusal` of an order that cannot be read, with where it stands, or should."""
+    if MESH_START in request.first:
+        refusal.detail = f"Mesh-Start: {refusal.detail.removeprefix('the body is ')}"
+    elif (kind := request.first.get(b"content-type")) and kind != FORM and not is_json_type(kind):
+        refusal.detail += "; a body that is the input itself has its order in the header Mesh-Start"
+    return refusal
+
+
+def _problem(error: Exception) -> Answer:
+    """As every other, and where a body of any size may go."""
+    if isinstance(error, TooLarge) and "body_bytes_max" in error.detail and error.code == TooLarge.code:
+        error.detail += "; as a body with its order in the header Mesh-Start an input may be larger"
+    return problem(error)
 
 
 def _retry_after_s(head: Head) -> int:

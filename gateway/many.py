@@ -85,6 +85,7 @@ class Many:
         if large.size > self.payloads.body_bytes_max:
             most = f"{self.payloads.body_bytes_max} bytes ([gateway] body_bytes_max)"
             detail = f"the operation has a JSON Schema, and inputs over {most} cannot be checked"
+            detail += "; more is taken where the agent declares its input as mesh.Blob"
             raise TooLarge(detail, code="input_unchecked")
         return await file_bytes(large.path)
 

@@ -9,6 +9,7 @@ import re
 from typing import Any, Final
 
 from gateway.openapi import SHAPES
+from mesh.blob import is_blob_schema
 from mesh.errors import NotFound
 from mesh.wire import quote_segment
 from registry.contracts import Contract
@@ -117,7 +118,7 @@ class _Document:
 
     def _schema(self, name: str, schema: Any) -> dict[str, Any]:
         """The content of a body; schemas are kept as components, so that their references can lead into them."""
-        if schema is None:
+        if schema is None or is_blob_schema(schema):
             return {"*/*": {}}
         self.schemas[name] = movable(Contract(schema).modern, _SCHEMAS + name)
         return {_JSON: {"schema": {"$ref": _SCHEMAS + name}}}

@@ -14,12 +14,23 @@ import tempfile
 import weakref
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
-from typing import BinaryIO, Final, Self
+from typing import BinaryIO, Final, Self, cast
 
 from mesh.errors import Unavailable
 
 OCTETS: Final = "application/octet-stream"
 PIECE_BYTES: Final = 256 << 10
+SCHEMA: Final = {"contentMediaType": OCTETS}
+"""How a contract says that an input or a result is a Blob: as OpenAPI 3.1 has a body that is no JSON."""
+
+
+def is_blob_schema(schema: object) -> bool:
+    """Whether a JSON Schema says no more than that: a media type that is not JSON, and words for people."""
+    if not isinstance(schema, dict):
+        return False
+    known = cast("dict[str, object]", schema)
+    kind = known.get("contentMediaType")
+    return isinstance(kind, str) and "json" not in kind and known.keys() <= {"contentMediaType", "title", "description"}
 
 
 class Blob:

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from mesh.blob import is_blob_schema
 from mesh.errors import NotFound
 from mesh.store.catalog import read_versions
 from mesh.store.verbs import EndpointRow, Share
@@ -22,7 +23,7 @@ NAME_SHOWN_MAX: Final = 100
 
 @dataclass(frozen=True, slots=True)
 class Operation:
-    """A listed operation; contracts are None where the registration has no schema."""
+    """A listed operation; contracts are None where the registration has no schema, or says that it is a Blob."""
 
     name: str
     input: Contract | None
@@ -115,7 +116,7 @@ def compile_endpoint(row: EndpointRow) -> Endpoint:
 
 
 def _contract(schema: dict[str, Any] | bool | None) -> Contract | None:  # noqa: FBT001 - `true` is a JSON Schema
-    return None if schema is None else Contract(schema)
+    return None if schema is None or is_blob_schema(schema) else Contract(schema)
 
 
 def _not_listed(kind: str, within: str, owner: str, name: str, listed: list[str]) -> NotFound:

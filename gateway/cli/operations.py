@@ -11,7 +11,7 @@ import typer
 from gateway.cli.call import finish, story
 from gateway.cli.exits import Exit, Problem
 from gateway.cli.options import ApiKey, Json, Labels, Url, one_of, pairs
-from gateway.cli.show import Show, ago, between, plain, soon, word
+from gateway.cli.show import Show, ago, between, large, plain, soon, word
 from gateway.cli.timeline import children, event_line, timeline
 from gateway.cli.wire import Gateway
 from mesh.clock import from_rfc3339, monotonic_s, now_ms, pause, to_rfc3339
@@ -149,6 +149,7 @@ def show_(operation_id: Id, *, url: Url = "", api_key: ApiKey = "", as_json: Jso
             ("key", plain(record.get("idempotency_key", ""))),
             *[(f"link of the {one['by']}", plain(f"{one['url']} ({one['type']})")) for one in record.get("links", [])],
             ("trace", plain(record.get("trace", {}).get("traceparent", ""))),
+            ("input", plain(large(record.get("input_dataref")))),
             ("failure", plain(story(record["failure"])) if record.get("failure") else ""),
             ("result", plain(_result(record))),
         ]
@@ -199,7 +200,7 @@ def _callback(callback: dict[str, Any] | None) -> str:
 
 def _result(record: dict[str, Any]) -> str:
     if "result" not in record:
-        return record.get("result_type") or ""
+        return large(record.get("result_dataref")) or record.get("result_type") or ""
     text = json.dumps(record["result"], ensure_ascii=False)
     return text if len(text) <= RESULT_CHARS_SHOWN else f"{text[:RESULT_CHARS_SHOWN]}… ({len(text)} characters)"
 

@@ -152,3 +152,17 @@ def is_live(version: dict[str, Any]) -> bool:
     """Whether an instance of a version, as `.../versions` has it, takes work."""
     counts = version["instance_counts"]
     return bool(counts["healthy"] or counts["suspect"])
+
+
+def large(ref: dict[str, Any] | None) -> str:
+    """What a record refers to: `8 MiB application/pdf, sha-256=:...:, /v1/operations/.../input`; "" without."""
+    if not ref:
+        return ""
+    return f"{_bytes(ref['bytes'])} {ref['content_type'] or 'of no type'}, {ref['digest']}, {ref['url']}"
+
+
+def _bytes(count: int) -> str:
+    for size, unit in ((1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")):
+        if count >= size:
+            return f"{count / size:.3g} {unit}"
+    return f"{count} bytes"

@@ -14,7 +14,7 @@ from typing import Any, Final, cast, get_args
 from pydantic import PydanticUserError, TypeAdapter, ValidationError
 from pydantic_core import PydanticSerializationError
 
-from mesh.blob import Blob
+from mesh.blob import SCHEMA, Blob
 from mesh.errors import ConfigError
 
 JSON: Final = "application/json"
@@ -121,8 +121,13 @@ class Codec:
         return body
 
     def schema(self, *, output: bool) -> dict[str, Any] | None:
-        """JSON Schema for the registry; None where it would say nothing, or where the wire carries no JSON."""
-        if self._bytes or self._any or self.blob or self.type is None or self.type is type(None):
+        """JSON Schema for the registry; None where it would say nothing, or where the wire may carry no JSON.
+
+        A Blob's says what callers give and get; nothing is checked by it.
+        """
+        if self.blob:
+            return dict(SCHEMA)
+        if self._bytes or self._any or self.type is None or self.type is type(None):
             return None
         try:
             return self._adapter.json_schema(mode="serialization" if output else "validation", by_alias=True) or None

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import os
 import re
 import subprocess
 import sys
+from base64 import b64encode
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -175,3 +177,37 @@ class TestClients:
         assert (code, "exclude each other" in said) == (2, True), said
         code, said, _ = command(dev, "call", "copier", "copier", "repeat", "--input", str(9 << 20))
         assert (code, "--output-file writes it" in said, len(said) < 1000) == (0, True, True), said
+
+    def test_what_show_says_of_them(self, dev: Dev, copier: subprocess.Popen[bytes], tmp_path: Path) -> None:
+        """P392: a record refers to what it does not hold, and so does what people read."""
+        digest = b64encode(bytes.fromhex(numbers(tmp_path / "in.bin", 3 << 20))).decode()
+        with mesh.SyncClient(dev.url) as client:
+            handle = client.start("copier", "copier", "copy", tmp_path / "in.bin")
+            handle.result(timeout_s=20)
+        code, said, _ = command(dev, "operation", "show", handle.id)
+        assert code == 0, said
+        for part in ("input", "result"):
+            told = f"3 MiB application/octet-stream, sha-256=:{digest}:, /v1/operations/{handle.id}/{part}"
+            assert re.search(rf"^{part} +{re.escape(told)}$", said, re.MULTILINE), said
+
+    def test_typed_calls_of_them(
+        self, dev: Dev, copier: subprocess.Popen[bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """P421: the contract says what is a Blob, checks nothing by it, and generated code streams it."""
+        code, said, _ = command(dev, "contract", "show", "copier")
+        assert (code, "copy(Blob) -> Blob" in said, "length(Any) -> int" in said) == (0, True, True), said
+        code, said, _ = command(
+            dev, "contract", "generate", "copier", "--sync", "--out", str(tmp_path / "generated_copier.py")
+        )
+        assert code == 0, said
+        monkeypatch.syspath_prepend(tmp_path)
+        module = importlib.import_module("generated_copier")
+        digest = numbers(tmp_path / "in.bin", 3 << 20)
+        with mesh.SyncClient(dev.url) as client:
+            calls = module.Copier(client).copier
+            copied = calls.copy(mesh.Blob(tmp_path / "in.bin", content_type="text/odd"), timeout_s=20)
+            assert (type(copied), copied.content_type, copied.sha256) == (mesh.Blob, "text/odd", digest)
+            assert calls.repeat(10, timeout_s=20).size == 10
+        found = httpx.get(f"{dev.url}/v1/endpoints/copier/openapi.json", trust_env=False).json()
+        copy = found["paths"]["/nexus/endpoints/copier/services/copier/copy"]["post"]
+        assert copy["requestBody"]["content"] == {"*/*": {}}

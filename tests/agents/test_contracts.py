@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import httpx
 import pytest
 from pydantic import BaseModel, Field
 
@@ -108,6 +109,7 @@ def billing(dev: Dev) -> Iterator[str]:
         port: int = listener.getsockname()[1]
     one = Agent("billing", [total, spell], gateway=dev.url, url=f"http://127.0.0.1:{port}")
     with serving(one, port=port), mesh.SyncClient(dev.url) as client:
+        until(lambda: httpx.get(f"{dev.url}/v1/endpoints/billing", trust_env=False).status_code == 200, 20)
         assert client.call("billing", "billing", "spell", 12, timeout_s=20) == ["1", "2"]
         yield "billing"
 

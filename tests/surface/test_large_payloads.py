@@ -227,6 +227,24 @@ class TestTrouble:
         assert (broken.status, broken.code) == (400, "schema_breach")
         over = await caller.nexus(checked, json.dumps("x" * (3 << 20)).encode())
         assert (over.status, over.code) == (400, "input_unchecked")
+        assert "more is taken where the agent declares its input as mesh.Blob" in over.json["message"]
+
+    async def test_where_an_order_belongs(self, caller: Caller) -> None:
+        """P391: what is wrong with it says in which of the two places, and where a large body may go."""
+        broken = await caller.ask("POST", "/v1/operations", [("mesh-start", "{'endpoint': 1}"), BYTES], b"1")
+        assert (broken.status, broken.code) == (400, "json_invalid")
+        assert broken.json["detail"].startswith("Mesh-Start: not JSON: ")
+        lacks = await caller.ask("POST", "/v1/operations", [("mesh-start", '{"endpoint": "x"}'), BYTES], b"1")
+        assert (lacks.status, lacks.code) == (422, "body_invalid")
+        assert lacks.json["detail"].startswith("Mesh-Start: not a start request: ")
+        without = await caller.ask("POST", "/v1/operations", [BYTES], b"\xff\x00")
+        assert (without.status, without.code) == (400, "json_invalid")
+        assert without.json["detail"].endswith("is the input itself has its order in the header Mesh-Start")
+        slip = await caller.ask("POST", "/v1/operations", [("content-type", "application/json")], b"{")
+        assert "Mesh-Start" not in slip.json["detail"]
+        large = await caller.v1("nobody", input="x" * (3 << 20))
+        assert (large.status, large.code) == (413, "too_large")
+        assert large.json["detail"].endswith("with its order in the header Mesh-Start an input may be larger")
 
     async def test_nobody_takes_the_seats_of_others(self, alpha: Caller, beta: Caller, agent: Actor) -> None:
         """P390: silence has no seat, a namespace has a share, and results do not wait for starts."""

@@ -20,7 +20,7 @@ _RESERVED: Final = frozenset(
         "Model", "Operation", "service", "Client", "SyncClient", "OperationHandle", "SyncOperationHandle",
         "StartOptions", "BaseModel", "ConfigDict", "Field", "SerializerFunctionWrapHandler", "model_serializer",
         "TypeAliasType", "ENDPOINT", "Annotated", "Any", "Final", "Literal", "Unpack", "UUID", "date", "datetime",
-        "time",
+        "time", "Blob",
     }
 )  # fmt: skip
 _MODEL: Final = '''\
@@ -142,7 +142,8 @@ class _Writer:
         imports += ["", "from nexusrpc import Operation, service"]
         imports += [f"from pydantic import {', '.join(pydantic)}"]
         imports += ["from typing_extensions import TypeAliasType"] if "TypeAliasType" in names else []
-        imports += ["", f"from mesh.client import {self._client}, {self._handle}, StartOptions"]
+        imports += [""] + (["from mesh.blob import Blob"] if "Blob" in names else [])
+        imports += [f"from mesh.client import {self._client}, {self._handle}, StartOptions"]
         of = f", registration {version}" if version else ""
         said = f'"""Calls of the endpoint {self._endpoint}{of}. Written by `mesh contract generate`; do not edit."""'
         main = [

@@ -14,6 +14,7 @@ from typing import Any, Final, cast
 
 from pydantic import BaseModel
 
+from mesh.blob import is_blob_schema
 from registry.contracts.dialect import Place, Schema, every, modern, normal, targets
 
 FORMATS: Final = {"date-time": "datetime", "date": "date", "time": "time", "uuid": "UUID"}
@@ -76,6 +77,9 @@ class Models:
         if schema is None:
             self.names.add("Any")
             return "Any"
+        if is_blob_schema(schema):
+            self.names.add("Blob")
+            return "Blob"
         return _Document(self, modern(schema)).type_at((), name)
 
     def name_of(self, wanted: str, content: Any) -> tuple[str, bool]:
