@@ -1,15 +1,16 @@
-"""Probes and canaries of two teams behind one gateway: those of one do not stop those of the other."""
+"""Probes and canaries: those of one team do not stop those of another, and none goes where work may not go."""
 
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 from mesh.clock import monotonic_s, sleep
 from tests.surface.actors import Actor, Call, Reply, as_json, started
 from tests.surface.checks import check_problem
-from tests.surface.gateways import ALPHA, BETA, Caller, Gateway, fresh
+from tests.surface.gateways import ALPHA, BETA, KEYLESS, Caller, Gateway, fresh
 
 INSTANCES = 70
 CANARY = {"service": "svc", "operation": "op", "every_ms": 500, "timeout_ms": 60_000}
@@ -91,3 +92,38 @@ async def test_a_canary_is_bounded(alpha: Caller) -> None:
     check_problem(answer, 422, "body_invalid")
     [error] = answer.json["errors"]
     assert (error["pointer"], "60000" in error["detail"]) == ("/policy/canaries/0/timeout_ms", True)
+
+
+async def test_checks_go_where_work_may_go_only(own_gateway: Callable[..., Gateway], agent: Actor) -> None:
+    """P302: what was registered before the rules were narrower is not asked any more, and shows why."""
+    gateway = own_gateway()
+    caller = Caller(gateway)
+    names: dict[str, str] = {}
+    for kind in ("http", "tcp"):
+        # Of a probe of its own path nobody else can be the asker.
+        probe = PROBE | {"kind": kind, "path": f"/{fresh('well')}"}
+        names[kind] = await caller.register(agent.url, policy={"probe": probe, "canaries": []})
+        if kind == "http":
+            path = probe["path"]
+
+    async def check(kind: str) -> dict[str, Any]:
+        [instance] = (await caller.get(f"/v1/endpoints/{names[kind]}")).json["instances"]
+        return instance.get("checks", {}).get("probe", {})
+
+    for kind in names:
+        await until(lambda kind=kind: _has(check(kind), "state", "passing"), 40.0)
+    assert any(call.path == path for call in agent.calls)
+    assert await asyncio.to_thread(gateway.stop) == 0
+    gateway.settings_file.write_text(json.dumps(KEYLESS | {"egress": {"allow_loopback": False}}))
+    before = len(agent.calls)
+    await asyncio.to_thread(gateway.start)
+    for kind in names:
+        await until(lambda kind=kind: _has(check(kind), "state", "failing"), 40.0)
+        assert "leads to an address that is not public" in (await check(kind))["why"]
+    assert not [call for call in agent.calls[before:] if call.path == path]
+    refused = await caller.ask("PUT", f"/v1/endpoints/{fresh('agent')}", (), {"target": {"url": agent.url}})
+    check_problem(refused, 400, "url_forbidden")
+
+
+async def _has(found: Awaitable[dict[str, Any]], key: str, value: str) -> bool:
+    return (await found).get(key) == value

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import pytest
 
+import mesh
+from mesh.client.schedules import ScheduleSpec
 from mesh.clock import from_rfc3339, monotonic_s, now_ms, sleep, to_rfc3339
+from mesh.errors import NotFound, PreconditionFailed, Unprocessable
+from mesh.ids import PARTITION
+from mesh.store.keys import Keys
 from tests.surface.actors import Actor, Call, Reply, as_json, started
 from tests.surface.checks import check_problem
 from tests.surface.gateways import Caller, Gateway, fresh
@@ -16,6 +22,7 @@ from tests.surface.gateways import Caller, Gateway, fresh
 EVERY_SECOND = "* * * * * *"
 NIGHTLY = "30 2 * * *"
 HOUR_MS = 3_600_000
+TEN_MIN_MS = 600_000
 
 
 class Schedules:
@@ -205,14 +212,55 @@ class TestRuns:
         check_problem(await schedules.ask("POST", f"{name}/backfill", long), 429, "backfill_too_long")
 
 
+async def test_the_asynchronous_client_has_all_verbs(caller: Caller, agent: Actor) -> None:
+    """P378: the records of P370, and its refusals."""
+    agent.replies(as_json(1))
+    name, endpoint = fresh("nightly"), await caller.register(agent.url)
+    spec: ScheduleSpec = {"cron": "0 * * * *", "operation": {"endpoint": endpoint, "service": "svc", "operation": "op"}}
+    beside: ScheduleSpec = {**spec, "overlap": "allow"}
+    never: ScheduleSpec = {**spec, "cron": "61 * * * *"}
+    async with mesh.Client(caller.gateway.url()) as client:
+        schedules = client.schedules
+        made = await schedules.put(name, spec)
+        assert (made["name"], made["cron"], made["overlap"]) == (name, spec["cron"], "skip")
+        with pytest.raises(PreconditionFailed):
+            await schedules.put(name, beside, etag='"v9"')
+        assert (await schedules.put(name, beside, etag='"v1"'))["overlap"] == "allow"
+        assert name in [one["name"] for one in (await schedules.list(limit=200))["items"]]
+        assert (await schedules.pause(name))["paused"] is True
+        assert (await schedules.resume(name))["next_at"] is not None
+        until = now_ms() // HOUR_MS * HOUR_MS
+        span = to_rfc3339(until - HOUR_MS), to_rfc3339(until)
+        assert len((await schedules.backfill(name, *span, overlap="allow"))["times"]) == 2
+        end_s = monotonic_s() + 20
+        while len(runs := (await schedules.runs(name))["items"]) < 2:
+            assert monotonic_s() < end_s, runs
+            await sleep(0.05)
+        assert {run["scheduled_at"] for run in runs} == set(span)
+        await schedules.remove(name)
+        with pytest.raises(NotFound):
+            await schedules.get(name)
+        with pytest.raises(Unprocessable) as refused:
+            await schedules.put(name, never)
+        assert refused.value.errors[0]["pointer"] == "/cron"
+
+
 async def test_a_killed_gateway_loses_no_time(own_gateway: Callable[..., Gateway], agent: Actor) -> None:
-    """P371, P375: killed in the middle and started anew, every second of the whole has its one run."""
+    """P371, P375: killed in the middle and started anew, every second of the whole has its one run.
+
+    Another schedule was fired by nobody for 3 h: what is within its hour is started in order, the rest passed over.
+    """
     agent.replies(as_json(1))
     gateway = own_gateway()
     caller = Caller(gateway)
     schedules = Schedules(caller)
-    name = await schedules.put(await caller.register(agent.url), EVERY_SECOND, overlap="allow")
+    endpoint = await caller.register(agent.url)
+    name = await schedules.put(endpoint, EVERY_SECOND, overlap="allow")
+    old = await schedules.put(endpoint, "*/10 * * * *", overlap="allow", catch_up_ms=HOUR_MS)
     await schedules.until(name, lambda one: one["counts"]["started"] >= 1)
+    due_ms = from_rfc3339((await schedules.get(old))["next_at"]) - 3 * HOUR_MS
+    identity = (await schedules.get(old))["id"]
+    leave_behind(gateway, identity, due_ms)
     gateway.kill()
     await asyncio.to_thread(gateway.start)
     await caller.until_ready()
@@ -222,3 +270,24 @@ async def test_a_killed_gateway_loses_no_time(own_gateway: Callable[..., Gateway
     assert times == list(range(times[0], times[-1] + 1, 1_000))
     listed = (await caller.get(f"/v1/operations?label.mesh.schedule={name}&limit=500")).json["items"]
     assert len(listed) == len(times)
+    record = await schedules.until(old, lambda one: one["next_at"] and from_rfc3339(one["next_at"]) > now_ms())
+    assert (record["last_missed"]["code"], record["counts"]["missed"]) == ("catch_up_window", 1)
+    assert from_rfc3339(record["last_missed"]["from"]) == due_ms
+    oldest = from_rfc3339(record["last_missed"]["until"])
+    runs = [(from_rfc3339(run["scheduled_at"]), run["operation"]["id"]) for run in reversed(await schedules.runs(old))]
+    assert [at for at, _ in runs] == list(range(-(-oldest // TEN_MIN_MS) * TEN_MIN_MS, runs[-1][0] + 1, TEN_MIN_MS))
+    assert from_rfc3339(record["next_at"]) - TEN_MIN_MS in [at for at, _ in runs]
+    begun = [from_rfc3339((await caller.record(one))["created_at"]) for _, one in runs]
+    assert begun == sorted(begun)
+
+
+def leave_behind(gateway: Gateway, schedule: str, due_ms: int) -> None:
+    """Have its store say that nobody has fired the schedule since `due_ms`, as after an outage of that length."""
+    assert gateway.process is not None
+    gateway.process.send_signal(signal.SIGSTOP)
+    keys = Keys(PARTITION)
+    for line in (
+        f"HSET {keys.schedule(schedule).decode()} next {due_ms} due {due_ms}",
+        f"ZADD {keys.schedules_due('default').decode()} {due_ms} {schedule}",
+    ):
+        assert gateway.tell_store(line)[:1] == b":", line

@@ -1,0 +1,100 @@
+"""Two gateways on one store: what is due is done by one of them, once, also when the other is killed. P303, P371."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+from mesh.clock import from_rfc3339, monotonic_s, sleep
+from tests.servers import RawServer
+from tests.surface.actors import Actor
+from tests.surface.gateways import KEYLESS, Caller, Gateway, fresh
+
+EVERY_MS = 500
+EVERY_SECOND = "* * * * * *"
+WITHIN_S = 40.0
+
+
+class Work:
+    """A probe, a canary and a schedule, asked for at `one`, and how often each came."""
+
+    def __init__(self, one: Caller, agent: Actor) -> None:
+        self.caller, self.agent = one, agent
+        self.probed, self.canary, self.schedule = fresh("probed"), fresh("canary"), fresh("clock")
+
+    async def begin(self) -> None:
+        quiet = {"every_ms": 0}
+        probe = {"path": f"/{self.probed}", "every_ms": EVERY_MS}
+        canary = {"service": "svc", "operation": "op", "every_ms": EVERY_MS}
+        for name, policy in (
+            (self.probed, {"probe": probe}),
+            (self.canary, {"probe": quiet, "canaries": [canary]}),
+        ):
+            target = {"kind": "http", "url": self.agent.url}
+            answer = await self.caller.ask("PUT", f"/v1/endpoints/{name}", (), {"target": target, "policy": policy})
+            assert answer.status == 201, answer
+        operation = {"endpoint": self.canary, "service": "svc", "operation": "by-the-clock"}
+        body = {"cron": EVERY_SECOND, "overlap": "allow", "operation": operation}
+        assert (await self.caller.ask("PUT", f"/v1/schedules/{self.schedule}", (), body)).status == 201
+
+    async def probes(self) -> list[float]:
+        """When they came, in seconds."""
+        return [call.at_s for call in self.agent.calls if call.path == f"/{self.probed}"]
+
+    async def canaries(self) -> list[float]:
+        page = (await self.caller.get(f"/v1/operations?canary=true&endpoint={self.canary}&limit=200")).json
+        return sorted(from_rfc3339(one["created_at"]) / 1000 for one in page["items"])
+
+    async def runs(self) -> list[int]:
+        """Their times, in seconds."""
+        page = (await self.caller.get(f"/v1/schedules/{self.schedule}/runs?limit=200")).json
+        return sorted(from_rfc3339(one["scheduled_at"]) // 1_000 for one in page["items"])
+
+    async def operations(self) -> int:
+        target = f"/v1/operations?label.mesh.schedule={self.schedule}&limit=200"
+        return len((await self.caller.get(target)).json["items"])
+
+
+async def until(look: Callable[[], Any], count: int) -> list[Any]:
+    end_s = monotonic_s() + WITHIN_S
+    while len(found := await look()) < count:
+        assert monotonic_s() < end_s, found
+        await sleep(0.05)
+    return found
+
+
+def not_faster_than_due(times: list[float], began_s: float) -> None:
+    """Of two that ran each, the n-th would be there in half of the time; being late moves none forward."""
+    for number, at_s in enumerate(times):
+        assert at_s - began_s >= number * EVERY_MS / 1000, (number, [round(one - began_s, 3) for one in times])
+
+
+async def test_what_is_due_is_done_once(
+    start_server: Callable[..., RawServer], own_gateway: Callable[..., Gateway], agent: Actor
+) -> None:
+    """P303, P371: a probe, a canary and the times of a schedule; then one of the two is killed, and all goes on."""
+    server = await asyncio.to_thread(start_server)
+    settings = KEYLESS | {"store": {"url": f"unix://{server.address.path}"}}
+    first, second = [await asyncio.to_thread(own_gateway, settings, name) for name in ("one", "two")]
+    work, began_s = Work(Caller(first), agent), monotonic_s()
+    await work.begin()
+    born_s = from_rfc3339((await work.caller.get(f"/v1/endpoints/{work.canary}")).json["created_at"]) / 1000
+
+    async def done(more: int) -> None:
+        looks = ((work.probes, began_s), (work.canaries, born_s))
+        counts = [len(await look()) + more for look, _ in looks]
+        for (look, begin_s), count in zip(looks, counts, strict=True):
+            not_faster_than_due(await until(look, count), begin_s)
+
+    await done(6)
+    await until(work.runs, 3)
+    await asyncio.to_thread(first.kill)
+    work.caller = Caller(second)
+    await done(3)
+    await until(work.runs, len(await work.runs()) + 2)
+    paused = await work.caller.post(f"/v1/schedules/{work.schedule}/pause")
+    assert paused.json["paused"] is True
+    runs = await work.runs()
+    assert runs == list(range(runs[0], runs[-1] + 1)), "each second once, none left out"
+    assert await work.operations() == len(runs) == paused.json["counts"]["started"]
