@@ -61,6 +61,13 @@ class Auth:
             raise Unauthenticated("the key is not known to this gateway", code="key_invalid")
         return principal
 
+    def known(self, headers: Iterable[tuple[bytes, bytes]]) -> Principal | None:
+        """Who asks, where nobody needs to say so."""
+        try:
+            return self.authenticate(headers)
+        except (Unauthenticated, Forbidden):
+            return None
+
     def _local(self, headers: Iterable[tuple[bytes, bytes]]) -> Principal:
         """Listening on loopback keeps other machines out, not web pages in a browser on this one.
 

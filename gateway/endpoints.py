@@ -123,6 +123,7 @@ def _filters(request: Request, service: str, operation: str) -> Filters:
 _NOT_FOUND: Final[dict[int | str, dict[str, Any]]] = {
     404: {"description": "Not there, or another namespace's"},
 }
+_OWNERS: Final = _NOT_FOUND | {403: {"description": "`not_owner`: you may call it, and only its owner may do this"}}
 
 
 @router.get(
@@ -202,7 +203,7 @@ async def get_endpoint(request: Request, name: str) -> Response:
 
 
 @router.delete(
-    "/{name}", summary="Remove an endpoint", status_code=204, responses=_NOT_FOUND | {412: {"description": "Stale"}}
+    "/{name}", summary="Remove an endpoint", status_code=204, responses=_OWNERS | {412: {"description": "Stale"}}
 )
 async def delete_endpoint(request: Request, name: str) -> Response:
     """Work that waits for it stays, shown as blocked by `endpoint_deleted`, until its own deadlines."""
@@ -212,14 +213,14 @@ async def delete_endpoint(request: Request, name: str) -> Response:
     return Response(status_code=204)
 
 
-@router.post("/{name}/pause", summary="Keep new operations, dispatch none", responses=_NOT_FOUND)
+@router.post("/{name}/pause", summary="Keep new operations, dispatch none", responses=_OWNERS)
 async def pause_endpoint(request: Request, name: str) -> Response:
     """What an agent already has goes on."""
     mesh, namespace = _mesh(request), _namespace(request)
     return await _one(mesh, await mesh.catalog.pause(name, namespace), namespace)
 
 
-@router.post("/{name}/resume", summary="Dispatch again", responses=_NOT_FOUND)
+@router.post("/{name}/resume", summary="Dispatch again", responses=_OWNERS)
 async def resume_endpoint(request: Request, name: str) -> Response:
     """What waited goes out in the order of acceptance."""
     mesh, namespace = _mesh(request), _namespace(request)
@@ -229,7 +230,7 @@ async def resume_endpoint(request: Request, name: str) -> Response:
 @router.put(
     "/{name}/instances/{instance}",
     summary="Register an instance, or keep up its lease",
-    responses={201: {"description": "New"}, 200: {"description": "Renewed"}, **_NOT_FOUND},
+    responses={201: {"description": "New"}, 200: {"description": "Renewed"}, **_OWNERS},
 )
 async def put_instance(request: Request, name: str, instance: str, spec: InstanceSpec) -> Response:
     """Repeat it well within `ttl_ms`, say every third of it; silent for longer, it leaves the rotation."""
@@ -241,8 +242,8 @@ async def put_instance(request: Request, name: str, instance: str, spec: Instanc
     return _reply(record, 201 if created else 200)
 
 
-@router.delete("/{name}/instances/{instance}", summary="Drain an instance", status_code=204, responses=_NOT_FOUND)
+@router.delete("/{name}/instances/{instance}", summary="An instance leaves", status_code=204, responses=_OWNERS)
 async def delete_instance(request: Request, name: str, instance: str) -> Response:
-    """No new work; what it has it may finish. It is gone from the list when its lease ends."""
+    """What its process says at its end: no new work, and gone from the list when its lease ends. Others drain it."""
     await _mesh(request).catalog.drain(name, _namespace(request), instance)
     return Response(status_code=204)

@@ -1,6 +1,7 @@
 """What this gateway counts, in Prometheus form; label sets are closed: endpoint ids, namespaces, states, fixed words.
 
-Ids of endpoints, not names: whoever may read the figures need not know what other teams registered.
+Ids of endpoints, not names: whoever may read the figures need not know what other teams registered. Names are in one
+family (queues.py), for whom they are for.
 Counting is one addition to a dict; the exposition is made by prometheus_client when somebody asks.
 """
 

@@ -43,6 +43,7 @@ _PROBLEM: Final = schema("Problem", "application/problem+json")
 _TIME: Final = {"type": "string", "format": "date-time"}
 _TEXT: Final = {"type": "string"}
 _COUNT: Final = {"type": "integer", "minimum": 0}
+_BREAKER: Final = {"type": "string", "enum": ["closed", "half_open", "open"]}
 
 
 def _object(required: str, **properties: Any) -> dict[str, Any]:
@@ -160,6 +161,47 @@ SHAPES: Final[dict[str, Any]] = {
         content_type=_or_null(_TEXT),
     )
     | {"description": "a large input or result, kept outside the record"},
+    "Queue": _object(
+        "endpoint at waiting oldest_waiting_ms running paused limits namespaces breaker instances",
+        endpoint=_TEXT,
+        at={**_TIME, "description": "when the store was asked"},
+        waiting={**_COUNT, "description": "operations in line, of all namespaces"},
+        oldest_waiting_ms={**_COUNT, "description": "age of what waits longest, 0 for nobody"},
+        running={**_COUNT, "description": "operations that a limit counts, or would"},
+        paused={"type": "boolean"},
+        limits=_object(
+            "max_concurrency rate_per_s max_waiting namespaces",
+            max_concurrency=_or_null(_COUNT),
+            rate_per_s=_or_null({"type": "number"}),
+            max_waiting=_or_null(_COUNT),
+            namespaces={
+                "type": "object",
+                "additionalProperties": {"$ref": _REF.format(name="NamespaceLimits")},
+                "description": "what was registered of each, `*` for all others; a caller sees its own",
+            },
+        ),
+        namespaces={
+            "type": "array",
+            "description": "who waits or runs; a caller sees itself",
+            "items": _object(
+                "namespace waiting next_waiting_ms running at_own_limit weight",
+                namespace=_TEXT,
+                waiting=_COUNT,
+                next_waiting_ms={**_COUNT, "description": "age of its operation that is next, 0 for none"},
+                running=_COUNT,
+                at_own_limit={"type": "boolean"},
+                rate_per_s=_or_null({"type": "number"}),
+                max_concurrency=_or_null(_COUNT),
+                weight=_COUNT,
+                max_waiting=_or_null(_COUNT),
+            ),
+        },
+        breaker=_object("state failures", state=_BREAKER, failures=_COUNT, retry_at=_TIME),
+        instances={
+            "type": "array",
+            "items": _object("id breaker in_flight", id=_TEXT, breaker=_BREAKER, in_flight=_COUNT, retry_at=_TIME),
+        },
+    ),
     "Schedule": _object(
         "name id namespace version cron timezone overlap catch_up_ms jitter_ms operation paused next_at upcoming queued"
         " counts last_run",

@@ -10,16 +10,20 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 from fastapi import APIRouter, Request, Response
-from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.core import GaugeMetricFamily, InfoMetricFamily
 
+from gateway.declared import schema
 from mesh.clock import to_rfc3339
 from mesh.errors import MeshError
 from registry.health import BreakerState
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
+
+    from prometheus_client.core import Metric
 
     from gateway.app import Mesh
+    from gateway.auth import Principal
     from mesh.store.queues import Queue, Queued
     from registry.endpoint import Endpoint
     from registry.instances import Instance
@@ -38,7 +42,7 @@ _encode: Final = msgspec.json.Encoder().encode
 @router.get(
     "/{name}/queue",
     summary="Who waits, and why",
-    responses={404: {"description": "Not there, or another namespace's"}},
+    responses={200: {"content": schema("Queue")}, 404: {"description": "Not there, or another namespace's"}},
 )
 async def get_queue(request: Request, name: str) -> Response:
     """Depth, oldest, limits and breakers now; by namespace to the owner, to a caller its own part."""
@@ -100,10 +104,22 @@ def _instance(mesh: Mesh, instance: Instance) -> dict[str, Any]:
     return record
 
 
-async def families(mesh: Mesh) -> list[GaugeMetricFamily]:
-    """Queues and breakers of all endpoints, for /metrics; nothing of queues while the store cannot be asked."""
+async def families(mesh: Mesh, viewer: Principal | None) -> list[Metric]:
+    """Queues and breakers of all endpoints, for /metrics; nothing of queues while the store cannot be asked.
+
+    Names of those that `viewer` may see: what other teams registered is not for all who may read figures.
+    """
     endpoints = mesh.catalog.all()
-    return [*await _queues(mesh, endpoints), _breakers(mesh, endpoints)]
+    known = [one for one in endpoints if viewer is not None and (viewer.admin or one.callable_by(viewer.namespace))]
+    return [*await _queues(mesh, endpoints), _breakers(mesh, endpoints), *_names(known)]
+
+
+def _names(endpoints: Sequence[Endpoint]) -> Iterator[InfoMetricFamily]:
+    if endpoints:
+        family = InfoMetricFamily("mesh_endpoint", "Endpoints by id, to join names with", labels=["endpoint"])
+        for one in endpoints:
+            family.add_metric([one.id], {"name": one.name, "owner": one.owner})
+        yield family
 
 
 async def _queues(mesh: Mesh, endpoints: Sequence[Endpoint]) -> list[GaugeMetricFamily]:

@@ -79,6 +79,7 @@ async def list_operations(
 ) -> Response:
     """`state` may name several with commas; labels as `label.name=value`; `parent`: what its handler started.
 
+    With filters a page may be short, or empty, and have a `next_cursor`: it is the end only when that is null.
     `canary=true`: what the mesh started to test instances, instead of what callers started.
     """
     namespace = _namespace(request)
@@ -183,6 +184,10 @@ async def readyz(request: Request) -> Response:
 
 @router.get("/metrics", tags=["gateway"], summary="Prometheus")
 async def metrics(request: Request) -> Response:
-    """Counters and gauges of this process, and who waits and runs at endpoints in the store."""
+    """Counters and gauges of this process, and who waits and runs at endpoints in the store; no key is needed.
+
+    With a key `mesh_endpoint_info` names the endpoints that its namespace may see, with an admin's or without any, all.
+    """
     mesh = mesh_of(request)
-    return Response(mesh.metrics.render(await families(mesh)), media_type="text/plain; version=0.0.4; charset=utf-8")
+    shown = await families(mesh, mesh.auth.known(request.scope["headers"]))
+    return Response(mesh.metrics.render(shown), media_type="text/plain; version=0.0.4; charset=utf-8")

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 router: Final = APIRouter(prefix="/v1/endpoints", tags=["registry"], route_class=endpoints.router.route_class)
 
 _GONE: Final[dict[int | str, dict[str, Any]]] = {404: {"description": "Not there, or another namespace's"}}
+_OWNERS: Final = _GONE | {403: {"description": "`not_owner`: you may call it, and only its owner may do this"}}
 _DEFAULT: Final = -1
 
 
@@ -57,7 +58,7 @@ async def list_versions(request: Request, name: str) -> Response:
     return await _reply(request, await _mesh(request).catalog.locate(name, request.state.namespace))
 
 
-@router.put("/{name}/versions/{version:path}", summary="How a version shares in the work", responses=_GONE)
+@router.put("/{name}/versions/{version:path}", summary="How a version shares in the work", responses=_OWNERS)
 async def put_version(request: Request, name: str, version: str, share: ShareSpec) -> Response:
     """Weights divide the work among versions; `percent` takes a fixed part for one. Any gateway follows in a moment."""
     weight = _DEFAULT if share.weight is None else share.weight
@@ -66,14 +67,14 @@ async def put_version(request: Request, name: str, version: str, share: ShareSpe
     return await _reply(request, await catalog.share(name, namespace, version, weight=weight, percent=percent))
 
 
-@router.post("/{name}/versions/{version:path}/drain", summary="No new work for a version", responses=_GONE)
+@router.post("/{name}/versions/{version:path}/drain", summary="No new work for a version", responses=_OWNERS)
 async def drain_version(request: Request, name: str, version: str) -> Response:
     """Its later instances drain too. What they have they may finish; `running` and `in_flight` say what is left."""
     catalog, namespace = _mesh(request).catalog, request.state.namespace
     return await _reply(request, await catalog.share(name, namespace, version, draining=True))
 
 
-@router.post("/{name}/versions/{version:path}/resume", summary="Work for a drained version again", responses=_GONE)
+@router.post("/{name}/versions/{version:path}/resume", summary="Work for a drained version again", responses=_OWNERS)
 async def resume_version(request: Request, name: str, version: str) -> Response:
     """The opposite of drain; its share is what it was."""
     catalog, namespace = _mesh(request).catalog, request.state.namespace
@@ -81,7 +82,7 @@ async def resume_version(request: Request, name: str, version: str) -> Response:
 
 
 @router.post(
-    "/{name}/instances/{instance}/drain", summary="Drain an instance for good", responses=_GONE, status_code=204
+    "/{name}/instances/{instance}/drain", summary="Drain an instance for good", responses=_OWNERS, status_code=204
 )
 async def drain_instance(request: Request, name: str, instance: str) -> Response:
     """Until it is resumed, or another process registers under its name (`fresh`); its heartbeats do not end it."""
@@ -91,7 +92,7 @@ async def drain_instance(request: Request, name: str, instance: str) -> Response
 
 @router.post(
     "/{name}/instances/{instance}/resume", summary="Work for a drained instance again", status_code=204,
-    responses=_GONE | {409: {"description": "`instance_left`: it left by itself, so only it can come back"}},
+    responses=_OWNERS | {409: {"description": "`instance_left`: it left by itself, so only it can come back"}},
 )  # fmt: skip
 async def resume_instance(request: Request, name: str, instance: str) -> Response:
     """The opposite of drain."""

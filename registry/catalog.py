@@ -290,12 +290,14 @@ class Catalog(Presence):
 
         Raises NotFound, PreconditionFailed.
         """
-        await self._store.endpoint_delete(name, namespace, if_match, kept_ms=kept_ms)
+        with self.owned(name, namespace):
+            await self._store.endpoint_delete(name, namespace, if_match, kept_ms=kept_ms)
         await self.refresh()
 
     async def pause(self, name: str, namespace: str, *, paused: bool = True) -> Endpoint:
         """New operations are kept, not dispatched. Raises NotFound."""
-        await self._store.endpoint_pause(name, namespace, paused=paused)
+        with self.owned(name, namespace):
+            await self._store.endpoint_pause(name, namespace, paused=paused)
         await self.refresh()
         return self.find(name, namespace)
 

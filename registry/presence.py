@@ -6,9 +6,11 @@ A part of the catalog (catalog.py), which reads back what these write. Knows no 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Generator
+from contextlib import contextmanager
 
-from mesh.errors import Malformed, NotFound
-from mesh.store.catalog import CatalogStore
+from mesh.errors import Forbidden, Malformed, NotFound
+from mesh.store.catalog import UNKNOWN_ENDPOINT, CatalogStore
 from registry.endpoint import Endpoint
 from registry.instances import ATTENDING_MS, Instance, Instances, pack, pack_attending
 from registry.spec import InstanceSpec, check_instance, check_url, check_version
@@ -29,6 +31,20 @@ class Presence(ABC):
     def find(self, name: str, namespace: str) -> Endpoint:
         """See catalog.py."""
 
+    @contextmanager
+    def owned(self, name: str, namespace: str) -> Generator[None]:
+        """What only its owner may do; whoever may call the endpoint sees it, and is told so. Raises Forbidden."""
+        try:
+            yield
+        except NotFound as refusal:
+            found = self._by_name.get(name)
+            if refusal.code != UNKNOWN_ENDPOINT or found is None or found.owner == namespace:
+                raise
+            if not found.callable_by(namespace):
+                raise
+            detail = f"endpoint {name!r} belongs to another namespace: you may call it, and only its owner may do this"
+            raise Forbidden(detail, code="not_owner") from None
+
     async def register(
         self, name: str, namespace: str, instance_id: str, spec: InstanceSpec
     ) -> tuple[bool, Endpoint, Instance]:
@@ -40,9 +56,10 @@ class Presence(ABC):
             raise Malformed(detail, code="endpoint_pulls")
         check_url(spec.url, "/url")
         document = pack(spec)
-        word, expires_at_ms = await self._store.instance_put(
-            name, namespace, instance_id, document, spec.ttl_ms, fresh=spec.fresh
-        )
+        with self.owned(name, namespace):
+            word, expires_at_ms = await self._store.instance_put(
+                name, namespace, instance_id, document, spec.ttl_ms, fresh=spec.fresh
+            )
         endpoint = self._by_name.get(name)
         if (
             spec.fresh
@@ -70,12 +87,14 @@ class Presence(ABC):
 
         What is told to drain does so until `serve`, or until another process registers under its name. Raises NotFound.
         """
-        await self._store.instance_drain(name, namespace, instance_id, 2 if told else 1)
+        with self.owned(name, namespace):
+            await self._store.instance_drain(name, namespace, instance_id, 2 if told else 1)
         await self.refresh()
 
     async def serve(self, name: str, namespace: str, instance_id: str) -> None:
         """The opposite of `drain` with `told`. Raises NotFound, Conflict `instance_left`."""
-        await self._store.instance_drain(name, namespace, instance_id, 0)
+        with self.owned(name, namespace):
+            await self._store.instance_drain(name, namespace, instance_id, 0)
         await self.refresh()
 
     async def share(
@@ -96,7 +115,8 @@ class Presence(ABC):
                 " as it shall have of the work, or drain it"
             )
             raise Malformed(detail, code="share_of_pull")
-        await self._store.version_set(name, namespace, version, weight=weight, percent=percent, draining=draining)
+        with self.owned(name, namespace):
+            await self._store.version_set(name, namespace, version, weight=weight, percent=percent, draining=draining)
         await self.refresh()
         return self.find(name, namespace)
 

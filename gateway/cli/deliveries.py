@@ -40,7 +40,7 @@ def list_(
     one_of(state, STATES, "--state")
     one_of(kind, KINDS, "--kind")
     with Gateway(url, api_key) as gateway:
-        page = gateway.get("/v1/deliveries", state=state, kind=kind, limit=limit, cursor=cursor)
+        page = gateway.page("/v1/deliveries", {"state": state, "kind": kind, "cursor": cursor}, limit)
     if show.json(page):
         return
     rows = [
@@ -54,9 +54,7 @@ def list_(
         )
         for one in page["items"]
     ]
-    show.table(("id", "kind", "state", "tries", "to", ""), rows, "no deliveries")
-    if page["next_cursor"]:
-        show.note(f"more with --cursor {page['next_cursor']}")
+    show.page(("id", "kind", "state", "tries", "to", ""), rows, "deliveries", page["next_cursor"])
 
 
 @app.command()

@@ -45,9 +45,9 @@ class Exit(IntEnum):
 MEANINGS: Final[dict[Exit, str]] = {
     Exit.OK: "done; an operation that was waited for succeeded",
     Exit.FAILED: "the operation did not succeed, or a check or verdict is bad",
-    Exit.USAGE: "wrong arguments, input or settings",
+    Exit.USAGE: "wrong arguments or settings, or input that is no JSON",
     Exit.MISSING: "not found, or not yours",
-    Exit.REFUSED: "refused, or in conflict with what is there",
+    Exit.REFUSED: "refused by the gateway, as input that breaks its schema, or in conflict with what is there",
     Exit.UNAVAILABLE: "no answer, not ready, or still running when the wait was over",
     Exit.BUG: f"a bug in mesh itself; {TRACEBACK}=1 shows where",
     Exit.INTERRUPTED: "interrupted with Ctrl-C",
@@ -83,6 +83,8 @@ _EXITS: Final[list[tuple[type[MeshError], Exit]]] = [
     (Unavailable, Exit.UNAVAILABLE),
     (PeerFault, Exit.UNAVAILABLE),
 ]
+_NEVER: Final = ("directory_in_use", "backfill_too_long")
+"""What a repeat does not mend, whatever their status may otherwise mean."""
 LOOK: Final = "Look at what is there and decide anew."
 _MENDS: Final[dict[str, str]] = {
     "key_missing": "Set MESH_KEY, or give --api-key.",
@@ -99,7 +101,7 @@ _MENDS: Final[dict[str, str]] = {
 def problem_of(error: MeshError) -> Problem:
     """The problem that an error stands for."""
     exit_code = next((code for kind, code in _EXITS if isinstance(error, kind)), Exit.FAILED)
-    if error.code == "directory_in_use":
+    if error.code in _NEVER:
         exit_code = Exit.REFUSED
     mend = _MENDS.get(error.code, "")
     if not mend and isinstance(error, Unauthenticated):

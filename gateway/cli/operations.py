@@ -80,12 +80,11 @@ def list_(
         "operation": operation,
         "since": _when(since, "--since"),
         "until": _when(until, "--until"),
-        "limit": limit,
         "cursor": cursor,
         **{f"label.{name}": value for name, value in pairs(label, "--label").items()},
     }
     with Gateway(url, api_key) as gateway:
-        page = gateway.ask("GET", "/v1/operations", query=query).json()
+        page = gateway.page("/v1/operations", query, limit)
     if show.json(page):
         return
     rows = [
@@ -99,9 +98,7 @@ def list_(
         )
         for one in page["items"]
     ]
-    show.table(("id", "state", "operation", "attempt", "accepted", "took"), rows, "no operations")
-    if page["next_cursor"]:
-        show.note(f"more with --cursor {page['next_cursor']}")
+    show.page(("id", "state", "operation", "attempt", "accepted", "took"), rows, "operations", page["next_cursor"])
 
 
 def _why(record: dict[str, Any]) -> str:

@@ -86,6 +86,12 @@ class Show:
             table.add_row(*cells)
         self.console.print(table)
 
+    def page(self, columns: Sequence[str], rows: Sequence[Sequence[str]], what: str, cursor: str | None) -> None:
+        """A page of a list; one without rows is not the end of it while there is a cursor."""
+        self.table(columns, rows, f"none of the {what} looked at so far" if cursor else f"no {what}")
+        if cursor:
+            self.note(f"{'more' if rows else 'look further'} with --cursor {cursor}")
+
     def fields(self, rows: Sequence[tuple[str, str]]) -> None:
         """Names and values, one a line; empty values are left out."""
         width = max((len(name) for name, value in rows if value), default=0)

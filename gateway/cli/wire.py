@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 CONNECT_TIMEOUT_S: Final = 5.0
 REPLY_TIMEOUT_S: Final = 15.0
+PAGES_MAX: Final = 10
+"""A gateway looks at 2000 operations for a page."""
 AWAY: Final = (502, 503, 504)
 """Answers of a gateway that another one may stand in for; none of them changed anything that a repeat would double."""
 SILENCE_MAX_S: Final = 45.0
@@ -140,6 +142,21 @@ class Gateway:
     def get(self, path: str, **query: Any) -> Any:
         """The JSON at `path`."""
         return self.ask("GET", path, query=query).json()
+
+    def page(self, path: str, query: Mapping[str, Any], limit: int) -> dict[str, Any]:
+        """`{items, next_cursor}` of a list with filters, whose pages may be short or empty before its end.
+
+        Looks on until there are `limit` items, for PAGES_MAX pages.
+        """
+        found: list[Any] = []
+        cursor = query.get("cursor")
+        for _ in range(PAGES_MAX):
+            page = self.ask("GET", path, query={**query, "limit": limit - len(found), "cursor": cursor}).json()
+            found += page["items"]
+            cursor = page["next_cursor"]
+            if cursor is None or len(found) >= limit:
+                break
+        return {"items": found, "next_cursor": cursor}
 
     @contextmanager
     def stream(self, path: str, headers: Mapping[str, str]) -> Generator[Iterator[bytes]]:

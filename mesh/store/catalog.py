@@ -14,6 +14,8 @@ from mesh.store.link import Link
 from mesh.store.queues import Queue, read_queues
 from mesh.store.verbs import Check, EndpointRow, InstanceRow, Share
 
+UNKNOWN_ENDPOINT: Final = "unknown_endpoint"
+
 
 class _Instance(msgspec.Struct, array_like=True):
     document: str
@@ -270,7 +272,7 @@ def read_versions(packed: bytes) -> dict[str, Share]:
 def unknown_endpoint(name: str) -> NotFound:
     """The one wording for an endpoint that is not there, or not there for this namespace."""
     detail = f"there is no endpoint {name!r}; `mesh endpoint list` shows those you may see"
-    return NotFound(detail, code="unknown_endpoint")
+    return NotFound(detail, code=UNKNOWN_ENDPOINT)
 
 
 def stale_endpoint(name: str, version: str) -> PreconditionFailed:

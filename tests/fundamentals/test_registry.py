@@ -160,7 +160,7 @@ class TestTeams:
 
     @pytest.mark.parametrize("allow", [[], ["beta"], ["*"]])
     async def test_a_neighbour_changes_nothing(self, gateway: Gateway, allow: list[str]) -> None:
-        """S16: not even what it may call."""
+        """S16, S30, P422: not even what it may call; whoever may call it is told whose it is, all others nothing."""
         await put(gateway.alpha, allow=allow)
         before = await gateway.record()
         beta = gateway.beta
@@ -171,7 +171,8 @@ class TestTeams:
             await beat(beta),
             await beta.delete("/v1/endpoints/summarizer/instances/target"),
         ]
-        assert {problem(reply) for reply in replies} == {(404, "unknown_endpoint")}
+        told = (403, "not_owner") if allow else (404, "unknown_endpoint")
+        assert {problem(reply) for reply in replies} == {told}
         assert await gateway.record() == before
 
     async def test_what_is_not_for_you_is_not_there(self, gateway: Gateway) -> None:

@@ -133,6 +133,10 @@ async def test_the_queue_is_the_same_wherever_it_is_read(site: Site, agent: Acto
         assert samples(text, "mesh_endpoint_waiting", owned["id"]) == depths
         assert samples(text, "mesh_endpoint_running", owned["id"]) == {"a": 0, "b": 0, "owner": 1}
         assert samples(text, "mesh_endpoint_breaker", owned["id"]) == {"": 0}
+        assert f'mesh_endpoint_info{{endpoint="{owned["id"]}",name="{name}",owner="owner"}} 1.0' in text
+    open_ = (await Caller(site.gateways[0]).get("/metrics")).body.decode()
+    assert f'mesh_endpoint_breaker{{endpoint="{owned["id"]}"}}' in open_
+    assert "mesh_endpoint_info" not in open_, "names are for who may see them"
     said = json.loads(await asyncio.to_thread(command_line, site.gateways[1], "endpoint", "queue", name, "--json"))
     assert {one["namespace"]: one["waiting"] for one in said["namespaces"]} == depths
     assert "7, the oldest" in await asyncio.to_thread(command_line, site.gateways[1], "endpoint", "queue", name)

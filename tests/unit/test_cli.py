@@ -36,6 +36,7 @@ from mesh.clock import monotonic_s, pause
 from mesh.ids import operation_id, short_id
 from mesh.store.embedded import EmbeddedStore
 from registry.spec import EndpointSpec
+from tests.agents.serving import Scripted, answer, serving
 
 ROOT = Path(__file__).parents[2]
 MESH = [sys.executable, "-m", "gateway.cli.main"]
@@ -648,6 +649,30 @@ class TestOperation:
         done = place("delivery", "list", "--state", "nonesuch")
         assert (done.code, "dead" in done.err) == (Exit.USAGE, True)
         assert place("delivery", "list", "--kind", "nonesuch").code == Exit.USAGE
+
+
+class TestPages:
+    def test_a_list_with_filters_looks_on(self) -> None:
+        """P69: pages may be empty and go on; only a missing cursor is the end."""
+        pages: list[dict[str, Any]] = []
+        one = {"id": operation_id(), "kind": "callback", "state": "dead", "tries": 3, "endpoint": "x"}
+        stub = Scripted(lambda _: answer(pages.pop(0)))
+        with serving(stub) as url:
+            pages += [{"items": [], "next_cursor": "a"}, {"items": [one], "next_cursor": None}]
+            found = mesh("delivery", "list", "--state", "dead", url=url)
+            assert (found.code, one["id"] in found.out, found.err) == (0, True, "")
+            assert ["cursor=a" in request.path for request in stub.requests] == [False, True]
+            pages += [{"items": [], "next_cursor": "b"}] * 10
+            none = mesh("operation", "list", "--label", "a=b", url=url)
+            assert (none.code, none.out) == (0, "")
+            assert none.err == "none of the operations looked at so far\nlook further with --cursor b\n"
+
+    def test_what_no_repeat_mends_is_refused(self, place: Place) -> None:
+        name = short_id("often")
+        place("schedule", "create", name, "* * * * *", "greeter", "greeter", "greet", "-i", '"Ada"')
+        done = place("schedule", "backfill", name, "--from", "2026-01-01T00:00:00Z", "--until", "2026-01-02T00:00:00Z")
+        assert (done.code, "1000" in done.err) == (Exit.REFUSED, True), done.err
+        assert place("schedule", "remove", name, "--yes").code == Exit.OK
 
 
 class TestEndpoint:
