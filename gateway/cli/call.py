@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, cast
 import typer
 
 from gateway.cli.exits import Exit, Problem
-from gateway.cli.options import ApiKey, Json, Labels, Url, check_seconds, pairs, read_json
+from gateway.cli.options import ApiKey, Json, Labels, Url, check_seconds, check_url, pairs, read_json
 from gateway.cli.show import Show, between, is_live, soon, span
 from gateway.cli.wire import Gateway, Reply, Unreached
 from mesh.blob import OCTETS, Blob
@@ -107,6 +107,7 @@ def call(
         raise Problem("--async and --wait exclude each other")
     if callback_format not in FORMATS:
         raise Problem(f"--callback-format is one of {', '.join(FORMATS)}")
+    check_url(callback, "--callback")
     check_seconds(wait, "--wait")
     check_seconds(deadline, "--deadline", least=DEADLINE_MIN_S)
     check_seconds(delay, "--delay")

@@ -21,7 +21,7 @@ app = typer.Typer(no_args_is_help=True, help="Callbacks and other deliveries: li
 @app.command("list")
 def list_(
     state: Annotated[str | None, typer.Option(help="pending, in_flight, delivered, dead or dropped.")] = None,
-    kind: Annotated[str | None, typer.Option(help="start, cancel or callback.")] = None,
+    kind: Annotated[str | None, typer.Option(help="start, cancel or callback; of starts there are most.")] = None,
     limit: Annotated[int, typer.Option(min=1, max=500)] = 50,
     cursor: Annotated[str | None, typer.Option(help="Where the last page ended.")] = None,
     *,

@@ -10,7 +10,7 @@ import typer
 
 from gateway.cli.endpoint import Name, endpoint_path, health_of, services_of
 from gateway.cli.exits import Problem
-from gateway.cli.options import ApiKey, Json, Labels, Url, if_match_header, pairs, read_json
+from gateway.cli.options import ApiKey, Json, Labels, Url, check_url, if_match_header, pairs, read_json
 from gateway.cli.show import Show, plain
 from gateway.cli.sources import read_services
 from gateway.cli.wire import Gateway, Reply
@@ -75,6 +75,7 @@ def register(
     """  # noqa: D301 - \b keeps the lines of an example
     show = Show(as_json)
     spec = _from_file(file) if file is not None else {}
+    check_url(target, "--target")
     if pull or target is not None:
         spec["target"] = _target(target, pull=pull)
     if service or contract:
@@ -147,7 +148,9 @@ def _from_file(path: Path) -> dict[str, Any]:
 
 def _service(text: str) -> dict[str, Any]:
     name, sign, listed = text.partition("=")
-    operations = [{"name": one.strip()} for one in listed.split(",") if one.strip()]
+    operations = [{"name": one.strip()} for one in listed.split(",")] if sign else []
+    if any(not one["name"] for one in operations):
+        raise Problem(f"--service {text!r} has an operation without a name", "Give NAME for any, or NAME=OP,OP.")
     return {"name": name, "operations": operations} if sign else {"name": name}
 
 

@@ -54,6 +54,12 @@ def check_seconds(value: float | None, option: str, *, least: float = 0) -> None
         raise Problem(f"{option} {value:g} is no number of seconds from {least:g} up")
 
 
+def check_url(value: str | None, option: str) -> None:
+    """Raise Problem unless `value` is left out or begins as an absolute URL; the gateway knows more."""
+    if value is not None and not value.startswith(("http://", "https://")):
+        raise Problem(f"{option} {value!r} is no URL: it begins with http:// or https://")
+
+
 def one_of(text: str | None, words: Sequence[str], option: str, *, several: bool = False) -> None:
     """Raise Problem unless `text` is left out or one of `words`; `several`: with commas."""
     for word in (text or "").split(",") if several else [text or ""]:

@@ -229,7 +229,8 @@ def backfill(
         return
     if not found["times"]:
         raise Problem(f"schedule {name} has no time from {from_} to {until}")
-    show.line(f"{len(found['times'])} times will run, {found['queued']} of them one after the other")
+    turns = f", {found['queued']} of them one after the other" if overlap == "queue" and found["queued"] else ""
+    show.line(f"{len(found['times'])} times will run{turns}")
 
 
 @app.command()

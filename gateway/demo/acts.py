@@ -30,7 +30,7 @@ from gateway.demo.mending import Mending
 from gateway.demo.receiver import read_ledger
 from gateway.demo.stage import TEAMS, Stage
 from gateway.demo.story import Story
-from gateway.demo.timeline import WORKING, Row, row_of
+from gateway.demo.timeline import WORKING, Row, below_parents, row_of
 from gateway.demo.verdict import Claim, Evidence, judge
 from mesh.clock import from_rfc3339, now_ms
 
@@ -50,6 +50,8 @@ class Demo:
         self._tree = tree
         self._files = len(source_files(tree_root(tree)))
         self._acknowledged: dict[str, str] = {}
+        self._parents: dict[str, str] = {}
+        """Child -> who called it."""
         self._callers: dict[str, Caller] = {}
         self._reads: dict[str, list[str]] = {}
         self._owed: list[str] = []
@@ -94,6 +96,7 @@ class Demo:
                 read = f"; read {passage.title} ({passage.file}:{passage.line})" if passage else ""
                 story.hang("", f"{explained.count} × {explained.rule}, as in {example.file}:{example.line}{read}", 20)
             self._acknowledged |= {one: f"  └ {purpose}" for purpose, one in found.calls.items()}
+            self._parents |= dict.fromkeys(found.calls.values(), review.id)
             streamed = await watching
             await self._settle_callbacks()
             return await self._judge(found, review.id, streamed)
@@ -251,6 +254,7 @@ class Demo:
         report = await mending.play(quality)
         for name, one in mending.operations.items():
             self._accept(one, name)
+        self._parents |= mending.parents
         self._story.step("answer", f"coder → quality: {report.verdict}")
         await self._read(quality, mending.operations["mend"])
 
@@ -282,10 +286,13 @@ class Demo:
         )
 
     def rows(self) -> list[Row]:
-        """The timeline: processes that were killed, then operations in the order of their acceptance."""
-        ordered = sorted(self.histories.items(), key=lambda entry: entry[1][0]["at"])
+        """The timeline: processes that were killed, then operations as they were accepted, children below."""
+        accepted = {one: events[0]["at"] for one, events in self.histories.items()}
         killed_ms = self._stage.killed_ms.get("checks")
-        operations = [row_of(self._acknowledged[one], events, killed_ms) for one, events in ordered]
+        operations = [
+            row_of(self._acknowledged[one], self.histories[one], killed_ms)
+            for one in below_parents(accepted, self._parents)
+        ]
         return [*self._stage.rows.values(), *operations]
 
     def _accept(self, operation_id: str, name: str, *, callback: bool = False) -> None:

@@ -31,6 +31,7 @@ class Mending:
         self._kept: list[str] = []
         self.operations: dict[str, str] = {}
         """What was called, by what it was for."""
+        self.parents: dict[str, str] = {}
 
     async def play(self, quality: Caller) -> MendReport:
         """Call, kill, start again, wait for the answer."""
@@ -53,6 +54,7 @@ class Mending:
         report: MendReport = await handle.result()
         (child,) = [event["id"] for event in await quality.history(handle.id) if event["type"] == "call"]
         self.operations["  └ look it up"] = child
+        self.parents[child] = handle.id
         return report
 
     def evidence(self, histories: Mapping[str, Sequence[Mapping[str, Any]]]) -> Steps:

@@ -5,7 +5,7 @@ Pure: events of operations and marks of the demo in, lines of text with rich mar
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -66,6 +66,13 @@ def row_of(name: str, events: Sequence[dict[str, Any]], killed_ms: int | None = 
                 pass
     row.note = "1 attempt" if attempt == 1 else f"{attempt} attempts"
     return row
+
+
+def below_parents(accepted: Mapping[str, str], parents: Mapping[str, str]) -> list[str]:
+    """Operations by when they were `accepted` (RFC 3339), each with its children right below it."""
+    ordered = sorted(accepted, key=lambda one: accepted[one])
+    roots = [one for one in ordered if parents.get(one) not in accepted]
+    return [each for one in roots for each in (one, *(child for child in ordered if parents.get(child) == one))]
 
 
 def draw(rows: Sequence[Row], begun_ms: int, ended_ms: int, *, columns: int, unicode: bool) -> list[str]:

@@ -511,7 +511,7 @@ class TestCall:
             (["greeter", "greeter", "greet", "--deadline", "-3"], Exit.USAGE, "--deadline -3"),
             (["greeter", "greeter", "greet", "--deadline", "0"], Exit.USAGE, "--deadline 0"),
             (["greeter", "greeter", "greet", "--callback-format", "x"], Exit.USAGE, "cloudevents"),
-            (["greeter", "greeter", "greet", "-i", '""', "--callback", "ftp://x"], Exit.REFUSED, "URL"),
+            (["greeter", "greeter", "greet", "-i", '""', "--callback", "ftp://x"], Exit.USAGE, "URL"),
         ],
     )
     def test_what_cannot_be_is_one_sentence_with_the_mend(

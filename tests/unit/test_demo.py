@@ -15,6 +15,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ from gateway.demo.lint_rules import RULES, lint
 from gateway.demo.lint_worker import journaled, run, source_files
 from gateway.demo.passages import Index, words
 from gateway.demo.receiver import Ledger, Receiver, read_ledger
-from gateway.demo.timeline import DOWN, WAITING, WORKING, Row, draw, row_of
+from gateway.demo.timeline import DOWN, WAITING, WORKING, Row, below_parents, draw, row_of
 from gateway.demo.verdict import Evidence, Steps, judge
 from mesh.clock import monotonic_s, now_ms, pause, to_rfc3339
 from mesh.tokens import new_webhook_secret
@@ -264,6 +265,11 @@ def event(seq: int, at_ms: int, kind: str, attempt: int = 1) -> dict[str, Any]:
 
 
 class TestTimeline:
+    def test_children_are_below_who_called_them(self) -> None:
+        accepted = {one: to_rfc3339(at_ms) for at_ms, one in enumerate(("child", "b", "a", "late"))}
+        order = below_parents(accepted, {"child": "a", "late": "a", "b": "not shown"})
+        assert order == ["b", "a", "child", "late"]
+
     def test_a_lost_attempt_waits_from_the_death_of_its_agent_on(self) -> None:
         events = [
             event(1, 1000, "accepted", 0),
@@ -466,6 +472,11 @@ class TestDemo:
         assert err == ""
         assert max(len(line) for line in out.splitlines() if "kept" not in line) <= 110
         assert len(out.splitlines()) < 70, "one screen"
+        lines = out.splitlines()
+        for parent, count in (("mend ", 1), ("review ", 5)):
+            below = next(number for number, line in enumerate(lines) if line.startswith(parent)) + 1
+            hung = list(takewhile(lambda line: line.startswith("  └ "), lines[below:]))
+            assert len(hung) == count, (parent, hung)
         assert leftovers(short) == []
         (kept,) = (short / "kept").iterdir()
         assert (kept / "data" / "appendonlydir").is_dir()
