@@ -37,7 +37,7 @@ def test_the_page(keyless: Gateway, tmp_path: Path) -> None:
     assert "3 accepted, 0 refused" in many
     assert "3 accepted, 3 of them before, 0 refused" in many
     assert '{"line":3,"status":202' in many
-    assert "2 times will run, 2 of them one after the other" in clock
+    assert "2 times will run\n" in clock
     assert "30 2 * * * in Europe/Berlin" in clock
     assert "schedule nightly: paused" in clock
     assert python.split() == ["scheduled", "3", "False", "5"]

@@ -803,7 +803,7 @@ class TestEndpoint:
         ("arguments", "code", "words"),
         [
             ([], Exit.USAGE, "--target"),
-            (["-t", "not a url"], Exit.REFUSED, "URL"),
+            (["-t", "not a url"], Exit.USAGE, "URL"),
             (["--policy", "{}", "--file", "/nonexistent"], Exit.USAGE, "/nonexistent"),
             (["-t", NOWHERE, "--policy", "nonesuch"], Exit.USAGE, "--policy"),
             (["-t", NOWHERE, "--policy", '{"max_concurrency": 0}'], Exit.REFUSED, "/policy/max_concurrency"),
