@@ -6,7 +6,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
 from mesh.errors import TooMany
-from mesh.wire import WAITING, Quota, quota_headers
+from mesh.wire import DELAYED, WAITING, Quota, quota_headers
 
 if TYPE_CHECKING:
     from mesh.edge import Headers
@@ -28,6 +28,18 @@ def backlog_full(refused: BacklogFull, endpoint: str, namespace: str) -> TooMany
     )
     quota = Quota(WAITING, refused.cap, 0, namespace, after_s)
     return TooMany(detail, retry_after_s=after_s, code="backlog_full", headers=quota_headers(quota))
+
+
+def delayed_full(refused: BacklogFull, endpoint: str, namespace: str) -> TooMany:
+    """429, with the time at which the first of them begins, and so makes room."""
+    after_s = min(max(-(-refused.drain_ms // 1000), 1), RETRY_AFTER_S_MAX)
+    detail = (
+        f"{refused.depth} operations of your namespace are accepted for later at endpoint {endpoint!r}, and"
+        f" {refused.cap} may be (`max_delayed`); nothing was changed, repeat in {after_s} s with the same key, or start"
+        " it when it is to begin"
+    )
+    quota = Quota(DELAYED, refused.cap, 0, namespace, after_s)
+    return TooMany(detail, retry_after_s=after_s, code="delayed_full", headers=quota_headers(quota))
 
 
 def room(endpoint: Endpoint, namespace: str, reply: Accepted) -> Headers:

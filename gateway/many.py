@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from gateway.admission import backlog_full
+from gateway.admission import backlog_full, delayed_full
 from gateway.orders import Begun, Later, Order, check_json_type, start_arguments, stored_request
 from gateway.payloads import file_bytes
 from mesh.errors import Conflict, MeshError, NotFound, TooLarge, Unavailable
@@ -206,5 +206,5 @@ class Many:
             detail = f"endpoint {request.endpoint!r} was deleted a moment ago"
             return NotFound(detail, code="unknown_endpoint")
         if isinstance(lost, BacklogFull):
-            return backlog_full(lost, request.endpoint, namespace)
+            return (delayed_full if lost.later else backlog_full)(lost, request.endpoint, namespace)
         return lost if isinstance(lost, MeshError) else Unavailable(str(lost), code="session_lost")

@@ -74,6 +74,7 @@ def queue_record(mesh: Mesh, endpoint: Endpoint, queue: Queue, at_ms: int, viewe
             "max_concurrency": policy.max_concurrency,
             "rate_per_s": policy.rate_per_s,
             "max_waiting": policy.max_waiting,
+            "max_delayed": policy.max_delayed,
             "namespaces": {name: policy.share(name).model_dump() for name in named},
         },
         "namespaces": [_namespace(endpoint, one, at_ms) for _, one in sorted(shown.items())],

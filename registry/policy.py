@@ -138,6 +138,9 @@ class NamespaceLimits(Part):
     max_waiting: int | None = Field(
         default=None, ge=1, le=WAITING_MAX, description="most operations of the namespace that wait in line; then 429"
     )
+    max_delayed: int | None = Field(
+        default=None, ge=1, le=WAITING_MAX, description="most operations of the namespace accepted for later; then 429"
+    )
 
 
 class Policy(Part):
@@ -173,6 +176,10 @@ class Policy(Part):
     max_waiting: int | None = Field(
         default=None, ge=1, le=WAITING_MAX, description="most operations of each namespace that wait in line; then 429"
     )
+    max_delayed: int | None = Field(
+        default=None, ge=1, le=WAITING_MAX,
+        description="most operations of each namespace accepted for later, until their time comes; then 429",
+    )  # fmt: skip
     limits: dict[LimitedName, NamespaceLimits] = Field(
         default={}, max_length=LIMITED_MAX, description="by calling namespace, `*` for those not named"
     )
@@ -186,7 +193,7 @@ class Policy(Part):
 
     def share(self, namespace: str) -> NamespaceLimits:
         """What holds for a namespace, or for `*`."""
-        share = NamespaceLimits(max_waiting=self.max_waiting, weight=1)
+        share = NamespaceLimits(max_waiting=self.max_waiting, max_delayed=self.max_delayed, weight=1)
         for name in ("*", namespace):
             if name in self.limits:
                 share = share.model_copy(update=self.limits[name].model_dump(exclude_none=True))
@@ -200,13 +207,14 @@ class Policy(Part):
         return fields
 
     def shares(self) -> list[str]:
-        """For the store (mesh/store/lua/line.lua): name, `rate concurrency weight max_waiting`, and so on; 0 none."""
-        if not self.limits and self.max_waiting is None:
+        """For the store (lua/line.lua): name, `rate concurrency weight waiting delayed`, and so on; 0 none."""
+        if not self.limits and self.max_waiting is None and self.max_delayed is None:
             return []
         texts: list[str] = []
         for name in ("*", *(name for name in self.limits if name != "*")):
             one = self.share(name)
-            texts += [name, f"{one.rate_per_s or 0} {one.max_concurrency or 0} {one.weight} {one.max_waiting or 0}"]
+            most = f"{one.max_waiting or 0} {one.max_delayed or 0}"
+            texts += [name, f"{one.rate_per_s or 0} {one.max_concurrency or 0} {one.weight} {most}"]
         return texts
 
     @property

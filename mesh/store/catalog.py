@@ -56,7 +56,7 @@ class CatalogStore(Functions):
 
         `retry`: initial_ms, factor, max_ms and jitter of its policy in one text, for the store to count by. `change`:
         what changes in its contract, as JSON, kept with the version. `limits`: namespace or `*`, then its `rate
-        concurrency weight cap`, and so on. `if_match` "new": there must be none.
+        concurrency weight cap later`, and so on. `if_match` "new": there must be none.
         """
         arguments = {
             "name": name, "ns": namespace, "id": candidate_id, "if_match": if_match, "max": max_concurrency,

@@ -32,6 +32,7 @@ SUFFIXES: Final = {
     "turns": ":turn:",  # + endpoint id [+ `|` + pin]; zset, namespaces that take turns, by virtual time (lua/line.lua)
     "debts": ":debt:",  # + endpoint id [+ `|` + pin]; zset, namespaces out of turns that are ahead of the present
     "parked": ":park:",  # + endpoint id [+ `|` + pin]; zset, namespaces at their own limit, by when to look again, ms
+    "later": ":later:",  # + endpoint id : namespace; zset, operations accepted for later, by their time, where bounded
     "pins": ":pins:",  # + endpoint id; set, pins of which operations wait in a line of their own (lua/pins.lua)
     "running": ":ran:",  # + endpoint id; hash, instance with a version -> its attempts that answered 201 and run
     "waiting_endpoints": ":waits",  # set, endpoint ids whose `waiting` or `pins` may not be empty

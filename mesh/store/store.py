@@ -60,11 +60,11 @@ class OtherParent(Exception):
 
 
 class BacklogFull(Exception):
-    """As many operations of the namespace wait for the endpoint as may; `drain_ms`: half of them went by then, or 0."""
+    """As many of a namespace wait there (`later`: for their time) as may; `drain_ms`: then there may be room; or 0."""
 
     def __init__(self, about: str) -> None:
         super().__init__(about)
-        self.depth, self.cap, self.drain_ms = map(int, about.split())
+        self.depth, self.cap, self.drain_ms, self.later, *_ = (*map(int, about.split()), 0)
 
 
 Reply: TypeAlias = Accepted | Replayed | KeyReused

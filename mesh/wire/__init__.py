@@ -65,7 +65,7 @@ from mesh.wire.names import (
     quote_segment,
     split_path,
 )
-from mesh.wire.quotas import WAITING, Quota, quota_headers
+from mesh.wire.quotas import DELAYED, WAITING, Quota, quota_headers
 from mesh.wire.replies import OPERATION_TOKEN_BYTES_MAX, Completion, parse_completion, parse_started
 from mesh.wire.strict_json import (
     CHEAP_BYTES,
@@ -82,6 +82,7 @@ from mesh.wire.strict_json import (
 __all__ = [
     "CALLBACK_BYTES_MAX",
     "CHEAP_BYTES",
+    "DELAYED",
     "DURATION_MS_MAX",
     "ENDPOINT_NAME_MAX",
     "ENDPOINT_NAME_MIN",

@@ -9,6 +9,9 @@ from typing import Final, NamedTuple
 WAITING: Final = "waiting"
 """The quota of operations of one namespace that wait for one endpoint."""
 
+DELAYED: Final = "delayed"
+"""The quota of those that are accepted for later."""
+
 
 class Quota(NamedTuple):
     """`limit` of something for `partition`, `remaining` of it; `reset_s`: about then there is room, 0 unknown."""

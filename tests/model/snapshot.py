@@ -93,6 +93,7 @@ class Snapshot:
     turns: dict[str, dict[str, float]] = field(default_factory=dict)
     debts: dict[str, dict[str, float]] = field(default_factory=dict)
     parked: dict[str, dict[str, float]] = field(default_factory=dict)
+    later: dict[str, dict[str, float]] = field(default_factory=dict)
     journals: dict[str, list[Line]] = field(default_factory=dict)
     streams: dict[str, list[Line]] = field(default_factory=dict)
     children: dict[str, dict[str, float]] = field(default_factory=dict)
@@ -136,7 +137,7 @@ def _sort(snapshot: Snapshot, name: str, value: Any) -> None:  # noqa: C901, PLR
             getattr(snapshot, f"{kind}s")[rest] = [decode_line(element) for element in value]
         elif kind == "unfinished":
             snapshot.unfinished[rest] = {one.decode() for one in value}
-        elif kind in ("index", "dead", "waiting", "children", "line", "turns", "debts", "parked"):
+        elif kind in ("index", "dead", "waiting", "children", "line", "turns", "debts", "parked", "later"):
             getattr(snapshot, kind)[rest] = _scores(value)
         elif kind == "waiting_endpoints":
             snapshot.waiting_endpoints = {one.decode() for one in value}

@@ -185,6 +185,25 @@ async def test_a_full_line_is_429_before_anything_is_kept(site: Site, agent: Act
     assert (await site.caller("a").v1(name, {"idempotency-key": "new"})).status == 202
 
 
+async def test_what_is_accepted_for_later_is_bounded_too(site: Site, agent: Actor) -> None:
+    """P433: on both surfaces and in a batch; until its time, or its cancel, it takes up room."""
+    name = await site.register(agent, max_delayed=2, limits={"b": {"max_delayed": 1}})
+    kept = [(await site.caller("a").v1(name, delay_ms=3_600_000)).json["id"] for _ in range(2)]
+    refused = await site.caller("a", 1).v1(name, delay_ms=3_600_000)
+    check_problem(refused, 429, "delayed_full")
+    assert (refused["retry-after"], refused["ratelimit"][:14]) == ("60", '"delayed";r=0;')
+    failed = await site.caller("a").nexus(name, headers=[ASYNC, ("mesh-delay", "60m")])
+    check_failure(failed, 429, "RESOURCE_EXHAUSTED")
+    line = json.dumps({"endpoint": name, "service": "svc", "operation": "op", "delay_ms": 3_600_000}).encode()
+    batch = await site.caller("a").post("/v1/operations/batch", line)
+    assert (json.loads(batch.body)["status"], json.loads(batch.body)["problem"]["code"]) == (429, "delayed_full")
+    assert (await site.caller("a").v1(name)).status == 202
+    assert (await site.caller("b").v1(name, delay_ms=3_600_000)).status == 202
+    check_problem(await site.caller("b").v1(name, delay_ms=3_600_000), 429, "delayed_full")
+    assert (await site.caller("a").cancel(kept[0])).status == 202
+    assert (await site.caller("a").v1(name, delay_ms=3_600_000)).status == 202
+
+
 def start_by_client(gateway: Gateway, name: str, value: Any, priority: int) -> str:
     with mesh.SyncClient(gateway.url(), key=KEYS["a"]) as client:
         return client.start(name, "svc", "op", value, priority=priority).id

@@ -47,6 +47,7 @@ class TestDefaults:
             "canaries": [],
             "flapping": {"arrivals": 4, "within_ms": 60_000},
             "max_waiting": None,
+            "max_delayed": None,
             "limits": {},
         }
 
@@ -180,10 +181,11 @@ class TestLimits:
         limits = {"a": {"weight": 3}, "*": {"max_concurrency": 2, "rate_per_s": 10}, "b": {"max_waiting": 7}}
         policy = read_spec(EndpointSpec, {"policy": {"max_waiting": 9, "limits": limits}}).policy
         assert policy.share("a").model_dump() == {
-            "rate_per_s": 10.0, "max_concurrency": 2, "weight": 3, "max_waiting": 9
+            "rate_per_s": 10.0, "max_concurrency": 2, "weight": 3, "max_waiting": 9, "max_delayed": None
         }  # fmt: skip
-        assert policy.shares() == ["*", "10.0 2 1 9", "a", "10.0 2 3 9", "b", "10.0 2 1 7"]
+        assert policy.shares() == ["*", "10.0 2 1 9 0", "a", "10.0 2 3 9 0", "b", "10.0 2 1 7 0"]
         assert (Policy().shares(), Policy(max_concurrency=1).shares()) == ([], [])
+        assert Policy(max_delayed=4).shares() == ["*", "0 0 1 0 4"]
         assert set(policy.seen_by("b")["limits"]) == {"*", "b"}
 
     def test_bounds_have_pointers(self) -> None:

@@ -59,9 +59,10 @@ local function share_of(ep, namespace)
   if not share then
     local f = redis.call('HMGET', ep.root .. KEY.endpoint .. ep.id,
       'run:' .. namespace, 'tat:' .. namespace, 'of:' .. namespace, 'of:*')
-    local rate, max, weight, cap = string.match(f[3] or f[4] or '', '^(%S+) (%S+) (%S+) (%S+)$')
+    local rate, max, weight, cap, later = string.match(f[3] or f[4] or '', '^(%S+) (%S+) (%S+) (%S+) ?(%S*)$')
     share = {
       rate = tonumber(rate) or 0, max = tonumber(max) or 0, weight = tonumber(weight) or 1, cap = tonumber(cap) or 0,
+      later = tonumber(later) or 0,
       run = tonumber(f[1]) or 0, tat = tonumber(f[2]) or 0,
     }
     ep.of[namespace] = share

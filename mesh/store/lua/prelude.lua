@@ -237,6 +237,9 @@ local function settle(op, now, code, detail, instance)
     apply_delivery(op, 'cancel', 'drop')
   end
   free_slot(op)
+  if op.delay_ms > 0 and op.attempt == 0 then
+    redis.call('ZREM', op.root .. KEY.later .. op.endpoint .. ':' .. op.namespace, op.id)
+  end
   emit(op, code, now, detail, nil, instance)
   if op.wants_callback > 0 then
     apply_delivery(op, 'callback', 'owe')

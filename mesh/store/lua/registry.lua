@@ -17,7 +17,7 @@ end
 
 -- endpoint_put: create or replace. Arguments: msgpack {name, ns, id, if_match, max, rate, pull, retry, limits}, document (JSON),
 -- what changes in the contract (JSON, '' nothing), kept as msgpack {version, now, change}.
--- `limits`: namespace or '*', then its `rate concurrency weight cap`, 0 for none; and so on.
+-- `limits`: namespace or '*', then its `rate concurrency weight cap later`, 0 for none; and so on.
 -- `if_match`: '' none, '*' must exist, 'new' must not, else the version. Reply: {'created' | 'replaced' | 'same', now, id, version}.
 -- Refuses: NAME_TAKEN, STALE_VERSION. A deleted endpoint comes back to its owner under its old id, with its waiting work.
 local function mesh1_endpoint_put(keys, argv)

@@ -10,7 +10,7 @@
 --     or {'replayed', now, id, state}
 -- Refuses: KEY_REUSED id, OTHER_PARENT id (the key is of an operation that this call of the parent did not start), NO_ENDPOINT,
 --   NO_SESSION, PARENT_LOST (its attempt was given up, or it ended), BACKLOG depth cap ms
---   (turns.lua; a repeat of what was accepted is answered all the same). Effects: record, key, index, timer, events accepted [+ dispatched].
+--   [1: of what is accepted for later] (turns.lua; a repeat of what was accepted is answered all the same). Effects: record, key, index, timer, events accepted [+ dispatched].
 -- The link sends a call again when its reply was lost, so the same id answers as the first time did, except that an
 --   attempt which was taken from this session meanwhile, or has ended, is no longer its to send.
 -- Admission: refused by the server itself when memory is full (no allow-oom flag).
@@ -110,6 +110,7 @@ local function mesh1_start(keys, argv, gather)
     if delay_ms then room = nil end
     if begins > now then reason = '' end
     full = (delay_ms or reason ~= '') and full
+    if not full and begins > now and ep.shares then full = later_full(ep, a.ns, now) end
   end
   -- One call claims the key or finds who has it; a start that is refused below must not claim it.
   local known
@@ -162,6 +163,7 @@ local function mesh1_start(keys, argv, gather)
   elseif not delay_ms then
     dispatch(op, ep, a.session, now)
   end
+  if begins > now and ep.shares then note_later(op, ep) end
   put(gather, root .. KEY.index .. a.ns, now, a.id)
   if parent then adopt(parent, op, a.parent_close) end
   if input ~= '' then

@@ -150,3 +150,30 @@ local function backlog(ep, namespace, pin, now, gather)
   end
   return { depth, share.cap, rate > 0 and math.ceil(depth / 2 / rate) or 0 }
 end
+
+-- Later ------------------------------------------------------------------------------------------------------------
+
+local function later_key(root, endpoint, namespace)
+  return root .. KEY.later .. endpoint .. ':' .. namespace
+end
+
+-- nil, or {how many of the namespace are accepted for later, the most that may be, ms until the first of them begins, 1}.
+local function later_full(ep, namespace, now)
+  local share = share_of(ep, namespace)
+  if not share or share.later == 0 then return nil end
+  local key = later_key(ep.root, ep.id, namespace)
+  redis.call('ZREMRANGEBYSCORE', key, '-inf', now)
+  local count = redis.call('ZCARD', key)
+  if count < share.later then return nil end
+  return { count, share.later, tonumber(redis.call('ZRANGE', key, 0, 0, 'WITHSCORES')[2]) - now, 1 }
+end
+
+-- One more of them. What of it was not looked at again goes by itself when the last of them has begun.
+local function note_later(op, ep)
+  local share = share_of(ep, op.namespace)
+  if not share or share.later == 0 then return end
+  local key = later_key(ep.root, ep.id, op.namespace)
+  redis.call('ZADD', key, op.start_at, op.id)
+  redis.call('PEXPIREAT', key, op.start_at, 'NX')
+  redis.call('PEXPIREAT', key, op.start_at, 'GT')
+end
