@@ -88,13 +88,13 @@ class StartBody(msgspec.Struct, forbid_unknown_fields=True):
     """Body of POST /v1/operations. `input` stays the caller's own bytes; absent is Nexus null (P64)."""
 
     endpoint: Annotated[str, _says("name or id of the endpoint")]
-    service: str
-    operation: str
+    service: Annotated[str, _says("of that endpoint")]
+    operation: Annotated[str, _says("of that service")]
     input: Annotated[msgspec.Raw | msgspec.UnsetType, _says("any JSON; absent is null without a type")] = msgspec.UNSET
-    callback: CallbackBody | None = None
-    timeouts: TimeoutsBody | None = None
+    callback: Annotated[CallbackBody | None, _says("is told the outcome, at least once, signed")] = None
+    timeouts: Annotated[TimeoutsBody | None, _says("in ms; left out, the endpoint's policy says")] = None
     labels: Annotated[dict[str, str], _says("16 at most, of 128 characters; lists filter by them")] = {}
-    parent: ParentBody | None = None
+    parent: Annotated[ParentBody | None, _says("the running attempt whose child it is")] = None
     delay_ms: Annotated[int | None, _says("it begins so long after its acceptance, up to a year")] = None
     start_at: Annotated[str | None, _says("it begins then, RFC 3339; what is past is at once")] = None
     version: Annotated[str | None, _says("only instances of this version run it; while none lives it waits")] = None

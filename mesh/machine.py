@@ -226,7 +226,8 @@ DELIVERY: Final[dict[Delivery, dict[DeliveryEvent, Cell]]] = {
 }
 
 BLOCKED_REASONS: Final = (
-    "no_instance", "unreachable", "breaker", "paused", "concurrency", "rate", "busy", "endpoint_deleted", "no_version"
+    "no_instance", "unreachable", "breaker", "paused", "concurrency", "rate", "busy", "endpoint_deleted", "no_version",
+    "namespace_concurrency", "namespace_rate",
 )  # fmt: skip
 """Why a scheduled operation waits without using an attempt; shown as `blocked` beside the state. `busy`: agents that
 fetch their work are there, and none asks for more. `no_version`: no live instance of the version that must run it."""
