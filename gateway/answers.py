@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
-from typing import Any, Final, NamedTuple, TypeAlias
+from typing import Any, ClassVar, Final, TypeAlias
+
+import msgspec
 
 from mesh.errors import Malformed, ReplyInvalid
 from mesh.pool import Reply
@@ -33,38 +35,38 @@ _DROPPED_PREFIX: Final = (b"mesh-", b"proxy-", b"access-control-")
 """What a handler's refusal may not say to the caller: framing, and what only the mesh itself says."""
 
 
-class Succeeded(NamedTuple):
+class Succeeded(msgspec.Struct, frozen=True, gc=False):
     """200."""
 
     outcome: Outcome
-    word = "succeeded"
+    word: ClassVar = "succeeded"
 
 
-class Started(NamedTuple):
+class Started(msgspec.Struct, frozen=True, gc=False):
     """201. `lease_ms` > 0: the agent will heartbeat (header `Mesh-Lease-Ms`)."""
 
     token: str
     lease_ms: int
     links: list[str]
-    word = "started"
+    word: ClassVar = "started"
 
 
-class Unsuccessful(NamedTuple):
+class Unsuccessful(msgspec.Struct, frozen=True, gc=False):
     """424: the operation itself failed or was canceled."""
 
     state: str
     outcome: Outcome
-    word = "unsuccessful"
+    word: ClassVar = "unsuccessful"
 
 
-class Refused(NamedTuple):
+class Refused(msgspec.Struct, frozen=True, gc=False):
     """A handler error that must not be retried."""
 
     outcome: Outcome
-    word = "refused"
+    word: ClassVar = "refused"
 
 
-class TryAgain(NamedTuple):
+class TryAgain(msgspec.Struct, frozen=True, gc=False):
     """A handler error worth repeating, or no answer that the protocol knows.
 
     `own_word`: the agent itself answered, as far as can be told; not a proxy that speaks for one that is away.
@@ -75,7 +77,7 @@ class TryAgain(NamedTuple):
     failure: dict[str, Any] | None
     retry_after_ms: int
     own_word: bool = True
-    word = "retryable"
+    word: ClassVar = "retryable"
 
 
 StartAnswer: TypeAlias = Succeeded | Started | Unsuccessful | Refused | TryAgain

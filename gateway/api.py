@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from msgspec.structs import replace
+
 from gateway.callbacks import operation_link
 from gateway.outcomes import encode_json, known_fields, nexus_answer, record_fields
 from gateway.payloads import DIGESTS, check_told
@@ -73,7 +75,7 @@ class OperationsSurface:
         principal = self._auth.authenticate(request.headers)
         headers = caller_headers(request.headers)
         wait_ms, applied = self._wait_ms(request)
-        if DIGESTS & request.first.keys() and request.intake is None:
+        if not DIGESTS.isdisjoint(request.first) and request.intake is None:
             check_told(request.first, request.body)
         ordered = request.first.get(MESH_START)
         told = request.body if ordered is None else ordered
@@ -92,7 +94,7 @@ class OperationsSurface:
             content_type = request.first.get(b"content-type")
             order = beside(body, principal.namespace, headers, content_type, content)
             if request.intake is not None:
-                order = order._replace(large=await request.intake.finish())
+                order = replace(order, large=await request.intake.finish())
         order = with_parent(order, request.first)
         if order.later is not None and order.later.left_ms() >= wait_ms:
             wait_ms = 0
@@ -144,7 +146,7 @@ class OperationsSurface:
         if known.state.terminal and known.outcome is not None:
             link = operation_link(self._public_url, operation).encode()
             answer = nexus_answer(operation, known.state, known.outcome, link, known.links, first=False)
-            answer = answer._replace(headers=[*answer.headers, (b"cache-control", b"no-store")])
+            answer = replace(answer, headers=[*answer.headers, (b"cache-control", b"no-store")])
             if known.outcome.data is None:
                 return answer
             return await self._operations.payloads.answering(answer, request, operation, known.outcome.data)

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import msgspec
+from msgspec.structs import replace
 
 from gateway.outcomes import encode_json
 from gateway.problems import problem
@@ -131,7 +132,7 @@ def read_line(line: Line, namespace: str, headers: CallerHeaders) -> Order:
             key = check_key(body.idempotency_key)
         except Malformed as error:
             raise body_invalid("/idempotency_key", error.detail) from None
-    return read_order(body, namespace, headers._replace(key=key))
+    return read_order(body, namespace, replace(headers, key=key))
 
 
 def outcome_line(number: int, order: Order | None, outcome: Begun | Exception) -> bytes:

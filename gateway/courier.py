@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from gateway.deliveries import Deliveries
@@ -92,8 +91,8 @@ class Courier:
         )
         self.complete = self._starts.complete
         """Record an outcome: the one way for an operation to end well."""
-        self._tasks: set[asyncio.Task[None]] = set()
-        self.in_flight: Counter[str] = Counter()
+        self._tasks: dict[asyncio.Task[None], str] = {}
+        self.in_flight: dict[str, int] = {}
         """Operations this process is working on: what `held` in the store should say."""
         self.sent_to: dict[str, str] = {}
         """Operation -> the instance that a start of it is out at."""
@@ -137,21 +136,22 @@ class Courier:
             await asyncio.wait(self._tasks, timeout=grace_s)
 
     def _spawn(self, operation_id: str, work: Coroutine[Any, Any, None]) -> None:
-        self.in_flight[operation_id] += 1
-        task = asyncio.get_running_loop().create_task(self._guarded(operation_id, work))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self.in_flight[operation_id] = self.in_flight.get(operation_id, 0) + 1
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks[task] = operation_id
+        task.add_done_callback(self._over)
 
-    async def _guarded(self, operation_id: str, work: Coroutine[Any, Any, None]) -> None:
-        try:
-            await work
-        except (Unavailable, StoreUnsafe, ConfigError) as error:
+    def _over(self, task: asyncio.Task[None]) -> None:
+        operation_id = self._tasks.pop(task)
+        left = self.in_flight.pop(operation_id) - 1
+        if left:
+            self.in_flight[operation_id] = left
+        else:
+            self.sent_to.pop(operation_id, None)
+        fault = None if task.cancelled() else task.exception()
+        if isinstance(fault, (Unavailable, StoreUnsafe, ConfigError)):
             # The lease stays; when it ends, or when this gateway finds it among what it holds, the try is repeated.
-            _log.warning("operation %s: not booked: %s", operation_id, error)
-        except Exception:  # noqa: BLE001 - one broken try must not take the others down; the lease repeats it
-            _log.exception("operation %s: the courier failed", operation_id)
-        finally:
-            self.in_flight[operation_id] -= 1
-            if not self.in_flight[operation_id]:
-                del self.in_flight[operation_id]
-                self.sent_to.pop(operation_id, None)
+            _log.warning("operation %s: not booked: %s", operation_id, fault)
+        elif fault is not None:
+            # One broken try must not take the others down; the lease repeats it.
+            _log.error("operation %s: the courier failed", operation_id, exc_info=fault)

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from msgspec.structs import replace
+
 from gateway.admission import backlog_full, delayed_full
 from gateway.orders import Begun, Later, Order, check_json_type, start_arguments, stored_request
 from gateway.payloads import file_bytes
@@ -97,7 +99,7 @@ class Many:
             data = await kept.keep_bytes(one, order.body, order.namespace)
         else:
             data = await kept.keep(one, order.large)
-        return order._replace(id=one, data=data, body=b"", large=None)
+        return replace(order, id=one, data=data, body=b"", large=None)
 
     async def start_many(self, orders: Sequence[Order]) -> list[Begun | MeshError]:
         """Accept up to START_MANY_MAX operations in one step of the store; their timers send them, also at once.
@@ -119,7 +121,7 @@ class Many:
             if way not in reasons:
                 reasons[way] = self._hindrance(order, endpoint)
             start = start_arguments(
-                order._replace(later=order.later or Later()), endpoint, session=self._session.name,
+                replace(order, later=order.later or Later()), endpoint, session=self._session.name,
                 blocked=reasons[way], retention_ms=self._retention_ms,
             )  # fmt: skip
             if self._watermark.full and not await self._store.knows(start.key):
@@ -136,7 +138,7 @@ class Many:
         endpoint = await self._allowed(order)
         request = stored_request(order, endpoint)
         start = start_arguments(
-            order._replace(later=Later()), endpoint, session=self._session.name,
+            replace(order, later=Later()), endpoint, session=self._session.name,
             blocked=self._hindrance(order, endpoint), retention_ms=self._retention_ms,
         )  # fmt: skip
         try:

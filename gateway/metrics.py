@@ -7,16 +7,17 @@ Counting is one addition to a dict; the exposition is made by prometheus_client 
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import defaultdict
 from typing import TYPE_CHECKING, Final
 
 from prometheus_client import CollectorRegistry, Gauge, generate_latest
 from prometheus_client.core import CounterMetricFamily, Metric
 
+from mesh.machine import State
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from mesh.machine import State
 
 _FAMILIES: Final = {
     "mesh_operations_started": ("Start requests by outcome", ["outcome"]),
@@ -26,12 +27,14 @@ _FAMILIES: Final = {
     "mesh_steps": ("What running attempts said: journal, stream, suspend", ["verb", "status"]),
 }
 
+_WORDS: Final = {state: state.word for state in State}
+
 
 class Metrics:
     """Counters and gauges of one gateway process."""
 
     def __init__(self) -> None:
-        self._counts: Counter[tuple[str, ...]] = Counter()
+        self._counts: defaultdict[tuple[str, ...], int] = defaultdict(int)  # a Counter takes twice as long
         self._registry = CollectorRegistry()
         self._registry.register(self)  # pyright: ignore[reportArgumentType] - anything with `collect` is a collector
 
@@ -41,7 +44,7 @@ class Metrics:
 
     def ended(self, state: State) -> None:
         """An operation reached `state` through this gateway."""
-        self._counts["mesh_operations_ended", state.word] += 1
+        self._counts["mesh_operations_ended", _WORDS[state]] += 1
 
     def attempt(self, endpoint_id: str, outcome: str) -> None:
         """One try to start at an agent."""

@@ -7,14 +7,16 @@ faults of the gateway itself carry `Mesh-Failure-Source: gateway`.
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from msgspec.structs import replace
 
 from gateway.callbacks import operation_link
 from gateway.operations import Order
 from gateway.outcomes import GATEWAY, encode_json, nexus_answer
 from gateway.payloads import DIGESTS, check_told
 from gateway.problems import STORE_REFUSED, STORE_REFUSED_DETAIL
-from gateway.start_body import later_of_headers, parent_of_headers, pin_of_headers, priority_of_headers
+from gateway.start_body import WISHES, later_of_headers, parent_of_headers, pin_of_headers, priority_of_headers
 from mesh.edge import Answer, HotRoute, Request
 from mesh.errors import (
     ConfigError,
@@ -39,11 +41,13 @@ from mesh.wire import (
     parse_prefer,
     split_path,
 )
-from mesh.wire.headers import header
 
 if TYPE_CHECKING:
+    from collections.abc import Coroutine, Mapping
+
     from gateway.auth import Auth
     from gateway.operations import Known, Operations, Placed
+    from gateway.orders import Later, Parent
     from mesh.blobs.spool import Spooled
     from mesh.streams import Intake
 
@@ -104,6 +108,25 @@ def _segments(raw_path: bytes) -> tuple[str, ...]:
     return tuple(segments)
 
 
+class _Wishes(NamedTuple):
+    """What a start may ask for by headers of the mesh's own, which most do not."""
+
+    priority: int = 0
+    later: Later | None = None
+    parent: Parent | None = None
+    pin: str = ""
+
+
+_NO_WISHES: Final = _Wishes()
+
+
+def _wishes(first: Mapping[bytes, bytes]) -> _Wishes:
+    """Raises Malformed."""
+    return _Wishes(
+        priority_of_headers(first), later_of_headers(first), parent_of_headers(first), pin_of_headers(first)
+    )
+
+
 class NexusSurface:
     """Route functions; `find` names the one for a request."""
 
@@ -145,7 +168,7 @@ class NexusSurface:
         self._operations.check_token(request.first.get(b"token", b"").decode("latin-1"))
         return self._operations.payloads.take_result(request)
 
-    async def call(self, request: Request) -> Answer:
+    def call(self, request: Request) -> Coroutine[Any, Any, Answer]:
         """`/{endpoint}/services/{service}/{operation}[/cancel|/result|/{token}/cancel]`."""
         known = len(request.raw_path) <= PATH_BYTES_REMEMBERED_MAX
         segments = _segments(request.raw_path) if known else _segments.__wrapped__(request.raw_path)
@@ -157,16 +180,16 @@ class NexusSurface:
         rest = segments[4:]
         if request.method == "POST":
             if not rest:
-                return await self.start(request, endpoint, service, operation)
+                return self.start(request, endpoint, service, operation)
             if rest == ("cancel",):
-                return await self.cancel(request, "")
+                return self.cancel(request, "")
             if len(rest) == 2 and rest[1] == "cancel":  # noqa: PLR2004
-                return await self.cancel(request, rest[0])
+                return self.cancel(request, rest[0])
         elif request.method == "GET":
             if not rest:
-                return await self.info(request)
+                return self.info(request)
             if rest == ("result",):
-                return await self.result(request)
+                return self.result(request)
         else:
             raise Malformed(f"{request.method} has no meaning here; use POST", code="method_not_supported")
         raise NotFound("there is no such route below an operation", code="unknown_route")
@@ -183,13 +206,14 @@ class NexusSurface:
         first = request.first
         content_type = first.get(b"content-type")
         close_ms = parse_duration_ms(first.get(b"operation-timeout", b"").decode("latin-1"))
-        later = later_of_headers(first)
+        wishes = _NO_WISHES if WISHES.isdisjoint(first) else _wishes(first)
+        later = wishes.later
         if later is not None and later.left_ms() >= wait_ms:
             wait_ms = 0
         large: Spooled | None = None
         if request.intake is not None:
             large = await request.intake.finish()
-        elif DIGESTS & first.keys():
+        elif not DIGESTS.isdisjoint(first):
             check_told(first, request.body)
         if content_type is None and (request.body or large is not None):
             content_type = b"application/octet-stream"
@@ -207,11 +231,11 @@ class NexusSurface:
                 callback_headers=headers.callback,
                 close_ms=close_ms or 0,
                 links=headers.links,
-                priority=priority_of_headers(first),
+                priority=wishes.priority,
                 later=later,
-                parent=parent_of_headers(first),
+                parent=wishes.parent,
                 large=large,
-                pin=pin_of_headers(first),
+                pin=wishes.pin,
             ),
             wait=wait_ms > 0,
         )
@@ -229,7 +253,7 @@ class NexusSurface:
         if known is not None and known.outcome is not None:
             answer = nexus_answer(placed.id, known.state, known.outcome, link, known.links, first=True)
             more = [*replayed, *placed.quota]
-            return answer._replace(headers=[*answer.headers, *more]) if more else answer
+            return replace(answer, headers=[*answer.headers, *more]) if more else answer
         headers = [
             (b"content-type", b"application/json"),
             (b"mesh-operation-id", placed.id.encode()),
@@ -304,15 +328,15 @@ class NexusSurface:
         """A completion from an agent; the completion token is the whole proof (P52)."""
         if request.method != "POST":
             raise Malformed(f"{request.method} has no meaning here; use POST", code="method_not_supported")
-        token = header(request.headers, b"token")
+        token = request.first.get(b"token")
         if token is None:
             raise Unauthenticated("the header Token is missing", code="token_missing")
         large = None
         if request.intake is not None:
             large = await request.intake.finish()
-        elif DIGESTS & request.first.keys():
+        elif not DIGESTS.isdisjoint(request.first):
             check_told(request.first, request.body)
         completion = parse_completion(request.headers, request.body)
-        about = header(request.headers, b"mesh-operation-id") or b""
+        about = request.first.get(b"mesh-operation-id", b"")
         await self._operations.complete(token.decode("latin-1"), completion, about=about.decode("latin-1"), large=large)
         return Answer(200, [])

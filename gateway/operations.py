@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from msgspec.structs import replace
+
 from gateway.admission import room
 from gateway.journals import Journals, raise_for
 from gateway.many import Many
@@ -60,6 +62,7 @@ BATCHES_MAX: Final = 8
 """Read at the same time by one gateway."""
 EACH_BATCHES_MAX: Final = 4
 """Of one namespace: none takes the seats of all the others."""
+_START: Final = Kind.START
 AGENTS: Final = ""
 """Whoever holds a task, all together; no namespace is called so."""
 
@@ -154,7 +157,7 @@ class Operations(Many, Journals):
                 quota = room(endpoint, order.namespace, reply)
                 if reply.attempt and not isinstance(admitted, str):
                     sent = True
-                    self._courier.start(Work(start.id, Kind.START, head, request, order.body), endpoint, admitted)
+                    self._courier.start(Work(start.id, _START, head, request, order.body), endpoint, admitted)
                 elif reply.attempt:
                     # Resent after a lost reply: the lease was taken although this gateway knew a hindrance.
                     self._courier.take([Work(start.id, Kind.START, head, request, order.body)])
@@ -176,7 +179,7 @@ class Operations(Many, Journals):
         record = await self._store.read(claim.operation_id)
         if record is None:
             raise Gone(f"operation {claim.operation_id} is past its retention", code="operation_gone")
-        return order._replace(headers=[*order.headers, *trace_headers(record.request)]), claim
+        return replace(order, headers=[*order.headers, *trace_headers(record.request)]), claim
 
     async def _start_for_pollers(self, order: Order, endpoint: Endpoint, claim: Claim | None, *, wait: bool) -> Placed:
         """Accept an operation whose agents ask for their work: for a poll that waits here, else into the line."""

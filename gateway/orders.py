@@ -6,6 +6,7 @@ Owns the digests of P15. Knows no route and sends nothing.
 from __future__ import annotations
 
 from binascii import b2a_base64
+from copy import copy
 from functools import lru_cache
 from hashlib import blake2b, sha256
 from typing import TYPE_CHECKING, Final, NamedTuple
@@ -17,7 +18,7 @@ from gateway.payloads import DIGESTS, transfer_ms
 from mesh.clock import now_ms
 from mesh.errors import Malformed
 from mesh.ids import operation_id
-from mesh.machine import Delivery, State
+from mesh.machine import STATES, Delivery, State
 from mesh.store.layout import DataRef, Head, Line, Outcome, Request
 from mesh.store.verbs import Accepted, ChildStart, Start
 from mesh.wire import is_json_type
@@ -37,6 +38,7 @@ LEASE_GRACE_MS: Final = 5_000
 """A start request's lease outlives its timeout by this much, so that the sender books its own timeout first."""
 DIGESTED_BYTES: Final = 64 << 10
 """An input above this stands in digests as its SHA-256: the least that can be kept outside a record."""
+_blank: Final = blake2b(digest_size=16)
 
 
 class Parent(NamedTuple):
@@ -65,7 +67,7 @@ class Later(NamedTuple):
         return max(self.at_ms, accepted_ms) if self.at_ms else accepted_ms + self.delay_ms
 
 
-class Order(NamedTuple):
+class Order(msgspec.Struct, frozen=True, gc=False):
     """What a caller asks for, checked by its route. Timeouts in ms, 0 = the endpoint's policy decides."""
 
     namespace: str
@@ -80,13 +82,13 @@ class Order(NamedTuple):
     """JSON Pointer of the input in the caller's request, for errors."""
     callback_url: str = ""
     callback_format: str = NEXUS
-    callback_headers: list[tuple[bytes, bytes]] = []  # noqa: RUF012 - read only
+    callback_headers: list[tuple[bytes, bytes]] = []
     close_ms: int = 0
     start_ms: int = 0
     run_ms: int = 0
     request_ms: int = 0
-    labels: dict[str, str] = {}  # noqa: RUF012 - read only
-    links: list[str] = []  # noqa: RUF012 - read only
+    labels: dict[str, str] = {}
+    links: list[str] = []
     parent: Parent | None = None
     priority: int = 0
     later: Later | None = None
@@ -99,7 +101,7 @@ class Order(NamedTuple):
     """As in mesh/store/layout.py: `v` and the version that must run it, or `c` and the instance that a canary tests."""
 
 
-class Placed(NamedTuple):
+class Placed(msgspec.Struct, frozen=True, gc=False):
     """An accepted (or replayed) operation. `first` is open when this request may still carry the outcome."""
 
     id: str
@@ -129,7 +131,7 @@ class Begun(NamedTuple):
     starts_at_ms: int = 0
 
 
-class Known(NamedTuple):
+class Known(msgspec.Struct, frozen=True, gc=False):
     """What is known of an operation: `outcome` is None while it runs."""
 
     id: str
@@ -145,18 +147,20 @@ class Known(NamedTuple):
 
     @property
     def state(self) -> State:
-        return State(self.head.state)
+        return STATES[self.head.state]
 
 
 def _digest(*parts: bytes) -> str:
     """128 bits in 22 characters over length-prefixed parts, so that no two different lists look alike."""
-    return b2a_base64(blake2b(b"".join(parts), digest_size=16).digest(), newline=False)[:22].decode()
+    digest = _blank.copy()
+    digest.update(b"".join(parts))
+    return b2a_base64(digest.digest(), newline=False)[:22].decode()
 
 
 @lru_cache(maxsize=4096)
-def _address(endpoint: str, service: str, operation: str) -> bytes:
+def _address(*names: str) -> bytes:
     """What is called, as the digests begin; the same few come again and again."""
-    return b"".join([b"%d:%b" % (len(part), part) for part in map(str.encode, (endpoint, service, operation))])
+    return b"".join([b"%d:%b" % (len(part), part) for part in map(str.encode, names)])
 
 
 def _content(order: Order) -> tuple[int, bytes]:
@@ -204,14 +208,14 @@ def start_arguments(
     policy = endpoint.policy
     # The name also where the caller gave the id: a repeat by the other is a repeat.
     called = _address(endpoint.name, order.service, order.operation)
-    namespace, key, callback = order.namespace.encode(), order.key.encode(), order.callback_url.encode()
+    key, callback = order.key.encode(), order.callback_url.encode()
     content_type = b"" if order.content_type is None else b"=" + order.content_type.encode("latin-1")
     size, content = _content(order)
     start = Start(
         id=order.id or operation_id(),
         ns=order.namespace,
         endpoint=endpoint.id,
-        key=_digest(b"%d:%b" % (len(namespace), namespace), called, b"%d:%b" % (len(key), key)) if key else "",
+        key=_digest(_address(order.namespace), called, b"%d:%b" % (len(key), key)) if key else "",
         digest=_digest(
             called,
             b"%d:" % size,
@@ -259,23 +263,38 @@ def _owed(order: Order) -> int:
     return 1 if order.callback_format == NEXUS else 2
 
 
+_LEASED: Final = Delivery.LEASED
+_FRESH: Final = Head(
+    state=State.SCHEDULED, run=1, attempt=0, seq=2, stamp=0, created_at=0, closed_at=0, owner="", start=Delivery.DUE,
+    start_at=0, cancel=0, cancel_at=0, cancel_tries=0, wants_callback=0, callback=0, callback_at=0, callback_tries=0,
+    close_by=0, start_by=0, run_ms=0, finish_by=0, beat_ms=0, beat_by=0, lease_ms=0, attempts_max=0, retention_ms=0,
+    cancel_asked=0, slot=1, blocked="", endpoint="", namespace="", key="", digest="",
+)  # fmt: skip
+"""Copied, because so many names cost msgspec six times as long as all the rest."""
+
+
 def fresh_head(start: Start, accepted: Accepted) -> Head:
     """The head that `start.lua` wrote."""
     at_ms = accepted.at_ms
-    close_by = accepted.close_by_ms or (at_ms + start.close_ms if start.close_ms else 0)
-    return Head(
-        state=State.SCHEDULED, run=1, attempt=accepted.attempt, seq=2, stamp=0, created_at=at_ms, closed_at=0,
-        owner=start.session if accepted.attempt else "", start=Delivery.LEASED if accepted.attempt else Delivery.DUE,
-        start_at=at_ms + start.lease_ms, cancel=0, cancel_at=0, cancel_tries=0, wants_callback=start.callback,
-        callback=0, callback_at=0, callback_tries=0, close_by=close_by,
-        start_by=at_ms + start.start_ms if start.start_ms else 0, run_ms=start.run_ms, finish_by=0,
-        beat_ms=0, beat_by=0, lease_ms=start.lease_ms, attempts_max=start.attempts_max,
-        retention_ms=start.retention_ms, cancel_asked=0, slot=1, blocked=accepted.blocked, endpoint=start.endpoint,
-        namespace=start.ns, key=start.key, digest=start.digest,
-        parent=f"{start.parent}.{start.parent_run}" if isinstance(start, ChildStart) else "",
-        parent_key=start.parent_key if isinstance(start, ChildStart) else "",
-        pin=start.pin, priority=start.priority or 0,
-    )  # fmt: skip
+    head = copy(_FRESH)
+    if accepted.attempt:
+        head.attempt, head.owner, head.start = accepted.attempt, start.session, _LEASED
+    head.created_at = at_ms
+    head.start_at = at_ms + start.lease_ms
+    head.wants_callback = start.callback
+    head.close_by = accepted.close_by_ms or (at_ms + start.close_ms if start.close_ms else 0)
+    head.start_by = at_ms + start.start_ms if start.start_ms else 0
+    head.run_ms = start.run_ms
+    head.lease_ms = start.lease_ms
+    head.attempts_max = start.attempts_max
+    head.retention_ms = start.retention_ms
+    head.blocked = accepted.blocked
+    head.endpoint, head.namespace = start.endpoint, start.ns
+    head.key, head.digest = start.key, start.digest
+    head.pin, head.priority = start.pin, start.priority or 0
+    if isinstance(start, ChildStart):
+        head.parent, head.parent_key = f"{start.parent}.{start.parent_run}", start.parent_key
+    return head
 
 
 def later_head(head: Head, start: Start) -> Head:

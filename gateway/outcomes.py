@@ -13,7 +13,7 @@ import msgspec
 from gateway.payloads import dataref
 from mesh.clock import to_rfc3339
 from mesh.edge import Answer, Headers
-from mesh.machine import State
+from mesh.machine import STATES, State
 from mesh.store.layout import Head, Line, Outcome, Request
 from mesh.wire import failure_json, handler_failure, operation_failure, parse_links, readable_json
 from mesh.wire.headers import is_json_type
@@ -35,6 +35,9 @@ _REASONS: Final = {
     "request_invalid": "the request cannot be carried by HTTP: a header name or value is not legal",
     "token_too_long": "the handler's operation token is longer than 4096 bytes",
 }
+_SUCCEEDED: Final = State.SUCCEEDED
+_WORDS: Final = {state: state.word for state in State}
+_BACKING_OFF: Final = State.BACKING_OFF
 _TRACE: Final = frozenset({b"traceparent", b"tracestate", b"baggage"})
 _JSON: Final = (b"content-type", b"application/json")
 GATEWAY: Final = (b"mesh-failure-source", b"gateway")
@@ -70,12 +73,13 @@ def nexus_answer(
     Within the wait of a start a handler's refusal passes untouched (P13), and so it does for repeats of it.
     """
     headers: Headers = [(b"mesh-operation-id", operation_id.encode())]
-    if state is State.SUCCEEDED:
+    if state is _SUCCEEDED:
         headers.append((b"nexus-operation-state", b"succeeded"))
         if outcome.content_type is not None:
             headers.append((b"content-type", outcome.content_type.encode("latin-1")))
         headers.append((b"nexus-link", link))
-        headers += all_links(started, outcome)
+        if started or outcome.links:
+            headers += all_links(started, outcome)
         return Answer(200, headers, outcome.body)
     if outcome.kind == "handler_error" and first:
         return Answer(outcome.status, headers + outcome.headers, _own_body(outcome))
@@ -107,7 +111,7 @@ def result_fields(operation_id: str, state: State, outcome: Outcome | None) -> d
     """`result` (JSON), `result_base64`, `result_dataref` or `failure`; nothing while it runs (P65, P392)."""
     if outcome is None:
         return {}
-    if state is not State.SUCCEEDED:
+    if state is not _SUCCEEDED:
         return {"failure": failure_of(state, outcome)}
     if outcome.data is not None:
         url = f"/v1/operations/{operation_id}/result"
@@ -139,10 +143,10 @@ def record_fields(
 
     `journal` entries stand among its events, `started` are the links of the agent's 201.
     """
-    state = State(head.state)
+    state = STATES[head.state]
     record: dict[str, Any] = {
         "id": operation_id,
-        "state": state.word,
+        "state": _WORDS[state],
         "run": head.run,
         "attempt": head.attempt,
         "endpoint": request.endpoint,
@@ -164,7 +168,7 @@ def record_fields(
         record |= waiting_fields(head)
     if head.cancel_asked:
         record["cancel_requested"] = True
-    if state is State.BACKING_OFF:
+    if state is _BACKING_OFF:
         record["next_attempt_at"] = to_rfc3339(head.start_at)
     if request.idempotency_key:
         record["idempotency_key"] = request.idempotency_key

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import unquote, urlsplit
 
 import msgspec
+from msgspec.structs import replace
 
 from mesh.blobs.local import LocalBlobs
 from mesh.blobs.s3 import S3Blobs
@@ -228,9 +229,9 @@ class Payloads:
         if span is not None:
             last = span[0] + span[1] - 1
             headers.append((b"content-range", b"bytes %d-%d/%d" % (span[0], last, data.size)))
-            answer = answer._replace(status=206)
+            answer = replace(answer, status=206)
         # What is not there is said now, while there is still a status to say it with.
-        return answer._replace(headers=headers, stream=_Begun(stored.size, await stored.begin()))
+        return replace(answer, headers=headers, stream=_Begun(stored.size, await stored.begin()))
 
     # Sweeping -----------------------------------------------------------------------------------------------------
 

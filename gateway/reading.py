@@ -9,6 +9,7 @@ import asyncio
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 import msgspec
+from msgspec.structs import replace
 
 from gateway.history import Events, merged, span
 from gateway.orders import Known, Placed
@@ -125,7 +126,7 @@ class Reading:
         known = await self._try_read(placed.id, monotonic_s())
         if known is None:
             return placed, None
-        return placed._replace(head=known.head), known if known.state.terminal else None
+        return replace(placed, head=known.head), known if known.state.terminal else None
 
     async def outcome(self, placed: Placed, wait_s: float) -> Known | None:
         """The outcome within `wait_s`, for anybody; None while it runs."""

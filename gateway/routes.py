@@ -6,6 +6,7 @@ import re
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 from fastapi import APIRouter, Query, Request, Response
+from msgspec.structs import replace
 
 from gateway.details import details
 from gateway.listing import LIMIT_DEFAULT, LIMIT_MAX, Filters, redeliver
@@ -127,7 +128,7 @@ async def cancel_operation(request: Request, operation_id: str) -> Response:
     namespace = _namespace(request)
     await mesh.operations.cancel(operation_id, namespace)
     known = await mesh.operations.get(operation_id, namespace)
-    return _reply(known_fields(known._replace(outcome=None)), 202)
+    return _reply(known_fields(replace(known, outcome=None)), 202)
 
 
 # Deliveries -------------------------------------------------------------------------------------------------------

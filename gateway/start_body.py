@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Annotated, Final, Literal, TypeVar
 
 import msgspec
+from msgspec.structs import replace
 
 from gateway.callbacks import FORMATS, NEXUS
 from gateway.orders import Later, Order, Parent
@@ -48,6 +49,7 @@ _OF_ORDER: Final = DIGESTS | {b"accept"}
 """Headers that are about the order and its answer, and not about the input."""
 VERSION_HEADER: Final = b"mesh-version"
 PRIORITY: Final = b"mesh-priority"
+WISHES: Final = frozenset((DELAY, START_AT, PARENT_TOKEN, PARENT_KEY, PARENT_CLOSE, VERSION_HEADER, PRIORITY))
 PRIORITY_MAX: Final = 9
 
 
@@ -263,7 +265,7 @@ def with_parent(order: Order, first: Mapping[bytes, bytes]) -> Order:
         return order
     if order.parent is not None:
         raise Malformed("the parent is named twice, in the body and by Mesh-Parent-Token", code="parent_invalid")
-    return order._replace(parent=parent)
+    return replace(order, parent=parent)
 
 
 def read_order(body: StartBody, namespace: str, headers: CallerHeaders) -> Order:
@@ -309,11 +311,11 @@ def beside(
     """
     if not isinstance(body.input, msgspec.UnsetType):
         raise body_invalid("/input", f"with {MESH_START.decode().title()} the input is the body of the request")
-    order = read_order(body, namespace, headers)._replace(input_at="")
+    order = replace(read_order(body, namespace, headers), input_at="")
     if content is None and content_type is None:
         return order
     content_type = content_type or b"application/octet-stream"
-    return order._replace(content_type=content_type.decode("latin-1"), body=content or b"")
+    return replace(order, content_type=content_type.decode("latin-1"), body=content or b"")
 
 
 def _pin(version: str | None, at: str) -> str:

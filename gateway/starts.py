@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from functools import lru_cache
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from gateway.answers import Refused, StartAnswer, Started, Succeeded, TryAgain, Unsuccessful, read_start_reply
 from gateway.orders import LEASE_GRACE_MS
@@ -18,6 +18,7 @@ from mesh.clock import now_ms
 from mesh.errors import Malformed, MeshError, NotSent, PeerFault, Refusal, TooLarge, TooMany, Unavailable
 from mesh.ids import jittered
 from mesh.machine import Event, State
+from mesh.pool.target import under
 from mesh.store.layout import Outcome
 from mesh.store.store import pack
 from mesh.store.verbs import Completion
@@ -27,14 +28,14 @@ from registry.choice import CANARY
 from registry.routing import Outcome as Routed
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Coroutine, Iterable
 
     from gateway.courier import Session
     from gateway.egress import Egress
     from gateway.metrics import Metrics
     from gateway.payloads import Payloads
     from gateway.waiters import Waiters
-    from mesh.pool import Pool, Target
+    from mesh.pool import Pool
     from mesh.store.store import Store
     from mesh.store.verbs import Completed, Work
     from mesh.streams import Intake
@@ -52,14 +53,20 @@ POSTPONED_SPREAD: Final = 0.2
 UNSENDABLE: Final = "request_invalid"
 """The pool's code for a request that HTTP cannot carry."""
 
+# Looked up once: CPython 3.11 is slow to find the member of an enum.
+_OK: Final = Routed.OK
+_NEUTRAL: Final = Routed.NEUTRAL
+_SUCCEED: Final = Event.SUCCEED
+_DONE: Final = Completion.DONE
+_RECORDED: Final = (Completion.DONE, Completion.SAME)
 _STATES: Final = {Event.SUCCEED: State.SUCCEEDED, Event.FAIL: State.FAILED, Event.CANCEL: State.CANCELED}
 _log = logging.getLogger(__name__)
 
 
 @lru_cache(maxsize=4096)
-def start_path(target: Target, service: str, operation: str, query: bytes) -> bytes:
-    """The request target of a start; the same few come again and again."""
-    return target.under(f"/{quote_segment(service)}/{quote_segment(operation)}".encode(), query)
+def start_path(url_path: bytes, service: str, operation: str, query: bytes) -> bytes:
+    """The request target of a start below an instance's URL; the same few come again and again."""
+    return under(url_path, f"/{quote_segment(service)}/{quote_segment(operation)}".encode(), query)
 
 
 def _patience_ms(work: Work, policy_ms: int) -> int:
@@ -106,47 +113,49 @@ class Starts:
 
     async def send(self, work: Work, endpoint: Endpoint, admitted: Admitted) -> None:
         """One try; its instance is settled with whatever happens."""
-        routed = Routed.NEUTRAL
+        request, data = work.request, work.request.data
+        routed = _NEUTRAL
         try:
-            routed = await self._try_start(work, endpoint, admitted)
+            timeout_ms = _patience_ms(work, endpoint.policy.request_timeout_ms)
+            try:
+                body = work.extra if data is None else self._payloads.stored(work.id, data)
+                target = self._egress.cached(admitted.url) or await self._egress.resolve(admitted.url)
+                reply = await self._pool.post(
+                    target,
+                    start_path(target.path, request.service, request.operation, self._query),
+                    self._start_headers(work, timeout_ms),
+                    body,
+                    timeout_s=(timeout_ms + transfer_ms(data)) / 1000,
+                    large=self._payloads.replies(work.head.namespace),
+                )
+                answer = read_start_reply(reply)
+                if reply.intake is not None:
+                    answer = await self._keep(work.id, answer, reply.intake)
+            except MeshError as fault:
+                routed = await self._unanswered(work, endpoint, fault, admitted.id)
+            else:
+                self._metrics.attempt(endpoint.id, answer.word)
+                await self._book(work, endpoint, answer, admitted)
+                routed = Routed.FAILED if isinstance(answer, TryAgain) and not answer.own_word else _OK
         finally:
             self._router.settle(endpoint, admitted, routed)
-            if admitted.probe and routed is Routed.OK:
+            if admitted.probe and routed is _OK:
                 self._wake(endpoint.id)
 
-    async def _try_start(self, work: Work, endpoint: Endpoint, admitted: Admitted) -> Routed:
-        policy, data = endpoint.policy, work.request.data
-        timeout_ms = _patience_ms(work, policy.request_timeout_ms)
-        try:
-            body = work.extra if data is None else self._payloads.stored(work.id, data)
-            target = self._egress.cached(admitted.url) or await self._egress.resolve(admitted.url)
-            reply = await self._pool.post(
-                target,
-                start_path(target, work.request.service, work.request.operation, self._query),
-                self._start_headers(work, timeout_ms),
-                body,
-                timeout_s=(timeout_ms + transfer_ms(data)) / 1000,
-                large=self._payloads.replies(work.head.namespace),
-            )
-            answer = read_start_reply(reply)
-            if reply.intake is not None:
-                answer = await self._keep(work.id, answer, reply.intake)
-        except MeshError as fault:
-            return await self._unanswered(work, endpoint, fault, admitted.id)
-        self._metrics.attempt(endpoint.id, answer.word)
+    def _book(
+        self, work: Work, endpoint: Endpoint, answer: StartAnswer, admitted: Admitted
+    ) -> Coroutine[Any, Any, object]:
+        """The store call that an answer means."""
         if isinstance(answer, Succeeded):
-            await self._complete(work, Event.SUCCEED, answer.outcome, admitted.id)
-        elif isinstance(answer, Started):
-            await self._started(work, answer, policy.heartbeat_ms or 0, admitted)
-        elif isinstance(answer, Unsuccessful):
+            return self._complete(work, _SUCCEED, answer.outcome, admitted.id)
+        if isinstance(answer, Started):
+            return self._started(work, answer, endpoint.policy.heartbeat_ms or 0, admitted)
+        if isinstance(answer, Unsuccessful):
             event = Event.CANCEL if answer.state == "canceled" else Event.FAIL
-            await self._complete(work, event, answer.outcome, admitted.id)
-        elif isinstance(answer, Refused):
-            await self._complete(work, Event.FAIL, answer.outcome, admitted.id)
-        else:
-            await self._retry(work, endpoint, answer, admitted.id)
-            return Routed.OK if answer.own_word else Routed.FAILED
-        return Routed.OK
+            return self._complete(work, event, answer.outcome, admitted.id)
+        if isinstance(answer, Refused):
+            return self._complete(work, Event.FAIL, answer.outcome, admitted.id)
+        return self._retry(work, endpoint, answer, admitted.id)
 
     async def _unanswered(self, work: Work, endpoint: Endpoint, fault: MeshError, instance: str) -> Routed:
         """There is no answer that could be read, or kept."""
@@ -243,9 +252,11 @@ class Starts:
         if moved.work is not None:
             self._take([moved.work])
 
-    async def _complete(self, work: Work, event: Event, outcome: Outcome, instance: str = "") -> None:
+    def _complete(
+        self, work: Work, event: Event, outcome: Outcome, instance: str = ""
+    ) -> Coroutine[Any, Any, Completed]:
         head = work.head
-        await self.complete(work.id, head.run, head.attempt, event, outcome, instance)
+        return self.complete(work.id, head.run, head.attempt, event, outcome, instance)
 
     async def complete(
         self, operation_id: str, run: int, attempt: int, event: Event, outcome: Outcome, instance: str = ""
@@ -254,6 +265,7 @@ class Starts:
 
         Used for replies to starts and for completions by token alike: one way for an operation to end well.
         """
+        state = _STATES[event]
         first = self._waiters.first(operation_id)
         claimed = first if first is not None and first.claim() else None
         try:
@@ -273,14 +285,12 @@ class Starts:
             raise
         if claimed is not None:
             # An equal outcome that stands already may be this very call, sent again after its reply was lost.
-            if completed.verdict in (Completion.DONE, Completion.SAME):
-                claimed.settle(
-                    Ending(_STATES[event], outcome, attempt, completed.seq, completed.at_ms, completed.journal)
-                )
+            if completed.verdict in _RECORDED:
+                claimed.settle(Ending(state, outcome, attempt, completed.seq, completed.at_ms, completed.journal))
             else:
                 claimed.release()
-        if completed.verdict is Completion.DONE:
-            self._metrics.ended(_STATES[event])
+        if completed.verdict is _DONE:
+            self._metrics.ended(state)
             if completed.callback is not None:
                 self._take([completed.callback])
             if completed.line:

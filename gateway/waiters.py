@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final
+
+import msgspec
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Sequence
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
 LOOK_AGAIN_S: Final = 2.0
 
 
-class Ending(NamedTuple):
+class Ending(msgspec.Struct, frozen=True, gc=False):
     """How an operation ended, as far as its first request must know; `seq` is the last event's number."""
 
     state: State

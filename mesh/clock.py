@@ -22,6 +22,11 @@ def monotonic_s() -> float:
     return time.monotonic()
 
 
+def monotonic_ms() -> int:
+    """As `monotonic_s`, in whole milliseconds."""
+    return time.monotonic_ns() // 1_000_000
+
+
 def thread_s() -> float:
     """Seconds that this thread has computed; for bounds on work, which a busy machine must not make shorter."""
     return time.thread_time()

@@ -13,6 +13,7 @@ import binascii
 import hmac
 import re
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from hashlib import blake2b
 from typing import Final, NamedTuple
 
@@ -105,6 +106,7 @@ def new_webhook_secret() -> str:
     return _SECRET_PREFIX + base64.b64encode(secret_bytes(32)).decode()
 
 
+@lru_cache(maxsize=256)
 def _secret_key(secret: str) -> bytes:
     try:
         key = base64.b64decode(secret.removeprefix(_SECRET_PREFIX), validate=True)

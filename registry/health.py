@@ -122,6 +122,11 @@ class BreakerState(StrEnum):
     HALF_OPEN = "half_open"
 
 
+# Looked up once: CPython 3.11 is slow to find the member of an enum.
+_CLOSED: Final = BreakerState.CLOSED
+_OK: Final = Outcome.OK
+
+
 class Breaker:
     """Gives an endpoint a rest after failures in a row, then lets one probe decide.
 
@@ -133,7 +138,7 @@ class Breaker:
     __slots__ = ("_probe", "_probes", "_state", "failures", "open_ms", "since_ms", "until_ms")
 
     def __init__(self) -> None:
-        self._state = BreakerState.CLOSED
+        self._state = _CLOSED
         self._probe = 0
         self._probes = 0
         self.failures = 0
@@ -142,7 +147,7 @@ class Breaker:
         self.since_ms = 0
 
     def state(self, policy: BreakerPolicy, now_ms: int) -> BreakerState:
-        if self._state is BreakerState.CLOSED:
+        if self._state is _CLOSED:
             return self._state
         if not policy.failures:
             self._close(now_ms)
@@ -153,17 +158,17 @@ class Breaker:
     def open_for(self, policy: BreakerPolicy, now_ms: int) -> bool:
         """Whether one more request may be sent."""
         state = self.state(policy, now_ms)
-        return state is BreakerState.CLOSED or (state is BreakerState.HALF_OPEN and not self._probe)
+        return state is _CLOSED or (state is BreakerState.HALF_OPEN and not self._probe)
 
     def reset(self, now_ms: int) -> None:
         """Somebody arrived of whom the failures so far say nothing."""
         self.failures = 0
-        if self._state is not BreakerState.CLOSED:
+        if self._state is not _CLOSED:
             self._close(now_ms)
 
     def take_probe(self) -> int:
         """The number of the one probe, to be settled with; 0 when the breaker is closed."""
-        if self._state is BreakerState.CLOSED:
+        if self._state is _CLOSED:
             return 0
         self._probes += 1
         self._probe = self._probes
@@ -173,8 +178,8 @@ class Breaker:
         """The outcome of a request that was sent as probe number `probe`, or 0."""
         if probe:
             self._settle_probe(policy, probe, outcome, now_ms)
-        elif self._state is BreakerState.CLOSED:
-            if outcome is Outcome.OK:
+        elif self._state is _CLOSED:
+            if outcome is _OK:
                 self.failures = 0
             elif outcome is Outcome.FAILED:
                 self.failures += 1
@@ -198,7 +203,7 @@ class Breaker:
         self.until_ms = now_ms + open_ms
 
     def _close(self, now_ms: int) -> None:
-        self._state = BreakerState.CLOSED
+        self._state = _CLOSED
         self._probe = 0
         self.since_ms = now_ms
         self.failures = self.open_ms = self.until_ms = 0

@@ -11,7 +11,7 @@ from typing import Final, NamedTuple
 
 import msgspec
 
-from mesh.clock import monotonic_s, now_ms, to_rfc3339
+from mesh.clock import monotonic_ms, now_ms, to_rfc3339
 from mesh.store.verbs import Check
 from registry.health import FAILED_ROW, Health, Judgement, Reach
 from registry.policy import Flapping
@@ -27,15 +27,10 @@ PROBE: Final = "probe"
 """The kind of check that needs no operation; `canary:` and the service are the others."""
 
 
-def tick() -> int:
-    """Milliseconds on this process's own clock, which never steps."""
-    return int(monotonic_s() * 1000)
-
-
 class StoreTime:
     """The store's clock, whose times leases are written in, beside the local one that never steps."""
 
-    def __init__(self, local: Callable[[], int] = tick) -> None:
+    def __init__(self, local: Callable[[], int] = monotonic_ms) -> None:
         self.now = local
         self._ahead_ms = now_ms() - local()
         self.blind = False

@@ -21,6 +21,9 @@ Admitted: TypeAlias = Instance
 CAPACITY: Final = 1 << 20
 """What `capacity` says when nothing here limits an endpoint; the store's own limits still hold."""
 LINES_MAX: Final = 20_000
+_OK: Final = Outcome.OK
+_FAILED: Final = Outcome.FAILED
+"""Looked up once: CPython 3.11 is slow to find the member of an enum."""
 PINS_MAX: Final = 256
 """Pins of one endpoint whose choice is kept until its roster changes."""
 
@@ -132,19 +135,20 @@ class Router:
         reach = admitted.reach
         reach.in_flight -= 1
         line = self._lines.get(endpoint.id)
-        if outcome is Outcome.UNREACHABLE:
+        if outcome is _OK:
+            if reach.answered(now) and line is not None:
+                line.fresh_until_ms = 0
+        elif outcome is Outcome.UNREACHABLE:
             reach.lost(now)
             if line is not None:
                 line.fresh_until_ms = 0
-        elif outcome is Outcome.FAILED:
+        elif outcome is _FAILED:
             paused = reach.pause_ms
             reach.failed(now)
             if line is not None and (paused or reach.rest_ms):
                 line.fresh_until_ms = 0
-        elif outcome is Outcome.OK and reach.answered(now) and line is not None:
-            line.fresh_until_ms = 0
         if line is not None and not admitted.canary:
-            if outcome is Outcome.FAILED and not _present(self._instances.roster(endpoint.id), admitted):
+            if outcome is _FAILED and not _present(self._instances.roster(endpoint.id), admitted):
                 outcome = Outcome.NEUTRAL
             line.breaker.settle(endpoint.policy.breaker, admitted.probe, outcome, now)
 

@@ -9,6 +9,7 @@ import re
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 import msgspec
+from msgspec.structs import replace
 
 from gateway.schedules.times import Clock, clock_of, spread
 from gateway.start_body import LABELS_MAX, StartBody, body_invalid, read_fields, read_order
@@ -110,10 +111,10 @@ def from_document(document: bytes) -> ScheduleBody:
 
 def order_of(schedule: ScheduleBody, namespace: str, schedule_id: str, name: str, at_ms: int) -> Order:
     """The order of the run of `at_ms`: a double of it is the same operation, by its key. Raises Unprocessable."""
-    headers = _NO_HEADERS._replace(key=f"{schedule_id}.{at_ms}")
+    headers = replace(_NO_HEADERS, key=f"{schedule_id}.{at_ms}")
     template = msgspec.structs.replace(schedule.operation, labels={**schedule.operation.labels, LABEL: name})
     try:
-        return read_order(template, namespace, headers)._replace(input_at="/operation/input")
+        return replace(read_order(template, namespace, headers), input_at="/operation/input")
     except Unprocessable as breach:
         errors = [{**one, "pointer": "/operation" + one["pointer"]} for one in breach.errors or ()]
         raise Unprocessable(breach.detail, code=breach.code, errors=errors) from None

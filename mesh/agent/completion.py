@@ -45,6 +45,8 @@ or 404 says nothing about the gateway that asked."""
 
 logger: Final = logging.getLogger("mesh.agent")
 
+_anything: Final = Codec(Any)
+
 pools: ContextVar[tuple[asyncio.AbstractEventLoop, Pool] | None] = ContextVar("mesh_agent_pool", default=None)
 """The host's pool, for `complete` in what a handler starts."""
 
@@ -172,7 +174,7 @@ async def complete(
         replayed = [*(header for header in replayed if header[0] != b"token"), (b"token", token.encode("latin-1"))]
     gateway = Target.parse(callback_url.removesuffix(MESH_CALLBACK))
     destination = Callback(callback_url, target, check_callback_headers(replayed), token, gateway)
-    outcome = succeeded(Codec(Any), result) if error is None else raised(error, "complete")
+    outcome = succeeded(_anything, result) if error is None else raised(error, "complete")
     known_as = public_tokens.get(str)
     outcome = await digested(linked(outcome, links))
     head, body = completion_of(outcome, known_as(operation_token), now_ms() if started_at_ms is None else started_at_ms)

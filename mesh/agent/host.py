@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from typing import Final
 
+from msgspec.structs import replace
 from nexusrpc.handler import CancelOperationContext
 
 from mesh.agent import outcome as outcomes
@@ -111,7 +112,7 @@ class Host:
         answer = outcomes.running(token, run.ctx.outbound_links if run.ctx is not None else ())
         if run.callback is not None and run.callback.gateway is not None:
             self._work.leases.add(run)
-            return answer._replace(headers=(*answer.headers, self._work.leases.header))
+            return replace(answer, headers=(*answer.headers, self._work.leases.header))
         return answer
 
     # -- cancel

@@ -7,11 +7,11 @@ operation and keeps no call.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 from urllib.parse import parse_qsl
 
+import msgspec
 import nexusrpc
 
 from mesh.errors import Malformed
@@ -43,8 +43,7 @@ _VISIBLE: Final = {
 _duration_ms = lru_cache(maxsize=512)(parse_duration_ms)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Callback:
+class Callback(msgspec.Struct, frozen=True, eq=False, gc=False):
     """Where the completion of one attempt goes.
 
     headers   the caller's `Nexus-Callback-*`, prefix stripped
@@ -59,7 +58,7 @@ class Callback:
     gateway: Target | None
 
 
-class StartHead(NamedTuple):
+class StartHead(msgspec.Struct, frozen=True, eq=False, gc=False):
     """All of a start request but its body. `headers` is what a handler sees."""
 
     headers: dict[str, str]

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
+import msgspec
 import nexusrpc
+from msgspec.structs import replace
 from nexusrpc import HandlerError, HandlerErrorType, OperationError
 
 from mesh.agent.codec import BYTES, JSON, Codec, Undecodable
@@ -43,7 +45,7 @@ _RUNNING: Final[tuple[RawHeader, ...]] = (
 )
 
 
-class Outcome(NamedTuple):
+class Outcome(msgspec.Struct, frozen=True, gc=False):
     """An answer. `state`: succeeded, failed, canceled, running (201), or error: a handler error, `retryable` or not."""
 
     status: int
@@ -68,7 +70,7 @@ async def digested(outcome: Outcome) -> Outcome:
     if outcome.blob is None:
         return outcome
     told = digest_field(await outcome.blob.digest()).encode()
-    return outcome._replace(headers=(*outcome.headers, (CONTENT_DIGEST, told)))
+    return replace(outcome, headers=(*outcome.headers, (CONTENT_DIGEST, told)))
 
 
 def _blob_headers(blob: Blob) -> tuple[RawHeader, ...]:
@@ -145,7 +147,7 @@ def linked(outcome: Outcome, links: Sequence[nexusrpc.Link]) -> Outcome:
             logger.warning("a link of a handler is left out: %s: %s", link, error.detail)
     if not texts:
         return outcome
-    return outcome._replace(headers=(*outcome.headers, (b"nexus-link", ", ".join(texts).encode("ascii"))))
+    return replace(outcome, headers=(*outcome.headers, (b"nexus-link", ", ".join(texts).encode("ascii"))))
 
 
 def bad_request(message: str) -> HandlerError:

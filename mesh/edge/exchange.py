@@ -13,6 +13,8 @@ from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any, Final, NamedTuple, Protocol, TypeAlias
 from urllib.parse import parse_qsl
 
+import msgspec
+
 from mesh.errors import HeadersTooLarge, Malformed, MeshError, TooLarge
 from mesh.streams import Intake, Source
 
@@ -26,7 +28,7 @@ _log = logging.getLogger(__name__)
 _later: Final[set[asyncio.Task[None]]] = set()
 
 
-class Answer(NamedTuple):
+class Answer(msgspec.Struct, frozen=True, gc=False):
     """Status, headers without content-length, body; `stream` stands in place of the body."""
 
     status: int

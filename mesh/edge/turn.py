@@ -25,6 +25,7 @@ TAKE_S_MAX: Final = 30.0
 """A peer that takes nothing of a large answer for so long is dropped."""
 _CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 
+_colon: Final = b": ".join
 _log = logging.getLogger(__name__)
 
 
@@ -212,7 +213,9 @@ class Exchange:
 
     def _head(self, answer: Answer, size: int) -> bytes:
         # A value is Latin-1 text without line ends: it was parsed from one, or checked where it was made.
-        lines = b"".join([b"%b: %b\r\n" % one for one in answer.headers])
+        lines = b"\r\n".join(map(_colon, answer.headers))
+        if lines:
+            lines += b"\r\n"
         end = b"\r\n" if self.keep_alive else b"connection: close\r\n\r\n"
         status_line = STATUS_LINE.get(answer.status) or b"HTTP/1.1 %d \r\n" % answer.status
         return b"%b%b%bcontent-length: %d\r\n%b" % (status_line, self._edge.default_lines(), lines, size, end)

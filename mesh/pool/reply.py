@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
+
+import msgspec
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -11,8 +12,7 @@ if TYPE_CHECKING:
     from mesh.streams import Intake
 
 
-@dataclass(slots=True)
-class Reply:
+class Reply(msgspec.Struct, gc=False):
     """A complete answer. `headers` in order, names lower-cased; trailers are dropped.
 
     `until_close`: the peer gave no length and ended the body by closing, so that a cut looks like the end.
@@ -27,7 +27,10 @@ class Reply:
 
     def header(self, name: bytes) -> bytes | None:
         """The first value of `name` (lower case)."""
-        return next((value for known, value in self.headers if known == name), None)
+        for known, value in self.headers:
+            if known == name:
+                return value
+        return None
 
 
 class Large(NamedTuple):

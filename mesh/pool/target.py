@@ -91,10 +91,15 @@ class Target:
 
         The URL's own query is kept in front of `query`.
         """
-        base, _, own = self.path.partition(b"?")
-        joined = base.rstrip(b"/") + path
-        queries = b"&".join([part for part in (own, query) if part])
-        return joined + b"?" + queries if queries else joined
+        return under(self.path, path, query)
+
+
+def under(url_path: bytes, path: bytes, query: bytes = b"") -> bytes:
+    """As `Target.under`, for a target's own `path`."""
+    base, _, own = url_path.partition(b"?")
+    joined = base.rstrip(b"/") + path
+    queries = b"&".join([part for part in (own, query) if part])
+    return joined + b"?" + queries if queries else joined
 
 
 @lru_cache(1024)

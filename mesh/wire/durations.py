@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta, timezone
+from functools import lru_cache
 from typing import Final, NamedTuple
 
 from mesh.clock import from_rfc3339
@@ -103,6 +104,7 @@ def parse_prefer(values: Iterable[str]) -> Preference:
     return Preference(wait_s, respond_async)
 
 
+@lru_cache(maxsize=64)
 def parse_http_date(text: str) -> int:
     """An HTTP date -> milliseconds since the epoch. Raises Malformed.
 

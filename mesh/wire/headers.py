@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Final, NamedTuple, TypeAlias
+from typing import Final, TypeAlias
+
+import msgspec
 
 from mesh.errors import Malformed
 from mesh.wire.links import format_link, parse_links
@@ -74,7 +76,7 @@ def _refuse_illegal(headers: RawHeaders, kind: str) -> None:
             )
 
 
-class CallerHeaders(NamedTuple):
+class CallerHeaders(msgspec.Struct, frozen=True, gc=False):
     """A caller's headers, sorted.
 
     forwarded  for the agent: all but hop-by-hop ones, those `Connection` names, the gateway's own and `Content-Type`

@@ -21,6 +21,11 @@ OPERATION_TOKEN_BYTES_MAX: Final = 4096
 
 _token = re.compile(r"[!-~](?:[\t -~]*[!-~])?").fullmatch
 
+_OF_COMPLETION: Final = frozenset(
+    b"token content-type content-encoding nexus-operation-state nexus-operation-token nexus-operation-start-time"
+    b" nexus-operation-close-time".split()
+)
+
 Terminal: TypeAlias = Literal["succeeded", "failed", "canceled"]
 
 
@@ -96,11 +101,11 @@ def parse_completion(headers: RawHeaders, body: bytes) -> Completion:
     fields: dict[bytes, str] = {}
     links: list[str] = []
     for key, raw_value in headers:
-        name, value = key.lower(), raw_value.decode("latin-1")
+        name = key.lower()
         if name == b"nexus-link":
-            links.append(value)
-        else:
-            fields.setdefault(name, value)
+            links.append(raw_value.decode("latin-1"))
+        elif name in _OF_COMPLETION:
+            fields.setdefault(name, raw_value.decode("latin-1"))
     state = fields.get(b"nexus-operation-state", "")
     started, closed = fields.get(b"nexus-operation-start-time"), fields.get(b"nexus-operation-close-time")
     operation_token = fields.get(b"nexus-operation-token", "")
