@@ -129,6 +129,15 @@ class Blob:
         finally:
             draft.unlink(missing_ok=True)
 
+    async def taken(self) -> Blob:
+        """Itself, if it is temporary or in memory; of a file that is yours, and may change, a temporary copy."""
+        if self.path is None or self._finalizer is not None:
+            return self
+        path, loop = self.path, asyncio.get_running_loop()
+        copy = Blob.temporary(content_type=self.content_type)
+        await loop.run_in_executor(None, shutil.copyfile, path, str(copy.path))
+        return copy
+
     def close(self) -> None:
         """Delete a temporary file now. Others are left alone."""
         if self._finalizer is not None:

@@ -95,6 +95,10 @@ def _outcome(event: Event) -> str:
             return plain(_short(json.dumps(event[name], ensure_ascii=False)))
         if f"{name}_preview" in event:
             return plain(f"{_short(event[f'{name}_preview'])} ({event[f'{name}_bytes']} bytes)")
+    ref = event.get("result_dataref")
+    if isinstance(ref, dict):
+        found = cast("Event", ref)
+        return plain(_clean(f"{found.get('bytes')} bytes, {found.get('digest')}, at {found.get('url')}"))
     return plain(f"{len(event['result_base64'])} characters of base64") if "result_base64" in event else ""
 
 

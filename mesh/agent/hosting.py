@@ -16,6 +16,7 @@ from mesh.agent.durable.lines import HttpLink, Lines
 from mesh.agent.durable.link import Hosted, Task, Tools
 
 if TYPE_CHECKING:
+    from mesh.agent.arrivals import Arrivals
     from mesh.agent.durable.attempt import Attempt
     from mesh.agent.inbound import Callback, StartHead
     from mesh.agent.outcome import Outcome
@@ -38,8 +39,9 @@ class Hosting:
         steps: Executor,
         handlers: Executor,
         linger_ms: int,
+        arrivals: Arrivals,
     ) -> None:
-        self._lines = Lines(pool, gateways, key)
+        self._lines = Lines(pool, gateways, key, arrivals)
         self._tools = Tools(steps, handlers, linger_ms)
         self._leaving = False
         self._attempts: set[Attempt] = set()

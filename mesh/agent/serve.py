@@ -290,8 +290,9 @@ class Agent:
         self._pool = Pool(max_waiting=self._running_max)  # every run may have a completion to send at once
         self._blobs.fetch_by(self._pool, self.gateways)
         hosting = Hosting(
-            self._pool, self.gateways, self._key, steps=self._steps, handlers=self._executor, linger_ms=self._linger_ms
-        )
+            self._pool, self.gateways, self._key, steps=self._steps, handlers=self._executor,
+            linger_ms=self._linger_ms, arrivals=self._blobs,
+        )  # fmt: skip
         self._work = Work(
             self.endpoint, self._pool, self.gateways, key=self._key, lease_ms=self._lease_ms, hosting=hosting
         )

@@ -16,15 +16,19 @@ from typing import Any, Final, TypeVar
 from nexusrpc import OperationError, OperationErrorState
 
 from mesh.agent.codec import Codec
+from mesh.agent.durable.blobs import Reference
 from mesh.agent.durable.link import Ack, Child, ChildOrder, Page
+from mesh.blob import OCTETS, Blob
 from mesh.clock import sleep
-from mesh.errors import NotFound
+from mesh.errors import BlobMissing, NotFound
 from mesh.ids import short_id
+from mesh.wire.digests import digest_field
 
 A = TypeVar("A", Ack, Page)
 
 BEGIN_MS: Final = 1_893_456_000_000
 """2030-01-01: the virtual time at which every test begins."""
+PUT_OFF_MS: Final = 1_000
 _any: Final = Codec(Any)
 
 
@@ -35,6 +39,8 @@ class MemoryMesh:
         self.operation_id = f"00-{short_id('test')}"
         self.journal: list[bytes] = []
         self.chunks: list[bytes] = []
+        self.blobs: dict[str, bytes] = {}
+        """What stands outside the journal, by SHA-256."""
         self.attempt = 0
         self.suspended = False
         self.canceling = False
@@ -181,6 +187,29 @@ class MemoryLink:
 
     def emit(self, at: int, chunks: Sequence[bytes]) -> asyncio.Future[Ack]:
         return self._answer(f"emitting {len(chunks)} chunks", lambda: self._stored(self._mesh.chunks, at, chunks))
+
+    def put_off(self, kind: str, message: str) -> asyncio.Future[Ack]:
+        def done() -> Ack:
+            self._mesh.suspended = True
+            self.wake_at_ms = self._mesh.now_ms() + PUT_OFF_MS
+            return Ack("ok", 0)
+
+        return self._answer(f"putting off: {message}", done)
+
+    async def keep(self, blob: Blob, told: Callable[[str], None]) -> dict[str, Any] | None:
+        sha256 = blob.sha256
+        await self._go(f"keeping {blob.size} bytes")
+        self._mesh.blobs[sha256] = blob.read()
+        await self._go(f"{blob.size} bytes kept")
+        url = f"/v1/operations/{self._mesh.operation_id}/blobs/{sha256}"
+        shown = {"url": url, "digest": digest_field(sha256), "bytes": blob.size}
+        return {**shown, "content_type": blob.content_type or OCTETS}
+
+    async def fetch(self, ref: Reference, *, as_file: bool) -> Blob:
+        await self._go(f"reading {ref.size} bytes")
+        if ref.sha256 not in self._mesh.blobs:
+            raise BlobMissing(f"{ref.url} is not here")
+        return Blob(data=self._mesh.blobs[ref.sha256], content_type=ref.content_type, sha256=ref.sha256)
 
     async def start_child(self, order: ChildOrder) -> Child:
         await self._go(f"starting child {order.parent_key}")

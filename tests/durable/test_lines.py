@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from mesh.agent.arrivals import BLOB_BYTES_MAX, Arrivals
 from mesh.agent.durable import hub, watching
 from mesh.agent.durable.lines import HttpLink, Lines
 from mesh.agent.durable.link import ChildOrder
@@ -75,9 +77,10 @@ def stores() -> Iterator[tuple[Store, Store]]:
 
 
 @pytest.fixture
-async def lines(stores: tuple[Store, Store]) -> AsyncIterator[Lines]:
+async def lines(stores: tuple[Store, Store], tmp_path: Path) -> AsyncIterator[Lines]:
     pool = Pool()
-    lines = Lines(pool, [Target.parse(store.url) for store in stores], "secret")
+    arrivals = Arrivals("lines", BLOB_BYTES_MAX, tmp_path, 1 << 20)
+    lines = Lines(pool, [Target.parse(store.url) for store in stores], "secret", arrivals)
     yield lines
     await lines.close()
     await pool.close()

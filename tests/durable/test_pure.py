@@ -245,7 +245,7 @@ class Point:
 class TestEntries:
     def test_an_entry_carries_what_it_has_and_no_more(self) -> None:
         entry = Entry("step", "a", 2, tries=1, ms=5)
-        for field, value in pack(Codec(Item), Item(name="b")).items():
+        for field, value in pack(*Codec(Item).encode(Item(name="b"))).items():
             setattr(entry, field, value)
         assert json.loads(write(entry)) == {
             "kind": "step", "name": "a", "n": 2, "tries": 1, "ms": 5, "result": {"name": "b"},
@@ -254,13 +254,13 @@ class TestEntries:
         assert head_of(write(entry)) == ("step", "a#2")
 
     def test_bytes_and_nothing_survive(self) -> None:
-        entry = Entry("step", "a", 1, **pack(Codec(bytes), b"\xff\x00"))
+        entry = Entry("step", "a", 1, **pack(*Codec(bytes).encode(b"\xff\x00")))
         assert unpack(Codec(bytes), read(write(entry))) == b"\xff\x00"
-        entry = Entry("step", "a", 1, **pack(Codec(Any), None))
+        entry = Entry("step", "a", 1, **pack(*Codec(Any).encode(None)))
         assert unpack(Codec(Any), read(write(entry))) is None
 
     def test_an_entry_has_a_bound(self) -> None:
-        entry = Entry("step", "a", 1, **pack(Codec(Any), "x" * ENTRY_BYTES_MAX))
+        entry = Entry("step", "a", 1, **pack(*Codec(Any).encode("x" * ENTRY_BYTES_MAX)))
         with pytest.raises(TooLarge, match="keep large data outside"):
             write(entry)
 

@@ -211,18 +211,6 @@ class TestTries:
 
 
 class TestBounds:
-    def test_a_result_too_large_for_an_entry_fails_its_step(self) -> None:
-        @mesh.durable
-        async def handler(ctx: mesh.Context) -> str:
-            try:
-                return await ctx.step("large", lambda: "x" * (1 << 20))
-            except mesh.StepFailed as error:
-                return error.message
-
-        run = testing.run(handler)
-        assert "keep large data outside" in run.result
-        assert run.executions == {"large#1": 1}
-
     def test_a_full_journal_fails_the_operation(self, monkeypatch: pytest.MonkeyPatch) -> None:
         stored = MemoryLink._stored
 

@@ -4,6 +4,7 @@ entries.py  what stands in a journal        replay.py   what it says, by name an
 ledger.py   what is sent next               parking.py  who waits for what      (these four are pure)
 link.py     the port to the mesh            exchange.py pages in, entries and chunks out
 attempt.py  one attempt, from task to end   resting.py  when it goes            chunks.py  the stream
+large.py    results outside the journal           blobs.py    how these travel
 steps.py    calls.py   gather.py  gathered.py  waits.py    what the context offers
 context.py  sync.py    handler.py  functions.py            how code is given it, and what its end means
 """

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
+from functools import partial
 from typing import Any, Final, TypeVar
 
 from mesh.agent.durable.entries import MESSAGE_CHARS_MAX, Entry, read
@@ -204,6 +205,20 @@ class Attempt:
         if not self._detached:
             self._detached = True
             self.task.detach()
+
+    async def ask(self, work: Coroutine[Any, Any, T]) -> T:
+        """What the Link gives, unless the attempt ends first. Raises what it raises."""
+        task = self.loop.create_task(work)
+        over: asyncio.Future[None] = self.loop.create_future()
+        task.add_done_callback(partial(settle_by, over))
+        try:
+            await self.wait(over)
+        except BaseException:
+            task.cancel()
+            raise
+        finally:
+            del over  # as in wait
+        return task.result()
 
     async def record(self, entry: Entry) -> Entry:
         """Append an entry and wait until it is stored; gives the one that counts. Raises TooLarge."""

@@ -7,18 +7,16 @@ Its end is written into this operation's journal by the store, which also wakes 
 
 from __future__ import annotations
 
-import asyncio
-from functools import partial
 from typing import Any, NamedTuple
 
 import msgspec
 
 from mesh.agent.codec import JSON, Codec, Undecodable
-from mesh.agent.durable.attempt import Attempt, settle_by
+from mesh.agent.durable.attempt import Attempt
 from mesh.agent.durable.branch import SourceBlocked, begin_within_branch, branch
 from mesh.agent.durable.entries import Entry, fingerprint, key_of, trouble_of, unpack
 from mesh.agent.durable.errors import CallRefused, LeaseLost
-from mesh.agent.durable.link import Child, ChildOrder
+from mesh.agent.durable.link import ChildOrder
 from mesh.client.errors import UNSUCCESSFUL, OperationFailed
 from mesh.client.order import Called
 from mesh.errors import ConfigError, Refusal
@@ -84,7 +82,7 @@ async def _started(attempt: Attempt, call: Call, key: str, args: str | None) -> 
         endpoint=call.endpoint, service=order.service, operation=order.operation,
     )  # fmt: skip
     try:
-        child = await _placed(attempt, order)
+        child = await attempt.ask(attempt.link.start_child(order))
     except Refusal as refusal:
         if refusal.code == "lease_lost":
             attempt.stop(LeaseLost(refusal.detail))
@@ -98,21 +96,6 @@ async def _started(attempt: Attempt, call: Call, key: str, args: str | None) -> 
     # Not waited for: a start that is repeated after a crash finds the same child.
     attempt.exchange.put(entry)
     return entry
-
-
-async def _placed(attempt: Attempt, order: ChildOrder) -> Child:
-    """The start itself, unless the attempt ends first. Raises Refusal."""
-    work = attempt.loop.create_task(attempt.link.start_child(order))
-    over: asyncio.Future[None] = attempt.loop.create_future()
-    work.add_done_callback(partial(settle_by, over))
-    try:
-        await attempt.wait(over)
-    except BaseException:
-        work.cancel()
-        raise
-    finally:
-        del over  # as in Attempt.wait
-    return work.result()
 
 
 async def _ended(attempt: Attempt, key: str, operation_id: str) -> Entry:

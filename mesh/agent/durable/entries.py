@@ -2,7 +2,7 @@
 
 An entry is one JSON object with a `kind`. What the SDK writes and reads back:
 
-    step      name n args? result | result_base64 | error, tries, ms, started_at     a step that ended
+    step      name n args? result | result_base64 | result_dataref | error, tries, ms, started_at      a step that ended
     try       name n args? tries error until_ms                                      a try that failed, repeated then
     call      name n args? id endpoint service operation | error                     a child was started, or refused
     child     key id state result | result_base64 | failure                          its end; written by the store
@@ -63,6 +63,8 @@ class Entry(msgspec.Struct, omit_defaults=True):
     state: str = ""
     result: msgspec.Raw = _NOTHING
     result_base64: str | None = None
+    result_type: str | None = None
+    """Of a step: its result was a mesh.Blob."""
     result_dataref: dict[str, Any] | None = None
     error: Trouble | None = None
     failure: msgspec.Raw = _NOTHING
@@ -114,7 +116,8 @@ def write(entry: Entry) -> bytes:
     if len(raw) > ENTRY_BYTES_MAX:
         message = (
             f"{key_of(entry.name, entry.n)} would take {len(raw)} bytes of the journal; an entry has"
-            f" {ENTRY_BYTES_MAX} at most: keep large data outside and record where it is"
+            f" {ENTRY_BYTES_MAX} at most: keep large data outside and record where it is, or give the mesh a place for"
+            " large payloads ([blobs] url), where large results of steps go by themselves"
         )
         raise TooLarge(message, code="entry_too_large")
     return raw
@@ -128,9 +131,8 @@ def check_name(name: str) -> str:
     return name
 
 
-def pack(codec: Codec, value: Any) -> dict[str, Any]:
-    """The fields of an entry that hold a value: `result`, or `result_base64` for bytes. Raises Undecodable."""
-    media_type, body = codec.encode(value)
+def pack(media_type: str | None, body: bytes) -> dict[str, Any]:
+    """The fields of an entry that hold an encoded value: `result`, or `result_base64` for bytes."""
     if media_type == BYTES:
         return {"result_base64": b64encode(body).decode()}
     return {"result": msgspec.Raw(body or b"null")}

@@ -11,10 +11,13 @@ from typing import Any, Final
 
 import msgspec
 
+from mesh.agent.arrivals import Arrivals
+from mesh.agent.durable.blobs import Blobs, Reference
 from mesh.agent.durable.children import Children
 from mesh.agent.durable.hub import JSON_HEADER, RETRY_FIRST_MS, RETRY_MAX_MS, RETRY_SPREAD, Address, Clock, Item, Verb
 from mesh.agent.durable.link import Ack, Child, ChildOrder, Page, Status
 from mesh.agent.durable.watching import Watch
+from mesh.blob import Blob
 from mesh.clock import sleep
 from mesh.errors import PeerFault
 from mesh.ids import jittered
@@ -45,11 +48,12 @@ _read: Final = msgspec.json.Decoder(_Pages).decode
 class Lines:
     """What the attempts of one agent share. `key`: its API key, for children."""
 
-    def __init__(self, pool: Pool, gateways: Sequence[Target], key: str | None) -> None:
+    def __init__(self, pool: Pool, gateways: Sequence[Target], key: str | None, arrivals: Arrivals) -> None:
         self.clock = Clock()
         self.pool = pool
         self.gateways = gateways
         self.children = Children(pool, gateways, key)
+        self.blobs = Blobs(pool, gateways, arrivals)
         self._watch: Watch | None = None
         self._verbs: dict[tuple[str, str, bytes], Verb] = {}
 
@@ -100,6 +104,19 @@ class HttpLink:
         done = self._put("suspend", b'"at":%d,"wake_at_ms":%b,"cancel":%b' % (at, wake, told))
         done.add_done_callback(self._suspended)
         return done
+
+    def put_off(self, kind: str, message: str) -> asyncio.Future[Ack]:
+        said = {"type": kind, "message": message, "retryable": True, "counts": False}
+        self._leaving(1)  # as above
+        done = self._put("fail", msgspec.json.encode(said)[1:-1])
+        done.add_done_callback(self._suspended)
+        return done
+
+    async def keep(self, blob: Blob, told: Callable[[str], None]) -> dict[str, Any] | None:
+        return await self._lines.blobs.keep(self._address, blob, told)
+
+    async def fetch(self, ref: Reference, *, as_file: bool) -> Blob:
+        return await self._lines.blobs.fetch(self._address, ref, as_file=as_file)
 
     def read(self, after: int, limit: int) -> asyncio.Future[Page]:
         return asyncio.ensure_future(self._page(after, limit))

@@ -11,10 +11,12 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, Literal, NamedTuple, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, Protocol, TypeAlias
 
 if TYPE_CHECKING:
     from mesh.agent.durable.attempt import Attempt
+    from mesh.agent.durable.blobs import Reference
+    from mesh.blob import Blob
 
 MARK: Final = "__mesh_durable__"
 """Where a decorated function carries what `durable` has read of it."""
@@ -109,6 +111,21 @@ class Link(Protocol):
         ...
 
     def emit(self, at: int, chunks: Sequence[bytes]) -> asyncio.Future[Ack]: ...
+
+    def put_off(self, kind: str, message: str) -> asyncio.Future[Ack]:
+        """The attempt is over: what it needs cannot be had now. The next one comes later, and this counts for none."""
+        ...
+
+    async def keep(self, blob: Blob, told: Callable[[str], None]) -> dict[str, Any] | None:
+        """Keep bytes outside the journal, durably: what an entry has in their place; None: no mesh that does.
+
+        `told` hears why it takes long. Raises TooLarge; Malformed for a file that changes; another Refusal: lost.
+        """
+        ...
+
+    async def fetch(self, ref: Reference, *, as_file: bool) -> Blob:
+        """Bytes that were kept, checked. Raises Unavailable: not to be had now; TooLarge; another Refusal: lost."""
+        ...
 
     async def start_child(self, order: ChildOrder) -> Child:
         """Start a child, or find the one started before with this key. Raises Refusal."""

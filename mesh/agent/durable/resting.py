@@ -24,12 +24,14 @@ class Resting:
 
     __slots__ = (
         "_closed", "_exchange", "_link", "_listener", "_look", "_loop", "_parking", "_settle_s", "_watching",
-        "leaving", "suspending",
+        "leaving", "missed", "suspending",
     )  # fmt: skip
 
     def __init__(self, link: Link, exchange: Exchange, tools: Tools, listener: Listener) -> None:
         self.leaving = False
         self.suspending: asyncio.Future[Ack] | None = None
+        self.missed: dict[str, tuple[str, str]] = {}
+        """What code waits for that is recorded and cannot be had, by step: kind and text of the trouble."""
         self._link = link
         self._exchange = exchange
         self._settle_s = tools.settle_s
@@ -112,9 +114,12 @@ class Resting:
         if not self._exchange.idle:
             self._exchange.flush().add_done_callback(lambda _: self.quiet())
             return
-        self.suspending = self._link.suspend(
-            self._exchange.ledger.length, wake_at_ms, cancel=self._listener.cancel_known
-        )
+        if self.missed and not self.leaving:
+            self.suspending = self._link.put_off(*next(iter(self.missed.values())))
+        else:
+            self.suspending = self._link.suspend(
+                self._exchange.ledger.length, wake_at_ms, cancel=self._listener.cancel_known
+            )
         self.suspending.add_done_callback(self._suspended)
 
     def _suspended(self, out: asyncio.Future[Ack]) -> None:

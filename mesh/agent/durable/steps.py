@@ -22,9 +22,11 @@ from nexusrpc import HandlerError, OperationError
 from mesh.agent.codec import Undecodable
 from mesh.agent.durable.attempt import Attempt, settle_by
 from mesh.agent.durable.branch import begin_within_branch
-from mesh.agent.durable.entries import Entry, Trouble, fingerprint, key_of, pack, trouble_of, unpack
+from mesh.agent.durable.entries import Entry, Trouble, fingerprint, key_of, trouble_of
 from mesh.agent.durable.errors import CancelRequested, StepFailed, StepTimedOut, Suspended
 from mesh.agent.durable.functions import Shape, in_thread
+from mesh.agent.durable.large import packed, unpacked
+from mesh.blob import Blob
 from mesh.clock import to_rfc3339
 from mesh.errors import ConfigError, TooLarge
 from mesh.ids import jittered
@@ -108,16 +110,21 @@ async def run_step(attempt: Attempt, step: Step) -> Any:
         tries = 0
         for entry in recorded:
             if entry.kind == "step":
-                return _told(step, entry)
+                return await _told(attempt, step, entry)
             tries = max(tries, entry.tries)
             await _rest(attempt, entry.until_ms)
-        return _told(step, await _executed(attempt, step, key, args, tries))
+        return await _told(attempt, step, *await _executed(attempt, step, key, args, tries))
     finally:
         attempt.resting.end()
 
 
-async def _executed(attempt: Attempt, step: Step, key: str, args: str | None, tries: int) -> Entry:
-    """Call the function until it gives a result or is not worth calling again; the entry that is stored then."""
+async def _executed(
+    attempt: Attempt, step: Step, key: str, args: str | None, tries: int
+) -> tuple[Entry, Blob | None]:
+    """Call the function until it gives a result or is not worth calling again; the entry that is stored then.
+
+    With the bytes of what is kept outside the entry, if they are this call's own.
+    """
     task = attempt.task
     running = Running(key, f"{task.operation_id}.{task.run}/{key}")
     while True:
@@ -128,18 +135,22 @@ async def _executed(attempt: Attempt, step: Step, key: str, args: str | None, tr
         entry = Entry("step", step.name, step.n, args=args, tries=tries, started_at=to_rfc3339(at_ms))
         try:
             value = await _called(attempt, step, running)
-            for field, packed in pack(step.shape.codec, value).items():
-                setattr(entry, field, packed)
             entry.ms = round((attempt.loop.time() - at_s) * 1000)
-            return await attempt.record(entry)
+            fields, local = await packed(attempt, key, step.shape.codec, value)
+            del value
+            for field, each in fields.items():
+                setattr(entry, field, each)
+            stored = await attempt.record(entry)
         except Exception as error:
             again = step.retry.worth(error, tries)
             logger.log(logging.INFO if again else logging.WARNING, "step %s failed", running.key, exc_info=error)
             entry = Entry("step", step.name, step.n, args=args, tries=tries, started_at=to_rfc3339(at_ms))
             entry.error = trouble_of(error, retryable=again)
             entry.ms = round((attempt.loop.time() - at_s) * 1000)
+        else:
+            return stored, local if stored is entry else None
         if not again:
-            return await attempt.record(entry)
+            return await attempt.record(entry), None
         entry.kind = "try"
         entry.until_ms = attempt.link.now_ms() + step.retry.delay_ms(tries)
         attempt.exchange.put(entry)
@@ -193,11 +204,11 @@ def _too_late(over: asyncio.Future[None], why: StepTimedOut) -> None:
         over.set_exception(why)
 
 
-def _told(step: Step, entry: Entry) -> Any:
+async def _told(attempt: Attempt, step: Step, entry: Entry, local: Blob | None = None) -> Any:
     """The outcome in an entry. Raises StepFailed."""
     if entry.error is None:
         try:
-            return unpack(step.shape.codec, entry)
+            return await unpacked(attempt, key_of(step.name, step.n), step.shape.codec, entry, local)
         except Undecodable as error:
             message = f"its recorded result is no {step.shape.codec.type!r}: {error}"
             entry.error = Trouble(message, "Undecodable")
