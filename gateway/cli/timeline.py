@@ -98,7 +98,7 @@ def _outcome(event: Event) -> str:
     ref = event.get("result_dataref")
     if isinstance(ref, dict):
         found = cast("Event", ref)
-        return plain(_clean(f"{found.get('bytes')} bytes, {found.get('digest')}, at {found.get('url')}"))
+        return plain(_clean(f"{found.get('bytes')} bytes at {found.get('url')}"))  # which ends with the digest
     return plain(f"{len(event['result_base64'])} characters of base64") if "result_base64" in event else ""
 
 

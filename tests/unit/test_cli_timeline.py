@@ -43,7 +43,7 @@ def test_attempts_are_headings() -> None:
         (event(1, "step", name="lint", n=2, error={"type": "OSError", "message": "gone"}), "lint#2  OSError: gone"),
         (
             event(1, "step", name="a", n=1, result_dataref={"url": "/v1/x", "digest": "sha-256=:A:", "bytes": 5}),
-            "a#1  5 bytes, sha-256=:A:, at /v1/x",
+            "a#1  5 bytes at /v1/x",
         ),
         (event(1, "step", name="a", n=1, result_preview='"xx', result_bytes=5000), 'a#1  "xx (5000 bytes)'),
         (
