@@ -129,8 +129,10 @@ class Many:
                 continue
             found.append(None)
             wanted.append((order, endpoint, start, stored_request(order, endpoint)))
-        replies = iter(await self._accept_many(wanted))
-        self._wake(LOOK)
+        begun = await self._accept_many(wanted)
+        replies = iter(begun)
+        if any(isinstance(one, Begun) and not one.blocked for one in begun):
+            self._wake(LOOK)
         return [one if one is not None else next(replies) for one in found]
 
     async def start_scheduled(self, order: Order, fire: Callable[[Start, Request], Awaitable[Fired]]) -> Fired:
