@@ -16,6 +16,7 @@ from typing import Any, Final, NamedTuple, Self, cast
 
 import httptools
 
+from mesh.check.accepting import Accepting
 from mesh.check.agent_wire import CHUNK_BYTES, Header, Message
 from mesh.clock import monotonic_s, now_ms
 
@@ -84,24 +85,19 @@ class Receiver:
         """The tokens of attempts that keep a journal."""
         self.scripts: dict[str, deque[Say]] = {}
         """What the next tries of a token are answered, in order; 200 after that."""
-        self._server: asyncio.Server | None = None
+        self._door = Accepting(self._serve)
         self._changed = asyncio.Condition()
-        self._tasks: set[asyncio.Task[None]] = set()
         self._count = 0
 
     async def __aenter__(self) -> Self:
-        self._server = await asyncio.start_server(self._accept, self._host, self._port, limit=CHUNK_BYTES)
-        bound = self._server.sockets[0].getsockname()
-        host = f"[{bound[0]}]" if ":" in bound[0] else bound[0]
-        self.url = self.url or f"http://{host}:{bound[1]}"
+        door = self._door
+        await door.open(self._host, self._port, limit=CHUNK_BYTES)
+        host = f"[{door.host}]" if ":" in door.host else door.host
+        self.url = self.url or f"http://{host}:{door.port}"
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        if self._server is not None:
-            self._server.close()
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._door.close()
 
     def everything(self) -> list[Try]:
         """All that came but heartbeats."""
@@ -115,11 +111,6 @@ class Receiver:
         except TimeoutError:
             return bool(check())
         return True
-
-    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.get_running_loop().create_task(self._serve(reader, writer))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:

@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 
 import h11
 
+from mesh.check.accepting import Accepting
 from mesh.check.case import CLOSE, NOTHING, Reply
 from mesh.check.wire import READ_BYTES, Request, read_request
 from mesh.clock import sleep
@@ -40,22 +41,16 @@ class Listener:
         self._replies: dict[str, list[Reply]] = {"start": [Reply()], "cancel": [Reply(status=202)]}
         self._holds: dict[str, asyncio.Event] = {}
         self._news = asyncio.Condition()
-        self._server: asyncio.Server | None = None
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._door = Accepting(self._serve)
         self.url = ""
 
     async def __aenter__(self) -> Self:
-        self._server = await asyncio.start_server(self._accept, self._bind, 0, limit=READ_BYTES)
-        port = self._server.sockets[0].getsockname()[1]
-        self.url = f"http://{self._here}:{port}"
+        await self._door.open(self._bind, limit=READ_BYTES)
+        self.url = f"http://{self._here}:{self._door.port}"
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        if self._server is not None:
-            self._server.close()
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._door.close()
 
     def script(self, kind: str, replies: Sequence[Reply]) -> None:
         """What is answered from now on, to requests of that kind."""
@@ -86,28 +81,20 @@ class Listener:
         found = self.got(kind)
         return found[count - 1] if 0 < count <= len(found) else None
 
-    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.ensure_future(self._serve(reader, writer))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        try:
-            with suppress(h11.RemoteProtocolError, OSError):
-                parser = h11.Connection(h11.SERVER)
-                while (request := await read_request(reader, writer, parser)) is not None:
-                    if len(self.requests) < REQUESTS_MAX:
-                        self.requests.append(request)
-                    if len(self.ever) < REQUESTS_MAX:
-                        self.ever.append(request)
-                    reply = self._next(_kind(request))
-                    async with self._news:
-                        self._news.notify_all()
-                    if not await self._answer(request, reply, writer):
-                        return
-                    parser = _after(parser)
-        finally:
-            writer.close()
+        with suppress(h11.RemoteProtocolError, OSError):
+            parser = h11.Connection(h11.SERVER)
+            while (request := await read_request(reader, writer, parser)) is not None:
+                if len(self.requests) < REQUESTS_MAX:
+                    self.requests.append(request)
+                if len(self.ever) < REQUESTS_MAX:
+                    self.ever.append(request)
+                reply = self._next(_kind(request))
+                async with self._news:
+                    self._news.notify_all()
+                if not await self._answer(request, reply, writer):
+                    return
+                parser = _after(parser)
 
     def _next(self, kind: str) -> Reply:
         replies = self._replies[kind]

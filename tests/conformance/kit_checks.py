@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
+from mesh.check.accepting import Accepting
 from mesh.check.agent import Sample, Settings, check_agent
 from mesh.check.report import Report, Result
 
@@ -29,20 +29,9 @@ def by_number(report: Report) -> dict[str, Result]:
 @asynccontextmanager
 async def raw(serve: Any) -> AsyncIterator[str]:
     """A server on bare sockets."""
-    tasks: list[asyncio.Task[None]] = []
-
-    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        try:
-            await serve(reader, writer)
-        finally:
-            writer.close()  # also when nothing was asked: the kit looks first whether anybody is there
-
-    def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        tasks.append(asyncio.get_running_loop().create_task(answer(reader, writer)))
-
-    server = await asyncio.start_server(accept, "127.0.0.1", 0)
+    door = Accepting(serve)
+    await door.open()
     try:
-        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        yield f"http://127.0.0.1:{door.port}"
     finally:
-        server.close()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await door.close()

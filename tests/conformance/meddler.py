@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 import h11
 
 from mesh.check import targets
+from mesh.check.accepting import Accepting
 from mesh.check.case import Ask, Call, Trial
 from mesh.check.listener import Listener
 from mesh.check.wire import READ_BYTES, Answer, Request, WireFault, ask, read_request
@@ -42,26 +43,16 @@ class Meddler:
     def __init__(self, upstream: str, meddling: Meddling) -> None:
         self._upstream = upstream
         self._meddling = meddling
-        self._server: asyncio.Server | None = None
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._door = Accepting(self._serve)
         self.url = ""
 
     async def __aenter__(self) -> Self:
-        self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0, limit=READ_BYTES)
-        self.url = f"http://127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
+        await self._door.open(limit=READ_BYTES)
+        self.url = f"http://127.0.0.1:{self._door.port}"
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        assert self._server is not None
-        self._server.close()
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-
-    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.ensure_future(self._serve(reader, writer))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        await self._door.close()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
@@ -72,8 +63,6 @@ class Meddler:
                     parser = h11.Connection(h11.SERVER)
         except WireFault:
             writer.transport.abort()  # the answer behind was broken, so is this one
-        finally:
-            writer.close()
 
     async def _pass(self, request: Request, writer: asyncio.StreamWriter) -> None:
         does = self._meddling

@@ -13,6 +13,7 @@ from contextlib import suppress
 from typing import Any, Self
 from urllib.parse import parse_qs, urlsplit
 
+from mesh.check.accepting import Accepting
 from mesh.clock import monotonic_s
 from tests.surface.wire import Answer, Message, Pairs, ask, pairs, read_body, read_head
 
@@ -115,23 +116,17 @@ class Actor:
         """Calls that are not answered yet."""
         self.open_max = 0
         self._news = asyncio.Condition()
-        self._server: asyncio.Server | None = None
-        self._serving: set[asyncio.Task[None]] = set()
+        self._door = Accepting(self._serve)
         self.port = 0
 
     async def start(self, port: int = 0) -> Self:
-        self._server = await asyncio.start_server(self._accept, "127.0.0.1", port, limit=1 << 22)
-        self.port = self._server.sockets[0].getsockname()[1]
+        await self._door.open(port=port, limit=1 << 22)
+        self.port = self._door.port
         return self
 
     async def stop(self) -> None:
         """Stop listening and cut all connections."""
-        if self._server is not None:
-            self._server.close()
-            self._server = None
-        for task in self._serving:
-            task.cancel()
-        await asyncio.gather(*self._serving, return_exceptions=True)
+        await self._door.close()
 
     @property
     def url(self) -> str:
@@ -171,20 +166,12 @@ class Actor:
             await self._news.wait_for(lambda: len(self.cancels if cancels else self.starts) >= count)
         return (self.cancels if cancels else self.starts)[count - 1]
 
-    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.ensure_future(self._serve(reader, writer))
-        self._serving.add(task)
-        task.add_done_callback(self._serving.discard)
-
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        try:
-            with suppress(asyncio.IncompleteReadError, OSError):
-                while not writer.is_closing():
-                    start, headers = await read_head(reader)
-                    body = await read_body(reader, headers, to_end=False)
-                    await self._answer(Call(len(self.calls) + 1, start, headers, body), writer)
-        finally:
-            writer.transport.abort() if self._server is None else writer.close()
+        with suppress(asyncio.IncompleteReadError, OSError):
+            while not writer.is_closing():
+                start, headers = await read_head(reader)
+                body = await read_body(reader, headers, to_end=False)
+                await self._answer(Call(len(self.calls) + 1, start, headers, body), writer)
 
     async def _answer(self, call: Call, writer: asyncio.StreamWriter) -> None:
         script = self.script
