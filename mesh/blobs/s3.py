@@ -8,6 +8,7 @@ tools have them (AWS_ACCESS_KEY_ID and so on), never from a URL.
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncIterator
 from datetime import timedelta
 from pathlib import Path
@@ -30,6 +31,9 @@ PIECE_BYTES: Final = 256 << 10
 RETRIES_MAX: Final = 3
 RETRY_S: Final = 20
 LISTED: Final = 1_000
+WHY_CHARS_MAX: Final = 300
+
+_said: Final = re.compile(r"<Error>.*?<Code>([^<]*)</Code>\s*<Message>([^<]*)</Message>", re.DOTALL).search
 
 
 class S3Blobs:
@@ -69,9 +73,8 @@ class S3Blobs:
                 found = await self._api.get_async(self._store, name)
             return bytes(await found.bytes_async()).decode()
         except (self._trouble, OSError) as fault:
-            why = str(fault).partition("\n")[0][:300]
-            detail = f"large payloads cannot be kept at {self._where}: {why}; mend [blobs] url, endpoint or credentials"
-            raise ConfigError(detail) from None
+            mend = "mend [blobs] url, endpoint or credentials"
+            raise ConfigError(f"large payloads cannot be kept at {self._where}: {_why(fault)}; {mend}") from None
 
     async def close(self) -> None:
         """Nothing is held."""
@@ -161,8 +164,15 @@ class S3Blobs:
         return f"{self._prefix}/{owner}/{sha256}"
 
     def _unavailable(self, fault: BaseException) -> Unavailable | BlobMissing:
-        why = str(fault).partition("\n")[0][:200]
-        return Unavailable(f"large payloads cannot be had from {self._where}: {why}", code="blob_storage_failed")
+        detail = f"large payloads cannot be had from {self._where}: {_why(fault)}"
+        return Unavailable(detail, code="blob_storage_failed")
+
+
+def _why(fault: BaseException) -> str:
+    """What the store itself said, where it did: code and message of its answer; else the library's first line."""
+    text = str(fault)
+    found = _said(text)
+    return (f"{found[1]}: {found[2]}" if found else text.partition("\n")[0])[:WHY_CHARS_MAX]
 
 
 def _library() -> tuple[Any, Any, Any]:

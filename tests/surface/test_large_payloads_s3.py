@@ -1,7 +1,8 @@
-"""P404: large payloads in an S3-compatible store: a real one over HTTP, without AWS's own checks of credentials."""
+"""P404: large payloads in an S3-compatible store: a real one over HTTP, which checks every signature."""
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import subprocess
@@ -17,9 +18,11 @@ from tests.surface.actors import Actor
 from tests.surface.gateways import KEYLESS, Caller, Gateway
 from tests.surface.test_large_payloads import BIG, BYTES, digest, echoing, files, until
 
+KEY_ID, SECRET = "AKIAMESHTESTS0000001", "correct/horse+battery0staple"
+
 
 class Bucket:
-    """A store with one bucket in a directory, which a test may stop and start again."""
+    """A store with one bucket in a directory, which a test may stop and start again. Only KEY_ID with SECRET may in."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
@@ -29,9 +32,12 @@ class Bucket:
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        command = [sys.executable, "-m", "localbucket", str(self.directory), "--port", str(self.port)]
-        self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        end_s = monotonic_s() + 10
+        command = [sys.executable, "-m", "nanio", "serve", "--data-dir", str(self.directory), "--host", "127.0.0.1"]
+        self.process = subprocess.Popen(
+            [*command, "--port", str(self.port)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+            env=os.environ | {"NANIO_ACCESS_KEY": KEY_ID, "NANIO_SECRET_KEY": SECRET},
+        )  # fmt: skip
+        end_s = monotonic_s() + 30
         while True:
             with suppress(OSError), socket.create_connection(("127.0.0.1", self.port), 1):
                 return
@@ -45,13 +51,21 @@ class Bucket:
             self.process = None
 
     def objects(self) -> list[Path]:
-        return [path for path in files(self.directory / "payloads") if path.name != "place"]
+        """But for the mesh's own mark, and what the store keeps beside each (in directories with a dot)."""
+        found = [path for path in files(self.directory / "payloads") if path.name != "place"]
+        return [path for path in found if not any(part[:1] == "." for part in path.relative_to(self.directory).parts)]
+
+    def age(self) -> None:
+        """All that is there was put long ago."""
+        for beside in files(self.directory / "payloads" / ".nanio-meta"):
+            known = json.loads(beside.read_text()) | {"last_modified": "2001-01-01T00:00:00+00:00"}
+            beside.write_text(json.dumps(known))
 
 
 @pytest.fixture
 def bucket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bucket]:
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", KEY_ID)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
     made = Bucket(tmp_path / "s3")
     made.start()
     yield made
@@ -87,8 +101,7 @@ async def test_through_a_bucket(
     bucket.start()
     assert (await caller.get(f"/v1/operations/{one}/result")).body == body
     gateway.tell_store(f"DEL m:{{00}}:o:{one}")
-    for path in bucket.objects():
-        os.utime(path, (1, 1))
+    bucket.age()
     await until(lambda: not bucket.objects())
 
 
@@ -98,3 +111,30 @@ async def test_where_nothing_can_be_kept(own_gateway: Callable[..., Gateway], bu
     blobs = {"url": "s3://payloads/mesh", "endpoint": f"http://127.0.0.1:{bucket.port}", "region": "us-east-1"}
     with pytest.raises(AssertionError, match="mend \\[blobs\\] url, endpoint or credentials"):
         own_gateway(KEYLESS | {"blobs": blobs})
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "why"),
+    [
+        ("AWS_SECRET_ACCESS_KEY", SECRET.replace("horse", "mule"), "SignatureDoesNotMatch"),
+        ("AWS_ACCESS_KEY_ID", "AKIASOMEBODYELSE0001", "InvalidAccessKeyId"),
+    ],
+)
+async def test_credentials_that_are_not_taken(
+    own_gateway: Callable[..., Gateway],
+    bucket: Bucket,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    value: str,
+    why: str,
+) -> None:
+    """P112, P404: it does not start, says whose fault it is and what to mend, and not what the secret was."""
+    monkeypatch.setenv(name, value)
+    blobs = {"url": "s3://payloads/mesh", "endpoint": f"http://127.0.0.1:{bucket.port}", "region": "us-east-1"}
+    with pytest.raises(AssertionError, match="mend \\[blobs\\] url, endpoint or credentials") as refused:
+        own_gateway(KEYLESS | {"blobs": blobs})
+    said = str(refused.value)
+    assert why in said
+    assert "<Error>" not in said
+    assert not [secret for secret in (SECRET, os.environ["AWS_SECRET_ACCESS_KEY"]) if secret in said]
+    assert bucket.objects() == []
