@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from gateway.deliveries import Deliveries
 from gateway.starts import Starts
@@ -32,6 +32,9 @@ if TYPE_CHECKING:
     from registry.routing import Admitted, Router
 
 _log = logging.getLogger(__name__)
+
+_START: Final = Kind.START
+_CANCEL: Final = Kind.CANCEL
 
 
 class Session:
@@ -105,9 +108,9 @@ class Courier:
     def take(self, works: Iterable[Work], *, from_line: bool = False) -> None:
         """Send each of them. `from_line`: taken from an endpoint's waiting line, which knows what to probe with."""
         for work in works:
-            if work.kind is Kind.START:
+            if work.kind is _START:
                 self._take_start(work, from_line=from_line)
-            elif work.kind is Kind.CANCEL:
+            elif work.kind is _CANCEL:
                 self._spawn(work.id, self._deliveries.cancel(work))
             else:
                 self._spawn(work.id, self._deliveries.callback(work))

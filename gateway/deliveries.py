@@ -133,7 +133,7 @@ class Deliveries:
             verdict = judge_callback(request.callback_format, reply)
             if verdict.delivered:
                 self._metrics.callback("delivered")
-                await self._store.delivered(work.id, head.run, Kind.CALLBACK)
+                await self._store.delivered(work.id, head.run, work.kind)
                 self._waiters.tell(work.id)
                 return
             detail, final, retry_after_ms = verdict.detail, verdict.final, verdict.retry_after_ms

@@ -35,31 +35,28 @@ class Ending(msgspec.Struct, frozen=True, gc=False):
     """There is more to its record than this and what is known from its start."""
 
 
-class FirstRequest:
+class FirstRequest(msgspec.Struct, eq=False):
     """The request that started an operation, as long as it may still be answered with the outcome itself.
 
     Whoever records an outcome asks `claim` first: the request then waits for that outcome beyond its own time, and
     a Nexus callback is owed no more (P80). A closed one (201 sent, caller gone) is not claimed.
     """
 
-    __slots__ = ("_claims", "_closed", "_waiter", "brief", "ending", "links", "moved", "settled", "unsure")
-
-    def __init__(self) -> None:
-        self.settled = False
-        """`ending` will not change any more."""
-        self.ending: Ending | None = None
-        """None while it is open, and when it was closed and nothing was on its way to it."""
-        self.moved: asyncio.Event | None = None
-        """Set with `settled`, for a wait on several things."""
-        self.links: Sequence[str] = ()
-        """What the agent's 201 linked to, when it came here."""
-        self.brief = False
-        """The caller is told by callback and said nothing of waiting: once the agent gives a 201, so do we."""
-        self._waiter: asyncio.Future[None] | None = None
-        self.unsure = False
-        """The store did not say whether it recorded a claimed outcome, so the callback may have been spared already."""
-        self._claims = 0
-        self._closed = False
+    settled: bool = False
+    """`ending` will not change any more."""
+    ending: Ending | None = None
+    """None while it is open, and when it was closed and nothing was on its way to it."""
+    moved: asyncio.Event | None = None
+    """Set with `settled`, for a wait on several things."""
+    links: Sequence[str] = ()
+    """What the agent's 201 linked to, when it came here."""
+    brief: bool = False
+    """The caller is told by callback and said nothing of waiting: once the agent gives a 201, so do we."""
+    unsure: bool = False
+    """The store did not say whether it recorded a claimed outcome, so the callback may have been spared already."""
+    _waiter: asyncio.Future[None] | None = None
+    _claims: int = 0
+    _closed: bool = False
 
     @property
     def claimed(self) -> bool:

@@ -133,8 +133,12 @@ class Edge(HttpToolsProtocol):
         exchange = Exchange(self, routes, route, (method, raw_path, query, self.headers))
         self.cycle: Any = exchange
         exchange.check(measure=measure)
-        exchange.keep_alive = self.parser.should_keep_alive() and self.parser.get_http_version() != "1.0"
-        exchange.expects = exchange.request.first.get(b"expect", b"").lower() == b"100-continue"
+        first = exchange.request.first
+        # Only by its `connection` would an HTTP/1.0 request be one to keep alive for: the version is slow to ask for.
+        exchange.keep_alive = self.parser.should_keep_alive() and not (
+            b"connection" in first and self.parser.get_http_version() == "1.0"
+        )
+        exchange.expects = b"expect" in first and first[b"expect"].lower() == b"100-continue"
         if earlier is None or earlier.response_complete:
             exchange.turn = True
             exchange.advance()

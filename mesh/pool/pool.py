@@ -140,12 +140,13 @@ class Pool:
             check_method(method)
         source, body = (None, body) if isinstance(body, bytes) else (body, b"")
         head = request_head(method, target, path, headers, len(body) if source is None else source.size)
-        loop = asyncio.get_running_loop()
-        now_s = loop.time()
-        deadline_s = now_s + timeout_s
         lane = self._lanes.get(target.origin)
         if lane is None:
+            loop = asyncio.get_running_loop()
             lane = self._lanes[target.origin] = Lane(target.origin, loop, self._idle_s, self._slot_gone)
+        loop = lane.loop
+        now_s = loop.time()
+        deadline_s = now_s + timeout_s
         connection = lane.take_idle(target, now_s) or await self._connection(lane, target, deadline_s)
         limit_bytes = self._reply_bytes_max if reply_bytes_max is None else reply_bytes_max
         if large is not None:

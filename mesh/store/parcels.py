@@ -27,6 +27,7 @@ _REPORTED: Final = {
     )
 }  # fmt: skip
 _VERDICTS: Final = {verdict.encode(): verdict for verdict in Completion}
+_KINDS: Final = {kind.encode(): kind for kind in Kind}
 _DONE: Final = Completion.DONE
 _SAME: Final = Completion.SAME
 
@@ -35,8 +36,7 @@ def read_work(packed: list[Any]) -> Work:
     """One piece of work as the Lua function `work` gives it."""
     operation_id, kind, head, request, extra, *more = packed
     journal, links = (more[0], decode_links(more[1])) if len(more) > 1 else (more[0] if more else 0, ())
-    kind = Kind(kind.decode())
-    return Work(operation_id.decode(), kind, decode_head(head), decode_request(request), extra, journal, links)
+    return Work(operation_id.decode(), _KINDS[kind], decode_head(head), decode_request(request), extra, journal, links)
 
 
 def read_optional_work(packed: Any) -> Work | None:

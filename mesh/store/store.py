@@ -265,7 +265,7 @@ class Store(Durable):
 
     async def delivered(self, operation_id: str, run: int, kind: Kind) -> None:
         """The receiver has the cancel or callback."""
-        await self._about_delivery("mesh1_delivered", {"id": operation_id, "run": run, "kind": kind})
+        await self._about_delivery("mesh1_delivered", {"id": operation_id, "run": run, "kind": str(kind)})
 
     async def defer(
         self, operation_id: str, run: int, kind: Kind, *, tries: int, delay_ms: int, dead: bool, detail: str
