@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import socket
@@ -17,6 +18,7 @@ from mesh.clock import monotonic_s, pause
 from tests.surface.actors import Actor
 from tests.surface.gateways import KEYLESS, Caller, Gateway
 from tests.surface.test_large_payloads import BIG, BYTES, digest, echoing, files, until
+from tests.surface.test_step_blobs import attempt, put
 
 KEY_ID, SECRET = "AKIAMESHTESTS0000001", "correct/horse+battery0staple"
 
@@ -103,6 +105,20 @@ async def test_through_a_bucket(
     gateway.tell_store(f"DEL m:{{00}}:o:{one}")
     bucket.age()
     await until(lambda: not bucket.objects())
+
+
+async def test_results_of_steps(own_gateway: Callable[..., Gateway], bucket: Bucket, agent: Actor) -> None:
+    """P410, P412: put, had again by the token, and said when it is gone."""
+    blobs = {"url": "s3://payloads/mesh", "endpoint": f"http://127.0.0.1:{bucket.port}", "region": "us-east-1"}
+    caller = Caller(await asyncio.get_running_loop().run_in_executor(None, own_gateway, KEYLESS | {"blobs": blobs}))
+    operation, token = await attempt(caller, agent)
+    kept = await put(caller, token, BIG)
+    assert (kept.status, kept.json["bytes"]) == (200, len(BIG))
+    assert (await caller.get(kept.json["url"])).body == BIG
+    (one,) = bucket.objects()
+    assert one.parent.name == operation
+    gone = await caller.get(kept.json["url"].rpartition("/")[0] + "/" + "0" * 64)
+    assert (gone.status, gone.code) == (503, "blob_missing")
 
 
 async def test_where_nothing_can_be_kept(own_gateway: Callable[..., Gateway], bucket: Bucket) -> None:

@@ -187,6 +187,7 @@ class Blobs:
             raise refusal(reply.status, reply.body, 0)
         if await blob.digest() != ref.sha256:
             detail = f"{ref.url} gave other bytes than were kept: {digest_field(blob.sha256)}"
+            blob.close()
             raise BlobCorrupt(detail, retry_after_s=5)
         return blob
 
