@@ -86,15 +86,17 @@ class Attendance:
         """Keep up the leases of those that polled since the last time; forget those that did not for long."""
         now_s = monotonic_s()
         for key, one in list(self._instances.items()):
-            if one.waiting or one.polled_s > one.renewed_s:
-                if now_s - one.renewed_s >= RENEW_S and not self._draining(one.endpoint, key[1]):
+            if not one.waiting and now_s - one.polled_s > ATTENDING_MS / 1000:
+                self._instances.pop(key, None)
+            elif one.waiting or one.polled_s > one.renewed_s:
+                known = self._catalog.instances.roster(one.endpoint.id).get(key[1])
+                # One that drains is kept up by its own asking alone (`came`), also once its lease is over.
+                if now_s - one.renewed_s >= RENEW_S and not (known is not None and known.draining):
                     one.renewed_s = now_s
                     try:
                         await self._catalog.attend(one.endpoint, key[1], one.version)
                     except NotFound:
                         self._instances.pop(key, None)
-            elif now_s - one.polled_s > ATTENDING_MS / 1000:
-                self._instances.pop(key, None)
 
     async def run(self) -> None:
         """`renew` for as long as the gateway lives."""
