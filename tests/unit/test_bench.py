@@ -8,11 +8,11 @@ import os
 import subprocess
 import sys
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from bench.figures import TARGETS, Figures, Target, compare, misses, unit_of
 from bench.generator import ERRORS_MAX, Generator, Load, percentile
