@@ -40,6 +40,7 @@ LIMITS: Final = {
     "line_look": 16,  # of one namespace's line read at once
     "priority_ms": 10_000,  # how much waiting one level of priority is worth
     "parked_ms": 1_000,  # when a namespace at its own concurrency limit is looked at although nothing ended
+    "never": 10**15,  # ms beyond every time: the timer of what nothing but an event moves
     "put": 1_000,  # scores and members of one ZADD
     "unparked": 64,  # namespaces looked at again per unblock or pull
     "drain_ms": 10_000,  # window in which what leaves a namespace's line is counted

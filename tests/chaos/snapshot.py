@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from math import inf
 from typing import Any
 
 import msgspec
@@ -20,6 +21,8 @@ from mesh.store.store import Store
 from tests.chaos.history import digest
 
 SCAN_COUNT = 1000
+NEVER_MS = 10**15
+"""A timer from here on is none (library.LIMITS)."""
 READ_BATCH = 500
 
 
@@ -77,7 +80,8 @@ class Snapshot(msgspec.Struct):
 
 
 def _scores(flat: list[bytes]) -> dict[str, float]:
-    return {flat[i].decode(): float(flat[i + 1]) for i in range(0, len(flat), 2)}
+    at = {flat[i].decode(): float(flat[i + 1]) for i in range(0, len(flat), 2)}
+    return {one: inf if score >= NEVER_MS else score for one, score in at.items()}
 
 
 async def _scan(link: Link) -> list[str]:

@@ -16,6 +16,8 @@ from tests.model.turns import LIMITED, Turns
 
 DEAD_AFTER_MS: Final = 3_000
 DEAD_MS: Final = 72 * 3_600_000
+NEVER_MS: Final = 10**15
+"""A timer from here on is none (library.LIMITS)."""
 """How long a dead letter is kept at least."""
 DELIVERY_LEASE_MS: Final = 35_000
 OWED: Final = (Delivery.DUE, Delivery.LEASED)

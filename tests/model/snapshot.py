@@ -20,7 +20,7 @@ from mesh.machine import OPERATION, Delivery, Event, Move, State
 from mesh.store.keys import SUFFIXES, root
 from mesh.store.layout import Entry, Head, Line, decode_events, decode_head, decode_line
 from mesh.store.link import Link
-from tests.model.ground import DEAD_MS
+from tests.model.ground import DEAD_MS, NEVER_MS
 from tests.model.turns import LEVEL_MS
 
 EVERYTHING: Final = """
@@ -158,7 +158,8 @@ def _pairs(flat: list[bytes]) -> dict[str, bytes]:
 
 
 def _scores(flat: list[bytes]) -> dict[str, float]:
-    return {name: float(score) for name, score in _pairs(flat).items()}
+    at = {name: float(score) for name, score in _pairs(flat).items()}
+    return {name: inf if score >= NEVER_MS else score for name, score in at.items()}
 
 
 def _kept(operation_id: str, flat: list[bytes]) -> Kept:

@@ -159,5 +159,5 @@ local function mesh1_claim(keys, argv)
   local first = redis.call('ZRANGE', root .. KEY.due, 0, 0, 'WITHSCORES')
   local mine = redis.call('ZRANGE', root .. KEY.held .. a.session, 0, 0, 'WITHSCORES')
   local at = math.min(tonumber(first[2] or 'inf') or INF, tonumber(mine[2] or 'inf') or INF)
-  return { now, works, ended, line, at == INF and -1 or at }
+  return { now, works, ended, line, at >= LIMIT.never and -1 or at }
 end

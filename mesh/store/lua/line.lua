@@ -9,8 +9,8 @@
 
 -- What `start_many` knows and writes once for all of its starts: endpoints and sessions read, and, by key, the entries for
 -- sorted sets with how many the set will have. A verb that takes one operation has none of it.
-local function gathering()
-  return { endpoints = {}, sessions = {}, sets = {}, sizes = {} }
+local function gathering(now)
+  return { now = now, endpoints = {}, sessions = {}, sets = {}, sizes = {} }
 end
 
 -- Puts `id` into a sorted set, now or with all others of `gather`. Returns how many are in it then (nil where nobody asks).

@@ -58,6 +58,14 @@ local function counted_limit(ep, namespace)
   return share and share.max > 0 and 'namespace_concurrency' or share and share.rate > 0 and 'namespace_rate' or ''
 end
 
+local accepted_first
+
+-- The first event of every operation is the same.
+local function accepted_event()
+  accepted_first = accepted_first or cmsgpack.pack({ E.accepted, 0, 0 })
+  return accepted_first
+end
+
 -- Both are read once for all starts of a `gather`: none of them dispatches, so nothing of it changes.
 local function endpoint_known(root, endpoint, gather)
   if not gather then return endpoint_of(root, endpoint) end
@@ -75,11 +83,11 @@ local function mesh1_start(keys, argv, gather)
   local root = keys[1]
   local a = cmsgpack.unpack(argv[1])
   local request, input, key, instance = argv[2], argv[3], a.key, argv[4]
-  local now = now_ms()
+  local now = gather and gather.now or now_ms()
   local delay_ms = a.delay_ms or (a.starts_at and math.max(a.starts_at - now, 0))
   local begins = now + (delay_ms or 0)
   local op = {
-    id = a.id, root = root, events = '', state = S.scheduled, run = 1, attempt = 0, seq = 0, stamp = 0, created_at = now,
+    id = a.id, root = root, events = accepted_event(), state = S.scheduled, run = 1, attempt = 0, seq = 1, stamp = 0, created_at = now,
     closed_at = 0, owner = '', start = D.due, start_at = begins, cancel = D.none, cancel_at = 0, cancel_tries = 0,
     wants_callback = a.callback, callback = D.none, callback_at = 0, callback_tries = 0,
     close_by = a.close_ms > 0 and begins + a.close_ms or 0, start_by = a.start_ms > 0 and begins + a.start_ms or 0,
@@ -152,7 +160,6 @@ local function mesh1_start(keys, argv, gather)
   if full then return refuse('BACKLOG', table.concat(full, ' ')) end
   if known and key ~= '' then redis.call('SET', root .. KEY.idempotency .. key, a.id) end
 
-  emit(op, E.accepted, now)
   if reason ~= '' then
     op.blocked = reason
     if room then room = room - 1 end

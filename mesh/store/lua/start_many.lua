@@ -2,7 +2,7 @@
 -- Keys: partition root. Arguments: their number, for each start its three, as in start.lua. None of them is leased to anybody here.
 -- Reply: for each, in order, what start replies, or {'refused', word and detail}. Flags as start.
 local function mesh1_start_many(keys, argv)
-  local replies, gather = {}, gathering()
+  local replies, gather = {}, gathering(now_ms())
   for at = 2, #argv, 3 do
     -- What cannot be run is refused before its first write, and those before it are written already.
     local sound, reply = pcall(mesh1_start, keys, { argv[at], argv[at + 1], argv[at + 2] }, gather)
