@@ -152,6 +152,8 @@ class Ticker:
     async def move_lines(self) -> None:
         """Send the heads of waiting lines whose endpoint can be reached; correct what the others show."""
         lines, self._lines = self._lines, set()
+        # That a lease ended, as the last claim may have done, is told in a message: who fell silent gets nothing of it.
+        await self._desk.caught_up()
         relabel = monotonic_s() >= self._relabel_at_s
         if relabel:
             self._relabel_at_s = monotonic_s() + RELABEL_S

@@ -187,6 +187,11 @@ class Desk:
                 poll.close()
                 poll.over()
 
+    async def caught_up(self) -> None:
+        """Hear what the store has told of polls and lines so far, where there are polls."""
+        if self._windows:
+            await self._subscriber.caught_up()
+
     def look_again(self) -> None:
         """Messages may have been missed."""
         for window in self._windows.values():

@@ -21,6 +21,7 @@ from mesh.store.dial import dial
 
 PING_S: Final = 1.0
 SILENCE_S: Final = 5.0
+CATCH_UP_S: Final = 0.25
 BACKOFF_S_MIN: Final = 0.02
 BACKOFF_S_MAX: Final = 1.0
 CHANNELS_MAX: Final = 200_000
@@ -45,6 +46,8 @@ class Subscriber:
         self._acks: deque[tuple[bytes, asyncio.Future[None]]] = deque()
         """SUBSCRIBEs in the order sent. By order, not by name: after subscribe, unsubscribe, subscribe of one
         channel the first confirmation is not the one that counts."""
+        self._pings: deque[asyncio.Future[None] | None] = deque()
+        """PINGs in the order sent, each with who waits for its answer."""
         self._connection: Connection | None = None
         self._fault: Exception | None = None
         self._gap = False
@@ -112,6 +115,26 @@ class Subscriber:
         if self._connection is not None:
             self._connection.push("UNSUBSCRIBE", channel)
 
+    async def caught_up(self, *, within_s: float = CATCH_UP_S) -> None:
+        """Return once all is heard that was published before, or `within_s` is over.
+
+        Messages come in order, but not with the replies to calls, which have a connection of their own: a reply may be
+        here before the messages of the call that it answers.
+        """
+        if self._connection is not None:
+            heard: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._ping(self._connection, heard)
+            await asyncio.wait([heard], timeout=within_s)
+
+    def _ping(self, connection: Connection, heard: asyncio.Future[None] | None = None) -> None:
+        self._pings.append(heard)
+        connection.push("PING")
+
+    def _answered(self) -> None:
+        heard = self._pings.popleft() if self._pings else None
+        if heard is not None and not heard.done():
+            heard.set_result(None)
+
     def _send(self, channels: list[bytes]) -> None:
         if self._connection is not None and channels:
             self._acks.extend([(channel, self._asked[channel]) for channel in channels])
@@ -133,6 +156,8 @@ class Subscriber:
                 del self._asked[channel]
                 asked.set_result(None)
             self._tell_gap()
+        elif kind == b"pong":
+            self._answered()
 
     def _tell_gap(self) -> None:
         if self._gap and not self._asked:
@@ -163,6 +188,8 @@ class Subscriber:
         connection.on_push = self._message
         self._connection = connection
         self._acks.clear()
+        while self._pings:
+            self._answered()
         loop = asyncio.get_running_loop()
         for channel in self._callbacks:
             self._asked.setdefault(channel, loop.create_future())
@@ -174,7 +201,7 @@ class Subscriber:
     async def _watch(self, connection: Connection) -> None:
         while not connection.lost.done():
             await asyncio.wait([connection.lost], timeout=PING_S)
-            connection.push("PING")
+            self._ping(connection)
             if connection.read_at_s < monotonic_s() - self._silence_s:
                 connection.abort(TimeoutError(f"the store was silent for {self._silence_s:g} s"))
                 await connection.lost

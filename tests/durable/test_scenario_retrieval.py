@@ -53,8 +53,10 @@ class Sources:
         self.canceled = Counter[str]()
         self._dice = random.Random(26)
         self.app = Scripted(self._answer)
-        with bind("127.0.0.1", 0) as listener:
-            self.dead_port: int = listener.getsockname()[1]
+        self.dead = socket.socket()
+        self.dead.bind(("127.0.0.1", 0))
+        """Nobody listens there, and nobody else can: other tests look for free ports too."""
+        self.dead_port: int = self.dead.getsockname()[1]
 
     async def _answer(self, request: Request) -> Response:
         name = request.path.split("/")[1]
@@ -75,8 +77,10 @@ class Sources:
 
 
 @pytest.fixture(scope="module")
-def sources() -> Sources:
-    return Sources()
+def sources() -> Iterator[Sources]:
+    found = Sources()
+    yield found
+    found.dead.close()
 
 
 @pytest.fixture(scope="module")
@@ -150,6 +154,7 @@ def test_a_repeat_within_the_window_asks_nobody(base: str, client: mesh.SyncClie
 
 
 def test_a_source_that_comes_back_is_asked_again(base: str, client: mesh.SyncClient, sources: Sources) -> None:
+    sources.dead.close()
     with serving(Scripted(lambda _: answer({"source": DEAD})), port=sources.dead_port):
         socket.create_connection(("127.0.0.1", sources.dead_port)).close()
 

@@ -72,6 +72,25 @@ class TestSubscriber:
             await eventually(lambda: heard == [b"2"])
         assert "ZeroDivisionError" in caplog.text
 
+    async def test_what_was_published_before_is_heard_first(self, link: Link) -> None:
+        """A reply of another connection may come earlier than the message of the same call."""
+        heard: list[bytes] = []
+        async with self.subscribed(link.address) as (subscriber, _):
+            await subscriber.subscribe(b"a", heard.append)
+            for number in range(200):
+                await link.call("PUBLISH", "a", str(number))
+                await subscriber.caught_up()
+                assert heard[-1:] == [b"%d" % number]
+
+    async def test_nobody_waits_for_a_server_that_is_silent(self, start_server: StartServer) -> None:
+        server = start_server()
+        async with self.subscribed(server.address) as (subscriber, _):
+            await subscriber.subscribe(b"a", lambda _: None)
+            server.signal(SIGSTOP)
+            await subscriber.caught_up(within_s=0.05)
+            server.signal(SIGCONT)
+            await subscriber.caught_up(within_s=5)
+
     async def test_a_killed_server_is_a_gap_told_once_all_channels_are_back(self, start_server: StartServer) -> None:
         server = start_server()
         heard: list[bytes] = []
