@@ -9,8 +9,9 @@
 --     [, 1: the attempt is `instance`'s, else 0, close_by of a child [, how many more of its namespace may wait]]}
 --     or {'replayed', now, id, state}
 -- Refuses: KEY_REUSED id, OTHER_PARENT id (the key is of an operation that this call of the parent did not start), NO_ENDPOINT,
---   NO_SESSION, PARENT_LOST (its attempt was given up, or it ended), BACKLOG depth cap ms
---   [1: of what is accepted for later] (turns.lua; a repeat of what was accepted is answered all the same). Effects: record, key, index, timer, events accepted [+ dispatched].
+--   NO_SESSION, PARENT_LOST (its attempt was given up, or it ended), BACKLOG depth cap ms [1: of what is accepted for later]
+--   (turns.lua; a repeat of what was accepted is answered all the same).
+-- Effects: record, key, index, timer, events accepted [+ dispatched].
 -- The link sends a call again when its reply was lost, so the same id answers as the first time did, except that an
 --   attempt which was taken from this session meanwhile, or has ended, is no longer its to send.
 -- Admission: refused by the server itself when memory is full (no allow-oom flag).
@@ -66,7 +67,7 @@ local function accepted_event()
   return accepted_first
 end
 
--- Both are read once for all starts of a `gather`: none of them dispatches, so nothing of it changes.
+-- Endpoint and session are read once for all starts of a `gather`: none of them is dispatched, so neither changes.
 local function endpoint_known(root, endpoint, gather)
   if not gather then return endpoint_of(root, endpoint) end
   if gather.endpoints[endpoint] == nil then gather.endpoints[endpoint] = endpoint_of(root, endpoint) or false end
