@@ -80,7 +80,37 @@ def _look(function: Callable[..., Any], out: Any) -> Shape:
 
 
 async def in_thread(executor: Executor | None, call: Callable[[], Any]) -> Any:
-    """`call()` in a thread, in this context; what it gives is awaited here when it is awaitable."""
+    """`call()` in a thread, in this context; what it gives is awaited here when it is awaitable.
+
+    When this is cancelled meanwhile, the thread goes on, and a coroutine that it gives is closed instead.
+    """
+    given: list[Any] = []
+    left = False
+
+    def work() -> Any:
+        value = call()
+        given.append(value)
+        if left:
+            _drop(given)
+        return value
+
     context = contextvars.copy_context()
-    value = await asyncio.get_running_loop().run_in_executor(executor, partial(context.run, call))
+    try:
+        value = await asyncio.get_running_loop().run_in_executor(executor, partial(context.run, work))
+    except BaseException:
+        # The thread may end before or after this, its result may be on its way: both sides look, one of them finds it.
+        left = True
+        _drop(given)
+        raise
+    given.clear()
     return await value if inspect.isawaitable(value) else value
+
+
+def _drop(given: list[Any]) -> None:
+    """Close a coroutine that nobody will await; one that was begun, or another awaitable, belongs to somebody else."""
+    try:
+        value = given.pop()
+    except IndexError:
+        return  # the other side has it
+    if inspect.iscoroutine(value) and inspect.getcoroutinestate(value) == inspect.CORO_CREATED:
+        value.close()
