@@ -32,13 +32,23 @@ class Branch:
     blocked   why nothing is sent to the child that was started last
     """
 
-    __slots__ = ("blocked", "children", "expired", "skipped")
+    __slots__ = ("_given_up", "_outer", "blocked", "children", "expired", "skipped")
 
     def __init__(self, skipped: frozenset[str], *, expired: bool) -> None:
         self.skipped = skipped
         self.expired = expired
         self.children: dict[str, str] = {}
         self.blocked: str | None = None
+        self._given_up = False
+        self._outer = branch.get()
+
+    @property
+    def given_up(self) -> bool:
+        """Whether nobody waits for it any more: it, or the source whose gather it is of, came too late or failed."""
+        return self._given_up or (self._outer is not None and self._outer.given_up)
+
+    def give_up(self) -> None:
+        self._given_up = True
 
 
 branch: ContextVar[Branch | None] = ContextVar("mesh_gather_branch", default=None)

@@ -186,6 +186,7 @@ class _Race:
         """Nobody waits for them any more: their steps are cancelled, their children too."""
         for name in names:
             if name in self._tasks:
+                self._branches[name].give_up()
                 self._tasks[name].cancel()
                 for operation_id in self._branches[name].children.values():
                     self._attempt.cancel_child(operation_id)
@@ -193,13 +194,16 @@ class _Race:
     def keep(self, names: Iterable[str]) -> dict[str, asyncio.Task[Any]]:
         """The tasks that go on beside the code."""
         kept = {name: self._tasks.pop(name) for name in names if name in self._tasks}
+        for name in kept:
+            self._branches[name].give_up()  # the code need not wait for it
         self._attempt.background.update(kept.values())
         return kept
 
     def drop(self) -> None:
         """Leave nothing behind: tasks that still run, coroutines that were never begun."""
-        for task in self._tasks.values():
-            task.cancel()
+        for name, task in self._tasks.items():
+            if task.cancel():
+                self._branches[name].give_up()
         given = self._spec.sources.items()
         _close(each for name, each in given if name in self._tasks or name not in self._branches)
 
@@ -236,6 +240,8 @@ class _Race:
         else:
             self._broken = self._broken or error
             source = Source("late", self._elapsed_ms())
+        if source.state != "succeeded":
+            self._branches[name].give_up()
         if self._over.done() or not counts:
             return  # decided without it
         self._ended[name] = source

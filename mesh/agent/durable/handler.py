@@ -80,6 +80,7 @@ class Durable(NamedTuple):
             finally:
                 attempt.resting.end()
         except BaseException as why:
+            context.owed.close()
             if not _is_cancel(why):
                 raise
         await context.undo()

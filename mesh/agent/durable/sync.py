@@ -8,7 +8,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from datetime import datetime
-from typing import Any, Literal, TypeVar, overload
+from inspect import CORO_CREATED, getcoroutinestate
+from typing import Any, Final, Literal, TypeVar, overload
 from uuid import UUID
 
 from mesh.agent.durable.context import Common, Context, Match
@@ -17,6 +18,10 @@ from mesh.agent.durable.gathered import Gathered
 from mesh.agent.durable.steps import DEFAULT, Retry, running_step
 
 T = TypeVar("T")
+
+LOOK_S: Final = 5.0
+"""How often a thread that waits looks whether its loop is still there: a process that ends must not wait for it."""
+_GONE: Final = "the loop of this attempt is closed: the process ends"
 
 
 class SyncContext(Common):
@@ -133,4 +138,22 @@ class SyncContext(Common):
                 if blocked is not None:
                     blocked(-1)
 
-        return asyncio.run_coroutine_threadsafe(bridged(), self._attempt.loop).result()
+        return _blocking(bridged(), self._attempt.loop)
+
+
+def _blocking(work: Coroutine[Any, Any, T], loop: asyncio.AbstractEventLoop) -> T:
+    """Run it on the loop of another thread, and wait. Raises what it raises; RuntimeError when the loop is gone."""
+    try:
+        running = asyncio.run_coroutine_threadsafe(work, loop)
+        while True:
+            try:
+                return running.result(LOOK_S)
+            except TimeoutError:
+                if running.done():
+                    return running.result()
+                if loop.is_closed():  # between the call and its turn
+                    raise RuntimeError(_GONE) from None
+    except RuntimeError:
+        if getcoroutinestate(work) == CORO_CREATED:
+            work.close()
+        raise
