@@ -146,8 +146,10 @@ class Exchange:
 
     def set(self) -> None:
         """The connection is lost, if `disconnected` says so."""
-        if self.disconnected and self.more_body and self.request.intake is not None:
-            self.request.intake.abandon()
+        if self.disconnected and self.more_body and not self.response_complete:
+            intake = self.request.intake
+            if intake is not None:
+                intake.abandon()
         if self.disconnected and self._gone is not None and not self._gone.done():
             self._gone.set_result(None)
 
@@ -193,7 +195,7 @@ class Exchange:
         except BaseException:
             edge.transport.abort()
             raise
-        self.response_complete = True
+        self._over()
         if not self.keep_alive:
             edge.transport.close()
         edge.on_response_complete()
@@ -201,15 +203,22 @@ class Exchange:
     def answer(self, answer: Answer) -> None:
         """Write it in one piece and go on to the next request."""
         edge = self._edge
-        self.response_complete = True
+        method = self.request.method
+        self._over()
         if not edge.transport.is_closing():
             body = answer.body
-            sent = b"" if self.request.method == "HEAD" else body
+            sent = b"" if method == "HEAD" else body
             size = len(body) if answer.stream is None else answer.stream.size
             edge.transport.write(self._head(answer, size) + sent)
             if not self.keep_alive:
                 edge.transport.close()
         edge.on_response_complete()
+
+    def _over(self) -> None:
+        """It is answered, or cut off."""
+        self.response_complete = True
+        # They refer to each other: kept, every request would be a cycle for the garbage collector.
+        del self.request
 
     def _head(self, answer: Answer, size: int) -> bytes:
         # A value is Latin-1 text without line ends: it was parsed from one, or checked where it was made.
