@@ -10,7 +10,7 @@ from mesh.wire import DELAYED, WAITING, Quota, quota_headers
 
 if TYPE_CHECKING:
     from mesh.edge import Headers
-    from mesh.store.store import BacklogFull
+    from mesh.store.starting import BacklogFull
     from mesh.store.verbs import Accepted
     from registry.catalog import Endpoint
 

@@ -15,7 +15,7 @@ from gateway.payloads import file_bytes
 from mesh.errors import Conflict, MeshError, NotFound, TooLarge, Unavailable
 from mesh.ids import operation_id
 from mesh.machine import State
-from mesh.store.store import BacklogFull, NoEndpoint, NoSession, OtherParent, ParentLost
+from mesh.store.starting import BacklogFull, NoEndpoint, NoSession, OtherParent, ParentLost
 from mesh.store.verbs import LOOK, Accepted, KeyReused, Replayed
 from registry.choice import CANARY
 

@@ -33,7 +33,8 @@ from mesh.machine import Event, Kind
 from mesh.seats import Seats
 from mesh.store.layout import Outcome, Request
 from mesh.store.pulls import PullStore
-from mesh.store.store import BacklogFull, NoEndpoint, NoSession, OtherParent, ParentLost, Store
+from mesh.store.starting import BacklogFull, NoEndpoint, NoSession, OtherParent, ParentLost
+from mesh.store.store import Store
 from mesh.store.verbs import LOOK, Accepted, ChildStart, KeyReused, Replayed, Start, Work
 from mesh.wire import failure_json, format_link
 from registry.routing import Outcome as Routed

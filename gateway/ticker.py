@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 from mesh.clock import monotonic_s, sleep
 from mesh.errors import ConfigError, StoreUnsafe, Unavailable
 from mesh.ids import short_id
-from mesh.store.store import NoSession
+from mesh.store.starting import NoSession
 from mesh.store.verbs import LOOK
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable
-from typing import Any, Final, cast
+from typing import Any, Final, Protocol, TypeVar, cast
 
 import hiredis
 
@@ -17,11 +17,23 @@ from mesh.clock import monotonic_s
 from mesh.errors import MeshError, StoreUnavailable
 
 Arg = bytes | str | int
-Waiting = tuple[asyncio.Future[Any], bytes, float, bool]
-"""A call on its way: its future, the packed bytes, when it was asked (monotonic s), may it be sent again."""
+
+
+class Asker(Protocol):
+    """Who gets a call's reply: a future, or what stands for those of several (merging.py)."""
+
+    def done(self) -> bool: ...
+    def set_result(self, result: Any, /) -> None: ...
+    def set_exception(self, exception: Any, /) -> None: ...
+
+
+Waiting = tuple[Asker, bytes, float, bool]
+"""A call on its way: its asker, the packed bytes, when it was asked (monotonic s), may it be sent again."""
 
 Call = Callable[..., asyncio.Future[Any]]
 """`call(*args)`: one command; the future gets the reply (bytes, int, None or lists of these)."""
+
+E = TypeVar("E", bound=BaseException)
 
 pack = cast("Callable[[tuple[Arg, ...]], bytes]", hiredis.pack_command)  # pyright: ignore[reportUnknownMemberType] - no return type
 
@@ -68,6 +80,13 @@ def reply_error(text: str) -> MeshError:
 def words(fault: Exception | None) -> str:
     """A fault as a person reads it; some exceptions (TimeoutError) say nothing by themselves."""
     return str(fault) or type(fault).__name__ if fault else "no answer"
+
+
+def fresh(error: E) -> E:
+    """The same error once more: raising one instance again and again grows its traceback."""
+    again = type(error).__new__(type(error), *error.args)
+    vars(again).update(vars(error))
+    return again
 
 
 class Connection(asyncio.Protocol):

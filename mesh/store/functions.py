@@ -9,6 +9,7 @@ from mesh.store.keys import Keys
 from mesh.store.layout import encode
 from mesh.store.library import NAME, source
 from mesh.store.link import Link, StoreReply
+from mesh.store.merging import MERGED_BYTES_MAX, Merging, of_one
 
 type_of_reply = list[Any]
 
@@ -42,21 +43,37 @@ class Functions:
 
     async def fcall(self, verb: str, arguments: object, *payload: bytes) -> list[Any]:
         """One transition. Raises Refused, StoreUnavailable, OutcomeUnknown."""
-        packed = encode(arguments)
+        return await self.called(verb, encode(arguments), *payload)
+
+    async def called(self, verb: str, *parts: bytes) -> list[Any]:
+        """The same with all arguments as the function reads them."""
         try:
-            return await self.link.call(b"FCALL", verb, 1, self.keys.root, packed, *payload)
+            return await self.link.call(b"FCALL", verb, 1, self.keys.root, *parts)
         except StoreReply as reply:
-            if "Function not found" not in reply.text:
-                raise _meaning(reply) from reply
-        # Somebody flushed the functions: put them back and repeat, nothing was applied.
+            return await self._again(reply, verb, *parts)
+
+    async def merged(self, merging: Merging, verb: str, arguments: object, *payload: bytes) -> list[Any]:
+        """The same for a verb that every operation comes by: it travels with those of its kind of this turn."""
+        parts = (encode(arguments), *payload)
         try:
+            if sum(map(len, payload)) <= MERGED_BYTES_MAX:
+                return of_one(await self.link.join(merging, verb, parts))
+            return await self.link.call(b"FCALL", verb, 1, self.keys.root, *parts)
+        except StoreReply as reply:
+            return await self._again(reply, verb, *parts)
+
+    async def _again(self, reply: StoreReply, verb: str, *parts: bytes) -> list[Any]:
+        """After an error reply: raises what it means, or repeats what was not applied."""
+        if "Function not found" not in reply.text:
+            raise meaning(reply) from reply
+        try:  # somebody flushed the functions: put them back
             await load_library(self.link.call)
-            return await self.link.call(b"FCALL", verb, 1, self.keys.root, packed, *payload)
-        except StoreReply as reply:
-            raise _meaning(reply) from reply
+            return await self.link.call(b"FCALL", verb, 1, self.keys.root, *parts)
+        except StoreReply as second:
+            raise meaning(second) from second
 
 
-def _meaning(reply: StoreReply) -> MeshError:
+def meaning(reply: StoreReply) -> MeshError:
     """What an error reply stands for: a refusal of the function, or trouble of the store."""
     if reply.text.startswith("MESH_"):
         word, _, detail = reply.text[5:].partition(" ")

@@ -65,7 +65,7 @@ LIMITS: Final = {
 
 FILES: Final = (
     "line", "pins", "prelude", "turns", "outages", "pulling", "durable", "start", "start_many", "started", "complete",
-    "retry", "release", "cancel", "heartbeat", "claim", "unblock", "pull", "answers", "delivery", "sessions", "journal",
+    "retry", "release", "cancel", "heartbeat", "claim", "unblock", "pull", "delivery", "answers", "sessions", "journal",
     "suspend", "registry", "instances", "checks", "queue", "schedules", "firing",
 )  # fmt: skip
 

@@ -21,8 +21,9 @@ from mesh.clock import monotonic_s, sleep
 from mesh.errors import ConfigError, MeshError, OutcomeUnknown, StoreUnavailable, StoreUnsafe
 from mesh.ids import jittered
 from mesh.store.address import Address
-from mesh.store.connection import Arg, Call, Connection, StoreReply, Waiting, pack, words
+from mesh.store.connection import Arg, Call, Connection, StoreReply, Waiting, fresh, pack, words
 from mesh.store.dial import Fence, dial
+from mesh.store.merging import MERGED_MAX, Asked, Merging, Parts
 from mesh.store.subscriber import Subscriber
 
 __all__ = ["Call", "Hook", "Link", "StoreReply", "Subscriber"]
@@ -68,6 +69,7 @@ class Link:
         self._room = waiting_max
         self._bytes_room = waiting_bytes_max
         self._fresh: list[Waiting] = []
+        self._merging: list[Merging] = []
         self._again: deque[Waiting] = deque()
         self._connection: Connection | None = None
         self._shut: MeshError | None = StoreUnavailable("the store link is not connected")
@@ -147,9 +149,32 @@ class Link:
         self._bytes_room -= len(packed)
         return future
 
+    def join(self, merging: Merging, verb: str, parts: Parts) -> asyncio.Future[Any]:
+        """As `call`, for one of the calls that leave together when this turn ends; they must be idempotent."""
+        future = self._new_future()
+        if self._shut is not None or self._room <= 0 or self._bytes_room <= 0:
+            return self._turn_away(future)
+        if not self._turn_open:
+            self._open_turn()
+        asked = merging.asked
+        if not asked:
+            self._merging.append(merging)
+        asked.append(Asked(future, verb, parts))
+        if len(asked) >= MERGED_MAX:
+            self._pack_merged()
+        return future
+
+    def _pack_merged(self) -> None:
+        for merging in self._merging:
+            asker, packed = merging.packed()
+            self._fresh.append((asker, packed, self._turn_at_s, True))
+            self._room -= 1
+            self._bytes_room -= len(packed)
+        self._merging.clear()
+
     def _turn_away(self, future: asyncio.Future[Any]) -> asyncio.Future[Any]:
         full = StoreUnavailable("too many calls are waiting for the store")
-        future.set_exception(_copy(self._shut) if self._shut else full)
+        future.set_exception(fresh(self._shut) if self._shut else full)
         return future
 
     def _open_turn(self) -> None:
@@ -161,6 +186,8 @@ class Link:
 
     def _flush(self) -> None:
         self._turn_open = False
+        if self._merging:
+            self._pack_merged()
         connection = self._connection
         if connection is None or not connection.writable or not self._fresh:
             return
@@ -205,11 +232,12 @@ class Link:
             call[0].set_exception(error)
 
     def _fail_all(self, reason: MeshError) -> None:
+        self._pack_merged()
         for call in self._again:
             self._give_up(call, OutcomeUnknown(f"sent, and then: {reason.detail}"))
         self._again.clear()
         for call in self._fresh:
-            self._give_up(call, _copy(reason))
+            self._give_up(call, fresh(reason))
         self._fresh.clear()
 
     def _not_reached(self) -> StoreUnavailable:
@@ -287,10 +315,3 @@ class Link:
 
 def _future_of_this_loop() -> asyncio.Future[Any]:
     return asyncio.get_running_loop().create_future()
-
-
-def _copy(error: MeshError) -> MeshError:
-    """A fresh instance for each call: raising one instance again and again grows its traceback."""
-    if isinstance(error, StoreUnsafe):
-        return StoreUnsafe(error.reason, mend=error.mend, code=error.code)
-    return type(error)(error.detail, code=error.code)

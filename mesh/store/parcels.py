@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Final
 
 from mesh.events import EventKind
 from mesh.machine import Event, Kind
 from mesh.store.functions import Refused
 from mesh.store.layout import decode_head, decode_links, decode_request
+from mesh.store.merging import Asked, Parts
 from mesh.store.verbs import Completed, Completion, Work
 
 CALLBACK_LEASE_MS: Final = 35_000
@@ -30,6 +32,17 @@ _VERDICTS: Final = {verdict.encode(): verdict for verdict in Completion}
 _KINDS: Final = {kind.encode(): kind for kind in Kind}
 _DONE: Final = Completion.DONE
 _SAME: Final = Completion.SAME
+
+
+LETTERS: Final = {
+    "mesh1_complete": "c", "mesh1_retry": "r", "mesh1_release": "b", "mesh1_started": "s", "mesh1_delivered": "d",
+}  # fmt: skip
+"""What mesh1_answers calls its verbs."""
+
+
+def letters(asked: Sequence[Asked]) -> Parts:
+    """What mesh1_answers reads first."""
+    return ("".join([LETTERS[one.verb] for one in asked]).encode(),)
 
 
 def read_work(packed: list[Any]) -> Work:

@@ -13,7 +13,7 @@ from mesh.machine import Event
 from mesh.store.functions import Functions, Refused
 from mesh.store.layout import encode
 from mesh.store.link import Link
-from mesh.store.parcels import complete_arguments, read_completed, read_work, refused_completion
+from mesh.store.parcels import LETTERS, complete_arguments, read_completed, read_work, refused_completion
 from mesh.store.verbs import Completed, Pulled, Seat
 
 ANSWERS_MAX: Final = 1_000
@@ -110,11 +110,14 @@ class PullStore(Functions):
         payload: list[bytes] = []
         for answer in answers:
             payload += _arguments(answer, session, alone=alone)
-        replies = await self.fcall("mesh1_answers", {"verbs": [_VERBS[type(answer)] for answer in answers]}, *payload)
+        letters = "".join([_LETTERS[type(answer)] for answer in answers]).encode()
+        replies = await self.called("mesh1_answers", letters, *payload)
         return [_read(answer, reply) for answer, reply in zip(answers, replies, strict=True)]
 
 
-_VERBS: Final[dict[type[Answer], str]] = {Ended: "complete", Retried: "retry", Released: "release"}
+_LETTERS: Final = {
+    Ended: LETTERS["mesh1_complete"], Retried: LETTERS["mesh1_retry"], Released: LETTERS["mesh1_release"]
+}  # fmt: skip
 
 
 def _arguments(answer: Answer, session: str, *, alone: bool) -> tuple[bytes, bytes]:

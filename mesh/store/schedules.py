@@ -11,7 +11,7 @@ from mesh.store.functions import Functions, Refused
 from mesh.store.layout import Request, encode
 from mesh.store.link import Link
 from mesh.store.parcels import CALLBACK_LEASE_MS, CANCEL_LEASE_MS, read_optional_work
-from mesh.store.store import refusal_of
+from mesh.store.starting import refusal_of
 from mesh.store.verbs import KeyReused, Moved, Start
 
 CLOCK: Final = "clock"
@@ -178,7 +178,7 @@ class ScheduleStore(Functions):
         try:
             reply = await self.fcall("mesh1_schedule_fire", arguments, encode(start), encode(request), body)
         except Refused as refused:
-            refusal = refusal_of(f"{refused.word} {refused.about}")
+            refusal = refusal_of(refused)
             if isinstance(refusal, KeyReused):
                 return Fired("repeated", refusal.id)
             raise refusal from None

@@ -3,83 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, TypeAlias
+from typing import Any
 
-from mesh.errors import StoreUnavailable
 from mesh.ids import PARTITION
-from mesh.machine import Delivery, Event, Kind, State
+from mesh.machine import Delivery, Event, Kind
 from mesh.store.durable import Durable
-from mesh.store.functions import Refused
-from mesh.store.layout import (
-    Outcome,
-    Request,
-    encode,
-)
+from mesh.store.functions import Refused, meaning
+from mesh.store.layout import Outcome, Request, encode
 from mesh.store.library import LIMITS
-from mesh.store.link import Link
+from mesh.store.link import Link, StoreReply
+from mesh.store.merging import Merging, of_one
 from mesh.store.parcels import (
     CALLBACK_LEASE_MS,
     CANCEL_LEASE_MS,
     complete_arguments,
+    letters,
     read_completed,
     read_optional_work,
     read_work,
     refused_completion,
 )
-from mesh.store.verbs import (
-    Accepted,
-    Beat,
-    Claimed,
-    Completed,
-    KeyReused,
-    Moved,
-    Record,
-    Replayed,
-    Start,
-    Work,
-)
+from mesh.store.starting import NoSession, Reply, described, read_started, refusal_of
+from mesh.store.verbs import Beat, Claimed, Completed, KeyReused, Moved, Record, Start, Work
 
 SESSION_DEAD_AFTER_MS = 3_000
 CLAIM_BYTES = 8 << 20
-
-
-class NoEndpoint(Exception):
-    """The endpoint was deleted between the catalog's answer and the start."""
-
-
-class NoSession(Exception):
-    """The session was taken for dead; join anew."""
-
-
-class ParentLost(Exception):
-    """The attempt that starts a child was given up, or its operation ended."""
-
-
-class OtherParent(Exception):
-    """The key names an operation that this call of the parent did not start; its id."""
-
-
-class BacklogFull(Exception):
-    """As many of a namespace wait there (`later`: for their time) as may; `drain_ms`: then there may be room; or 0."""
-
-    def __init__(self, about: str) -> None:
-        super().__init__(about)
-        self.depth, self.cap, self.drain_ms, self.later, *_ = (*map(int, about.split()), 0)
-
-
-Reply: TypeAlias = Accepted | Replayed | KeyReused
-"""Of a start."""
 START_MANY_MAX = 128
 """Starts in one call: it is one turn of the store's only thread."""
-
-_REFUSALS: dict[str, type[Exception]] = {
-    "BACKLOG": BacklogFull,
-    "NO_ENDPOINT": NoEndpoint,
-    "NO_SESSION": NoSession,
-    "PARENT_LOST": ParentLost,
-    "OTHER_PARENT": OtherParent,
-    "FAULT": StoreUnavailable,
-}
 
 
 class Store(Durable):
@@ -91,6 +41,8 @@ class Store(Durable):
 
     def __init__(self, link: Link, partition: str = PARTITION) -> None:
         super().__init__(link, partition)
+        self._starts = Merging(self.keys.root, "mesh1_start_many", described)
+        self._answers = Merging(self.keys.root, "mesh1_answers", letters)
 
     async def secret(self, name: str, candidate: str) -> str:
         """A secret that the store keeps for all gateways; `candidate` becomes it when there is none."""
@@ -112,22 +64,29 @@ class Store(Durable):
         Raises NoEndpoint, NoSession, ParentLost, OtherParent, BacklogFull.
         """
         try:
-            reply = await self.fcall("mesh1_start", start, encode(request), body, *seat)
+            reply = await self.merged(self._starts, "mesh1_start", start, encode(request), body, *seat)
         except Refused as refused:
-            refusal = refusal_of(f"{refused.word} {refused.about}")
+            refusal = refusal_of(refused)
             if isinstance(refusal, KeyReused):
                 return refusal
             raise refusal from None
-        return _started(reply)
+        return read_started(reply)
 
     async def start_many(self, starts: Sequence[tuple[Start, Request, bytes]]) -> list[Reply | Exception]:
         """Accept operations that nobody leases yet (`delay_ms`, `starts_at`), at most START_MANY_MAX, in one step.
 
         In place of a reply what `start` would have raised for it.
         """
-        payload = [part for start, request, body in starts for part in (encode(start), encode(request), body)]
-        replies = await self.fcall("mesh1_start_many", len(starts), *payload)
-        return [_started(reply) if reply[0] != b"refused" else refusal_of(reply[1].decode()) for reply in replies]
+        parts = [part for start, request, body in starts for part in (encode(start), encode(request), body)]
+        replies = await self.called("mesh1_start_many", b"3" * len(starts), b"1", *parts)
+        found: list[Reply | Exception] = []
+        for reply in replies:
+            try:
+                found.append(read_started(of_one(reply)))
+            except StoreReply as fault:
+                error = meaning(fault)
+                found.append(refusal_of(error) if isinstance(error, Refused) else error)
+        return found
 
     async def knows(self, key: str) -> bool:
         """Whether an operation has the idempotency key (its digest, "" for none)."""
@@ -169,7 +128,8 @@ class Store(Durable):
         if counted:
             arguments["counted"] = 1
         try:
-            reply = await self.fcall("mesh1_started", arguments, token.encode(), encode(links) if links else b"")
+            packed = encode(links) if links else b""
+            reply = await self.merged(self._answers, "mesh1_started", arguments, token.encode(), packed)
         except Refused:
             return Moved("unknown")
         return Moved(reply[0].decode(), "", read_optional_work(reply[3]))
@@ -191,7 +151,7 @@ class Store(Durable):
             operation_id, run, attempt, event, session=session, answered=answered, alone=self.alone, instance=instance
         )
         try:
-            return read_completed(await self.fcall("mesh1_complete", arguments, outcome))
+            return read_completed(await self.merged(self._answers, "mesh1_complete", arguments, outcome))
         except Refused as refused:
             return refused_completion(refused)
 
@@ -265,7 +225,10 @@ class Store(Durable):
 
     async def delivered(self, operation_id: str, run: int, kind: Kind) -> None:
         """The receiver has the cancel or callback."""
-        await self._about_delivery("mesh1_delivered", {"id": operation_id, "run": run, "kind": str(kind)})
+        try:
+            await self.merged(self._answers, "mesh1_delivered", {"id": operation_id, "run": run, "kind": str(kind)})
+        except Refused:
+            return  # nobody waits for it any more
 
     async def defer(
         self, operation_id: str, run: int, kind: Kind, *, tries: int, delay_ms: int, dead: bool, detail: str
@@ -318,19 +281,6 @@ class Store(Durable):
         for at in range(0, len(operation_ids), LIMITS["takeover"]):
             batch = [*operation_ids[at : at + LIMITS["takeover"]]]
             await self.fcall("mesh1_hand_back", {"session": session, "ids": batch})
-
-
-def _started(reply: list[Any]) -> Accepted | Replayed:
-    if reply[0] == b"accepted":
-        at_ms, attempt, blocked, *more = reply[1:]
-        return Accepted(at_ms, attempt, blocked.decode(), *([more[0] == 1, *more[1:]] if more else []))
-    return Replayed(reply[2].decode(), State(reply[3]))
-
-
-def refusal_of(text: str) -> KeyReused | Exception:
-    """What the word and detail of a refused start stand for."""
-    word, _, about = text.partition(" ")
-    return KeyReused(about) if word == "KEY_REUSED" else _REFUSALS[word](about)
 
 
 def deliveries(record: Record) -> list[tuple[Kind, Delivery, int, int]]:

@@ -14,7 +14,7 @@ from mesh.errors import NotFound, PreconditionFailed, TooMany
 from mesh.machine import Kind, State
 from mesh.store.layout import Request
 from mesh.store.schedules import CLOCK, Fired, ScheduleStore, Time
-from mesh.store.store import NoEndpoint
+from mesh.store.starting import NoEndpoint
 from tests.model.fixtures import NS, Room
 
 ID = "s-1"

@@ -6,7 +6,7 @@ import pytest
 
 from mesh.machine import Delivery, Kind, State
 from mesh.store.library import LIMITS
-from mesh.store.store import NoSession
+from mesh.store.starting import NoSession
 from mesh.store.verbs import KeyReused
 from tests.model.fixtures import ENDPOINT, G1, G2, Room
 

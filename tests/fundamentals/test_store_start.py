@@ -11,7 +11,7 @@ from msgspec.structs import replace
 from mesh.errors import StoreUnavailable
 from mesh.machine import Delivery, State
 from mesh.store.layout import encode
-from mesh.store.store import NoEndpoint, NoSession
+from mesh.store.starting import NoEndpoint, NoSession
 from mesh.store.verbs import Accepted, KeyReused, Replayed
 from tests.model.fixtures import ENDPOINT, G1, G2, NS, Room
 from tests.model.snapshot import take

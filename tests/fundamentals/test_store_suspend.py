@@ -11,7 +11,8 @@ from mesh.machine import Delivery, Event, Kind, State
 from mesh.store.durable import JOURNAL
 from mesh.store.layout import Outcome, decode_outcome
 from mesh.store.library import LIMITS, source
-from mesh.store.store import OtherParent, ParentLost, pack
+from mesh.store.starting import OtherParent, ParentLost
+from mesh.store.store import pack
 from mesh.store.verbs import LOOK, Accepted, Append, ChildStart, Completion, Replayed, Step, Suspend
 from tests.fundamentals.test_store_journal import A, B, append, running
 from tests.model.fixtures import CANCELED, ENDPOINT, FAILURE, G1, G2, RESULT, Room, eventually

@@ -8,7 +8,7 @@ import pytest
 
 from mesh.store.keys import SUFFIXES
 from mesh.store.library import LIMITS
-from mesh.store.store import BacklogFull
+from mesh.store.starting import BacklogFull
 from mesh.store.verbs import Accepted, Replayed, Seat
 from tests.model.fixtures import ENDPOINT, G1, G2, Room, eventually
 

@@ -16,7 +16,7 @@ from mesh.store.layout import Line, decode_outcome
 from mesh.store.library import source
 from mesh.store.link import Link
 from mesh.store.pulls import Ended, PullStore, Released, Retried, Taken
-from mesh.store.store import BacklogFull, NoEndpoint, NoSession, OtherParent, ParentLost
+from mesh.store.starting import BacklogFull, NoEndpoint, NoSession, OtherParent, ParentLost
 from mesh.store.verbs import Accepted, Append, Completed, Seat, Start, Suspend, Task, Work
 from tests.model.fetching import Fetched
 from tests.model.fixtures import ENDPOINT, GIVEN_UP, NS, Room

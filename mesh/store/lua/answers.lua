@@ -1,22 +1,19 @@
--- answers: what agents say about many attempts, in one step.
--- Keys: partition root. Arguments: msgpack {verbs = 'complete', 'retry' or 'release' of each}, then for each its packed
---   arguments and its payload or '', as they are when it is called alone.
+-- answers: what became of many attempts and deliveries, in one step.
+-- Keys: partition root. Arguments: a letter for each, c(omplete), r(etry), b (release: "back"), s(tarted), d(elivered); then for
+--   each its arguments, as many and as they are when it is called alone.
 -- Reply: per answer the verb's own reply, or {'refused', 'MESH_WORD detail'}, or {'broken', why}: a record that cannot be
 --   read must not keep the answers of all others from being booked. Flag allow-oom.
 local function mesh1_answers(keys, argv)
-  local verbs = { complete = mesh1_complete, retry = mesh1_retry, release = mesh1_release }
-  local wanted, replies = given(argv[1], 'verbs').verbs, {}
-  for _, verb in ipairs(wanted) do
-    assert(verbs[verb], 'there is no such answer')
+  local verbs = { c = mesh1_complete, r = mesh1_retry, b = mesh1_release, s = mesh1_started, d = mesh1_delivered }
+  local lengths = { c = 2, r = 2, b = 2, s = 3, d = 1 }
+  local replies, gather, at = {}, gathering(now_ms()), 2
+  assert(not string.find(argv[1], '[^crbsd]'), 'there is no such answer')
+  for position = 1, #argv[1] do
+    local letter = string.sub(argv[1], position, position)
+    local after = at + lengths[letter]
+    replies[position] = each(pcall(verbs[letter], keys, { unpack(argv, at, after - 1) }, gather))
+    at = after
   end
-  for position, verb in ipairs(wanted) do
-    local sound, reply = pcall(verbs[verb], keys, { argv[2 * position], argv[2 * position + 1] })
-    if not sound then
-      reply = { 'broken', tostring(type(reply) == 'table' and reply.err or reply) }
-    elseif reply.err then
-      reply = { 'refused', reply.err }
-    end
-    replies[position] = reply
-  end
+  put_all(gather)
   return replies
 end

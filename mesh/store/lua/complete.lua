@@ -7,7 +7,7 @@
 --     or {'same', closed_at, seq}: an equal duplicate
 --     or {'dropped', now, state}: failure of a superseded attempt, or its `canceled` that no caller asked for.
 -- Refuses: UNKNOWN, STALE_RUN, LEASE_LOST, OTHER_OUTCOME. Flag allow-oom: what is under way may always end.
-local function mesh1_complete(keys, argv)
+local function mesh1_complete(keys, argv, gather)
   local root = keys[1]
   local a = cmsgpack.unpack(argv[1])
   -- A missing argument fails here, before the first write (see `given`).
@@ -16,7 +16,8 @@ local function mesh1_complete(keys, argv)
   local op = load(root, a.id)
   if not op then return refuse('UNKNOWN', a.id) end
   if a.run ~= op.run then return refuse('STALE_RUN', a.id) end
-  local now = now_ms()
+  local now = gather and gather.now or now_ms()
+  op.gather = gather
   local live = op.state < S.succeeded
   if live and (a.attempt ~= op.attempt or op.suspended > 0) then
     if op.beat_ms ~= 0 or op.journal == 1 then

@@ -7,13 +7,14 @@ end
 -- delivered: the receiver has it.
 -- Keys: partition root. Arguments: msgpack {id, run, kind}. Reply: {'delivered' | 'same', now}.
 -- Refuses: UNKNOWN, NOT_OWED.
-local function mesh1_delivered(keys, argv)
+local function mesh1_delivered(keys, argv, gather)
   local root = keys[1]
   local a = given(argv[1], 'id', 'run', 'kind')
   local op = load(root, a.id)
   if not op then return refuse('UNKNOWN', a.id) end
   if not repeatable(a.kind) then return refuse('NOT_OWED', a.id) end
-  local now = now_ms()
+  local now = gather and gather.now or now_ms()
+  op.gather = gather
   if a.run ~= op.run then return { 'same', now } end
   local was_dead = op[a.kind] == D.dead
   if apply_delivery(op, a.kind, 'deliver') ~= 'moved' then return { 'same', now } end

@@ -66,6 +66,7 @@ wake_parent = function(child, outcome)
   -- Of hundreds of children of one that runs none costs it its record.
   if h[H.suspended] > 0 or h[H.journal] == 0 then
     local parent = load(root, id)
+    parent.gather = child.gather
     parent.journal = 1
     if parent.suspended > 0 then
       if parent.start_at == 0 or parent.start_at > now then parent.start_at = now end

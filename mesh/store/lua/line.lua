@@ -7,10 +7,12 @@
 -- that coming and going brings nothing. When nobody is left in `turns` nobody has to be just to anybody: all is forgotten.
 -- `parked`: namespaces that wait at their own limit alone, by when to look at them again; they stand in nobody's way.
 
--- What `start_many` knows and writes once for all of its starts: endpoints and sessions read, and, by key, the entries for
--- sorted sets with how many the set will have. A verb that takes one operation has none of it.
-local function gathering(now)
-  return { now = now, endpoints = {}, sessions = {}, sets = {}, sizes = {} }
+-- What a verb that takes many operations knows and writes once for all of them: the time, endpoints and sessions read, and
+-- by key what leaves sorted sets and what enters them. `touched`: the operations with something in there. `apart`: none of
+-- them is dispatched, so what joins waiting lines may enter with all others too; `sizes` are those that the lines will have.
+-- A verb that takes one operation has none of it.
+local function gathering(now, apart)
+  return { now = now, apart = apart, endpoints = {}, sessions = {}, left = {}, sets = {}, touched = {}, sizes = {} }
 end
 
 -- Puts `id` into a sorted set, now or with all others of `gather`. Returns how many are in it then (nil where nobody asks).
@@ -30,10 +32,32 @@ local function put(gather, key, at, id, sized)
   return gather.sizes[key]
 end
 
+-- Takes `id` out of a sorted set, now or with all others of `gather`.
+local function take(gather, key, id)
+  if not gather then
+    redis.call('ZREM', key, id)
+    return
+  end
+  local left = gather.left[key]
+  if left then left[#left + 1] = id else gather.left[key] = { id } end
+end
+
 local function put_all(gather)
+  for key, left in pairs(gather.left) do
+    for from = 1, #left, LIMIT.put do redis.call('ZREM', key, unpack(left, from, math.min(from + LIMIT.put - 1, #left))) end
+  end
   for key, set in pairs(gather.sets) do
     for from = 1, #set, LIMIT.put do redis.call('ZADD', key, unpack(set, from, math.min(from + LIMIT.put - 1, #set))) end
   end
+end
+
+-- `id` is about to be saved. What is gathered of it from before goes first: all that leaves goes before all that enters.
+local function touch(gather, id)
+  if gather.touched[id] then
+    put_all(gather)
+    gather.left, gather.sets, gather.touched = {}, {}, {}
+  end
+  gather.touched[id] = true
 end
 
 local function size_of(gather, key)
@@ -157,9 +181,10 @@ local function enter_line(op, place)
   local root = op.root
   local line = queue_of(root, place, op.namespace)
   local since = op.created_at + op.delay_ms
-  put(op.gather, root .. KEY.waiting .. place, since, op.id)
+  local gather = op.gather and op.gather.apart and op.gather
+  put(gather, root .. KEY.waiting .. place, since, op.id)
   -- Of a line with somebody in it the endpoint is told already.
-  if put(op.gather, line, since - op.priority * LIMIT.priority_ms, op.id, true) == 1 then
+  if put(gather, line, since - op.priority * LIMIT.priority_ms, op.id, true) == 1 then
     redis.call('SADD', root .. KEY.waiting_endpoints, op.endpoint)
     enter_turns(root, place, op.namespace)
   end

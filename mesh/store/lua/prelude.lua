@@ -15,6 +15,13 @@ local function refuse(word, detail)
   return redis.error_reply('MESH_' .. word .. ' ' .. (detail or ''))
 end
 
+-- What one of many is answered, of what `pcall` gave for it: a refusal or a fault is its own, and the others' replies stand.
+local function each(sound, reply)
+  if not sound then return { 'broken', tostring(type(reply) == 'table' and reply.err or reply) } end
+  if reply.err then return { 'refused', reply.err } end
+  return reply
+end
+
 -- The arguments, with all that the verb cannot do without: what a gateway of another version leaves out has to fail before
 -- the first write. The two hot verbs say the same in one sum, which is cheaper.
 local function given(packed, ...)
@@ -147,9 +154,10 @@ local wake_parent -- durable.lua; it saves another operation
 local function save(op, ...)
   local root = op.root
   if op.start ~= D.leased and op.cancel ~= D.leased and op.callback ~= D.leased then op.owner = '' end
+  if op.gather then touch(op.gather, op.id) end
   redis.call('HSET', root .. KEY.operation .. op.id, 'h', encode_head(op), 'e', op.events, ...)
   if op.was_owner and op.was_owner ~= op.owner then
-    redis.call('ZREM', timer_key(root, op.was_owner), op.id)
+    take(op.gather, timer_key(root, op.was_owner), op.id)
   end
   -- What no time wakes stands behind all that has one, in the order of acceptance: at the end of a sorted set a place costs
   -- a third of one among thousands of equals.

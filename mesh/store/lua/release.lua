@@ -29,12 +29,13 @@ local function give_back(op, a, now)
   return { 'waiting', now, waiting_line(op) }
 end
 
-local function mesh1_release(keys, argv)
+local function mesh1_release(keys, argv, gather)
   local root = keys[1]
   local a = given(argv[1], 'id', 'run', 'attempt', 'reason')
   local op = load(root, a.id)
   if not op then return refuse('UNKNOWN', a.id) end
-  local now = now_ms()
+  local now = gather and gather.now or now_ms()
+  op.gather = gather
   if a.fetched == 1 then return give_back(op, a, now) end
   -- The number is used again, so it does not tell a repeated release from one of the next holder; the session does.
   local others = (a.session or '') ~= '' and a.session ~= op.owner

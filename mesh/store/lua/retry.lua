@@ -21,14 +21,15 @@ local function back_off(op, a)
   return math.max(math.floor(delay * (1 + tonumber(jitter) * a.chance)), a.least_ms)
 end
 
-local function mesh1_retry(keys, argv)
+local function mesh1_retry(keys, argv, gather)
   local root = keys[1]
   local a = given(argv[1], 'id', 'run', 'attempt')
   local _ = a.delay_ms and #a.instance or (a.least_ms + a.chance)
   local outcome = assert(argv[2])
   local op = load(root, a.id)
   if not op then return refuse('UNKNOWN', a.id) end
-  local now = now_ms()
+  local now = gather and gather.now or now_ms()
+  op.gather = gather
   if a.delay_ms then
     if a.run ~= op.run or a.attempt ~= op.attempt or op.state ~= S.scheduled or op.start ~= D.leased then
       return { 'same', now, op.state }

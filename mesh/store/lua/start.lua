@@ -67,7 +67,8 @@ local function accepted_event()
   return accepted_first
 end
 
--- Endpoint and session are read once for all starts of a `gather`: none of them is dispatched, so neither changes.
+-- Endpoint and session are read once for all starts of a `gather`: what a dispatch changes of an endpoint it changes in what
+-- was read as well, and no start changes a session.
 local function endpoint_known(root, endpoint, gather)
   if not gather then return endpoint_of(root, endpoint) end
   if gather.endpoints[endpoint] == nil then gather.endpoints[endpoint] = endpoint_of(root, endpoint) or false end

@@ -5,13 +5,14 @@
 -- Reply: {'started' | 'same', now, state, cancel work or false}. A cancel that was asked before the token was known
 --   (and the courtesy cancel of an operation that ended meanwhile) is leased to `session` in the same step (I17).
 -- Refuses: UNKNOWN. Flag allow-oom.
-local function mesh1_started(keys, argv)
+local function mesh1_started(keys, argv, gather)
   local root = keys[1]
   local a = given(argv[1], 'id', 'run', 'attempt', 'session', 'beat_ms', 'cancel_lease_ms', 'instance')
   local token = assert(argv[2])
   local op = load(root, a.id)
   if not op then return refuse('UNKNOWN', a.id) end
-  local now = now_ms()
+  local now = gather and gather.now or now_ms()
+  op.gather = gather
   if a.run ~= op.run then return { 'same', now, op.state, false } end
   -- A suspended attempt is over, however late its 201 is booked.
   local late = a.attempt ~= op.attempt or op.suspended > 0 or apply(op, 'start') ~= 'moved'

@@ -1,0 +1,91 @@
+"""Calls that are asked for in one turn of the event loop travel as one function call.
+
+Each of them costs the store a command of its own otherwise: parsing it, the time, what it reads that all of them
+read, an entry in each sorted set. Owns how they are packed into one, and who of them gets which part of the answer.
+Knows neither the connection nor what the calls mean; the function must take each by itself, refused and broken ones
+included.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from typing import Any, Final, NamedTuple
+
+from mesh.store.connection import Arg, Asker, StoreReply, fresh, pack
+
+MERGED_MAX: Final = 64
+"""Calls in one: it is one turn of the store's only thread."""
+MERGED_BYTES_MAX: Final = 16_384
+"""Payload of a call that may travel with others; a larger one goes alone."""
+
+Parts = Sequence[bytes]
+"""Arguments, behind the keys."""
+
+
+class Asked(NamedTuple):
+    future: asyncio.Future[Any]
+    verb: str
+    parts: Parts
+
+
+class Merging:
+    """The calls that travel together, in the order in which they are asked for.
+
+    `many`: the function that takes several; `described`: its arguments in front of those of all calls.
+    `asked`: this turn's, until the link packs them.
+    """
+
+    __slots__ = ("_described", "_many", "_root", "asked")
+
+    def __init__(self, root: bytes, many: str, described: Callable[[Sequence[Asked]], Parts]) -> None:
+        self._root = root
+        self._many = many
+        self._described = described
+        self.asked: list[Asked] = []
+
+    def packed(self) -> tuple[Asker, bytes]:
+        """What was asked for in this turn, as one call; the next turn begins anew."""
+        asked, self.asked = self.asked, []
+        if len(asked) == 1:
+            future, verb, parts = asked[0]
+            return future, pack((b"FCALL", verb, 1, self._root, *parts))
+        arguments: list[Arg] = [b"FCALL", self._many, 1, self._root, *self._described(asked)]
+        for _, _, parts in asked:
+            arguments += parts
+        return Shared([future for future, _, _ in asked]), pack(tuple(arguments))
+
+
+class Shared:
+    """Stands for the futures of several calls: it gets a list of as many replies, or one error for all."""
+
+    __slots__ = ("_ended", "_futures")
+
+    def __init__(self, futures: list[asyncio.Future[Any]]) -> None:
+        self._futures = futures
+        self._ended = False
+
+    def done(self) -> bool:
+        return self._ended
+
+    def set_result(self, replies: Sequence[Any]) -> None:
+        self._ended = True
+        for future, reply in zip(self._futures, replies, strict=True):
+            if not future.done():  # its caller left
+                future.set_result(reply)
+
+    def set_exception(self, error: BaseException) -> None:
+        self._ended = True
+        for future in self._futures:
+            if not future.done():
+                future.set_exception(fresh(error))
+
+
+def of_one(reply: list[Any]) -> list[Any]:
+    """The reply to one call. Raises StoreReply where the function says of this one that it could not be done."""
+    word = reply[0]
+    if word == b"refused":
+        raise StoreReply(reply[1].decode())
+    if word == b"broken":
+        raise StoreReply(f"ERR {reply[1].decode()}")
+    return reply

@@ -1,0 +1,64 @@
+"""What a start is answered: accepted, known already, or why it was refused. And how several travel in one call."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, TypeAlias
+
+from mesh.machine import State
+from mesh.store.functions import Refused
+from mesh.store.merging import Asked, Parts
+from mesh.store.verbs import Accepted, KeyReused, Replayed
+
+
+class NoEndpoint(Exception):
+    """The endpoint was deleted between the catalog's answer and the start."""
+
+
+class NoSession(Exception):
+    """The session was taken for dead; join anew."""
+
+
+class ParentLost(Exception):
+    """The attempt that starts a child was given up, or its operation ended."""
+
+
+class OtherParent(Exception):
+    """The key names an operation that this call of the parent did not start; its id."""
+
+
+class BacklogFull(Exception):
+    """As many of a namespace wait there (`later`: for their time) as may; `drain_ms`: then there may be room; or 0."""
+
+    def __init__(self, about: str) -> None:
+        super().__init__(about)
+        self.depth, self.cap, self.drain_ms, self.later, *_ = (*map(int, about.split()), 0)
+
+
+Reply: TypeAlias = Accepted | Replayed | KeyReused
+"""Of a start."""
+
+_REFUSALS: dict[str, type[Exception]] = {
+    "BACKLOG": BacklogFull,
+    "NO_ENDPOINT": NoEndpoint,
+    "NO_SESSION": NoSession,
+    "PARENT_LOST": ParentLost,
+    "OTHER_PARENT": OtherParent,
+}
+
+
+def read_started(reply: list[Any]) -> Accepted | Replayed:
+    if reply[0] == b"accepted":
+        at_ms, attempt, blocked, *more = reply[1:]
+        return Accepted(at_ms, attempt, blocked.decode(), *([more[0] == 1, *more[1:]] if more else []))
+    return Replayed(reply[2].decode(), State(reply[3]))
+
+
+def refusal_of(refused: Refused) -> KeyReused | Exception:
+    """What a refused start stands for."""
+    return KeyReused(refused.about) if refused.word == "KEY_REUSED" else _REFUSALS[refused.word](refused.about)
+
+
+def described(asked: Sequence[Asked]) -> Parts:
+    """What mesh1_start_many reads first: how many arguments each has. One of them may be leased."""
+    return bytes([48 + len(one.parts) for one in asked]), b""

@@ -1,0 +1,204 @@
+"""What is asked for in one turn of the loop travels as one function call; each is answered as if it went alone."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from msgspec import to_builtins
+
+from mesh.errors import StoreUnavailable
+from mesh.ids import operation_id
+from mesh.machine import Kind, State
+from mesh.store.layout import encode
+from mesh.store.merging import MERGED_BYTES_MAX, MERGED_MAX
+from mesh.store.starting import BacklogFull, NoEndpoint, NoSession, ParentLost
+from mesh.store.verbs import Accepted, ChildStart, Completion, KeyReused, Replayed, Start
+from tests.model.fixtures import ENDPOINT, G1, NS, OTHER_RESULT, RESULT, Room
+
+
+async def calls_of(room: Room) -> int:
+    """Function calls so far."""
+    text = (await room.link.call("INFO", "commandstats")).decode()
+    (line,) = [line for line in text.splitlines() if line.startswith("cmdstat_fcall:")]
+    return int(line.partition("calls=")[2].partition(",")[0])
+
+
+async def at_once(*asked: Awaitable[Any]) -> list[Any]:
+    return await asyncio.gather(*asked, return_exceptions=True)
+
+
+class TestOneCall:
+    async def test_starts_and_answers_of_a_turn_are_two_calls(self, room: Room) -> None:
+        before = await calls_of(room)
+        orders = [room.order(f"k{n}", callback=2 if n % 2 else 0) for n in range(12)]
+        replies = await at_once(*[room.start(order) for order in orders])
+        assert [one.attempt for one in replies] == [1] * 12
+        assert await calls_of(room) == before + 1
+        ids = [order.id for order in orders]
+        told = await at_once(*[room.started(one) for one in ids[:4]], *[room.succeed(one) for one in ids[4:]])
+        assert [one.verdict for one in told] == ["started"] * 4 + [Completion.DONE] * 8
+        assert await calls_of(room) == before + 2
+        owed = [one.callback.id for one in told[4:] if one.callback is not None]
+        assert owed == ids[5::2]
+        await at_once(*[room.store.delivered(one, 1, Kind.CALLBACK) for one in owed])
+        assert await calls_of(room) == before + 3
+        states = (await room.snapshot()).operations
+        assert [states[one].state for one in ids] == [State.STARTED] * 4 + [State.SUCCEEDED] * 8
+
+    async def test_one_alone_is_the_plain_call_and_many_are_several(self, room: Room) -> None:
+        one = await room.accepted()
+        assert (await room.succeed(one)).verdict is Completion.DONE
+        before = await calls_of(room)
+        replies = await at_once(*[room.start(room.order()) for _ in range(MERGED_MAX * 2 + 1)])
+        assert all(isinstance(reply, Accepted) for reply in replies)
+        assert await calls_of(room) == before + 3
+
+    async def test_what_is_large_goes_alone(self, room: Room) -> None:
+        before = await calls_of(room)
+        orders = [room.order() for _ in range(3)]
+        bodies = [b"1", b"2" * MERGED_BYTES_MAX, b"3"]
+        await at_once(*[room.start(order, body) for order, body in zip(orders, bodies, strict=True)])
+        assert await calls_of(room) == before + 2
+        assert [await room.store.input(order.id) for order in orders] == bodies
+
+    async def test_sent_again_it_is_answered_as_the_first_time(self, room: Room) -> None:
+        """The link repeats a call whose reply was lost."""
+        started = [await room.accepted(), await room.accepted()]
+        request = encode([])
+        orders = [room.order("a"), room.order("a"), room.order("b"), room.order("b", "other content")]
+        starts = [part for order in orders for part in (encode(order), request, b"1")]
+        first = await room.store.called("mesh1_start_many", b"3333", b"", *starts)
+        assert [reply[0] for reply in first] == [b"accepted", b"replayed", b"accepted", b"refused"]
+        again = await room.store.called("mesh1_start_many", b"3333", b"", *starts)
+        assert [reply[:1] + reply[2:] for reply in again] == [reply[:1] + reply[2:] for reply in first]
+        asked = await at_once(*[room.succeed(one) for one in (*started, started[0])])
+        assert [one.verdict for one in asked] == [Completion.DONE, Completion.DONE, Completion.SAME]
+
+
+class TestEachByItself:
+    async def test_a_refused_start_stops_no_other(self, room: Room) -> None:
+        known = await room.accepted("known")
+        parent = {"parent": operation_id(), "parent_run": 1, "parent_attempt": 1, "parent_key": "c"}
+        orders: list[Start] = [
+            room.order("new"),
+            room.order("known"),
+            room.order("known", "other content"),
+            room.order("lost", endpoint="ep-of-nobody"),
+            room.order("late", session="g9.s-9"),
+            ChildStart(**to_builtins(room.order("child")) | parent),
+            room.order("new"),
+            room.order("last"),
+        ]
+        replies = await at_once(*[room.start(order) for order in orders])
+        kinds = [Accepted, Replayed, KeyReused, NoEndpoint, NoSession, ParentLost, Replayed, Accepted]
+        assert [type(reply) for reply in replies] == kinds
+        assert (replies[1].id, replies[2].id, replies[6].id) == (known, known, orders[0].id)
+        assert {*(await room.snapshot()).operations} == {known, orders[0].id, orders[-1].id}
+
+    async def test_limits_hold_within_a_turn(self, room: Room) -> None:
+        await room.endpoint(max_concurrency=2)
+        replies = await at_once(*[room.start(room.order()) for _ in range(5)])
+        assert [(one.attempt, one.blocked) for one in replies] == [(1, ""), (1, "")] + [(0, "concurrency")] * 3
+        told = await at_once(*[room.succeed(one) for one, head in await leased(room)])
+        assert [one.line for one in told] == [ENDPOINT, ENDPOINT]
+        works, _ = await room.store.unblock(ENDPOINT, G1, 5)
+        assert len(works) == 2
+        await room.snapshot()
+
+    @pytest.mark.parametrize(
+        ("limits", "reason"), [("0 1 1 2", "namespace_concurrency"), ("0.001 0 1 2", "namespace_rate")]
+    )
+    async def test_limits_of_a_namespace_hold_within_a_turn(self, room: Room, limits: str, reason: str) -> None:
+        await room.endpoint(limits={NS: limits})
+        replies = await at_once(*[room.start(room.order()) for _ in range(6)])
+        out = [one for one in replies if isinstance(one, Accepted)]
+        assert [one.blocked for one in out if not one.attempt] == [reason] * 2
+        assert [type(one) for one in replies if not isinstance(one, Accepted)] == [BacklogFull] * (6 - len(out))
+        assert len(out) < 6
+        await room.snapshot()
+
+    async def test_who_waits_since_this_turn_is_not_passed(self, room: Room) -> None:
+        await room.endpoint(limits={NS: "0 5 1 0"})
+        waits, next_one = await at_once(room.start(room.order(blocked="breaker")), room.start(room.order()))
+        assert (waits.blocked, next_one.blocked, next_one.attempt) == ("breaker", "namespace_concurrency", 0)
+        await room.snapshot()
+
+    async def test_a_record_that_cannot_be_read_stops_no_other(self, room: Room) -> None:
+        ids = [await room.accepted() for _ in range(3)]
+        await room.link.call("HSET", room.store.keys.operation(ids[1]), "h", b"\x00")
+        told = await at_once(*[room.succeed(one) for one in ids])
+        assert [type(one) for one in told[1:2]] == [StoreUnavailable]
+        assert [told[0].verdict, told[2].verdict] == [Completion.DONE, Completion.DONE]
+        await room.link.call("FLUSHALL")
+
+    async def test_what_is_unknown_or_came_too_late(self, room: Room) -> None:
+        """Two say other things of one operation in one turn: the first stands."""
+        one, two = await room.accepted(), await room.accepted()
+        told = await at_once(
+            room.succeed(one),
+            room.succeed(one, outcome=OTHER_RESULT),
+            room.succeed(operation_id()),
+            room.started(one),
+            room.succeed(two),
+            room.store.delivered(two, 1, Kind.CALLBACK),
+        )
+        words = [told_one.verdict for told_one in told[:5]]
+        assert words == [Completion.DONE, Completion.OTHER, Completion.UNKNOWN, "same", Completion.DONE]
+        assert (await room.store.outcome(one)) == RESULT
+        await room.snapshot()
+
+
+async def leased(room: Room) -> list[tuple[str, Any]]:
+    found = (await room.snapshot()).operations
+    return [(one, kept.head) for one, kept in found.items() if kept.leased]
+
+
+Verb = Callable[[Room, str], Awaitable[Any]]
+VERBS: dict[str, Verb] = {
+    "succeed": lambda room, one: room.succeed(one),
+    "other": lambda room, one: room.succeed(one, outcome=OTHER_RESULT),
+    "fail": lambda room, one: room.fail(one),
+    "started": lambda room, one: room.started(one, beat_ms=60_000),
+    "delivered": lambda room, one: room.store.delivered(one, 1, Kind.CALLBACK),
+    "cancel": lambda room, one: room.cancel(one),
+    "retry": lambda room, one: room.retry(one),
+}
+
+
+@given(
+    groups=st.lists(
+        st.lists(st.tuples(st.sampled_from(sorted(VERBS)), st.integers(0, 3)), min_size=2, max_size=8), max_size=5
+    ),
+    callbacks=st.lists(st.sampled_from([0, 1, 2]), min_size=4, max_size=4),
+)
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+async def test_together_is_as_one_after_the_other(
+    room: Room, groups: list[list[tuple[str, int]]], callbacks: list[int]
+) -> None:
+    """Any verbs about any operations, several about one: the same histories, and every index as the records say.
+
+    Canceling and retrying are calls of their own, which leave before what travels together.
+    """
+    orders = [[room.order(callback=callback) for callback in callbacks] for _ in range(2)]
+    await at_once(*[room.start(order) for order in orders[0]])
+    for order in orders[1]:
+        await room.start(order)
+    for group in groups:
+        group.sort(key=lambda asked: asked[0] not in {"cancel", "retry"})
+        together = await at_once(*[VERBS[verb](room, orders[0][number].id) for verb, number in group])
+        singly = [(await at_once(VERBS[verb](room, orders[1][number].id)))[0] for verb, number in group]
+        assert [said(one) for one in together] == [said(one) for one in singly]
+        kept = (await room.snapshot()).operations
+        first, second = ([(kept[o.id].state, kept[o.id].words) for o in some] for some in orders)
+        assert first == second
+    await room.link.call("FLUSHALL")
+    await room.open()
+
+
+def said(reply: Any) -> Any:
+    return getattr(reply, "verdict", reply)
