@@ -207,8 +207,8 @@ class Mesh:
             waiters=self.waiters,
             session=self.session,
             metrics=self.metrics,
-            take=self.courier.take,
-            wake=self._wake,
+            handed=self.desk.handed,
+            take=self.courier.take, wake=self._wake,
             alone=lambda: self.store.alone,
         )
         self.attendance = Attendance(self.catalog)

@@ -263,7 +263,9 @@ def _owed(order: Order) -> int:
     return 1 if order.callback_format == NEXUS else 2
 
 
+_STARTED: Final = State.STARTED
 _LEASED: Final = Delivery.LEASED
+_DELIVERED: Final = Delivery.DELIVERED
 _FRESH: Final = Head(
     state=State.SCHEDULED, run=1, attempt=0, seq=2, stamp=0, created_at=0, closed_at=0, owner="", start=Delivery.DUE,
     start_at=0, cancel=0, cancel_at=0, cancel_tries=0, wants_callback=0, callback=0, callback_at=0, callback_tries=0,
@@ -314,9 +316,9 @@ def later_head(head: Head, start: Start) -> Head:
 
 
 def fetched_head(head: Head, instance: str, lease_ms: int) -> Head:
-    """The head when the attempt went to a poller in the same step (mesh/store/lua/pulling.lua)."""
-    at_ms = head.created_at
-    return msgspec.structs.replace(
-        head, state=State.STARTED, owner="", start=Delivery.DELIVERED, start_at=0, start_by=0, instance=instance,
-        beat_ms=lease_ms, beat_by=at_ms + lease_ms, finish_by=at_ms + head.run_ms if head.run_ms else 0,
-    )  # fmt: skip
+    """`head`, changed: the attempt went to a poller in the same step (mesh/store/lua/pulling.lua)."""
+    head.state, head.owner, head.start, head.start_at, head.start_by = _STARTED, "", _DELIVERED, 0, 0
+    head.instance, head.beat_ms, head.beat_by = instance, lease_ms, head.created_at + lease_ms
+    if head.run_ms:
+        head.finish_by = head.created_at + head.run_ms
+    return head

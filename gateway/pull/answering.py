@@ -8,7 +8,7 @@ from __future__ import annotations
 import binascii
 import re
 from base64 import b64decode
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
@@ -53,6 +53,10 @@ REASON_CHARS_MAX: Final = 200
 _JSON: Final = "application/json"
 _media_type: Final = re.compile(r"[!-~](?:[ -~]{0,253}[!-~])?").fullmatch
 _STATES: Final = {Event.SUCCEED: State.SUCCEEDED, Event.FAIL: State.FAILED, Event.CANCEL: State.CANCELED}
+# Looked up once: CPython 3.11 is slow to find the member of an enum.
+_SUCCEED: Final = Event.SUCCEED
+_DONE: Final = Completion.DONE
+_SAME: Final = Completion.SAME
 _WORDS: Final = {
     Completion.DONE: "ok",
     Completion.SAME: "ok",
@@ -79,17 +83,20 @@ _OPTIONAL: Final[tuple[tuple[str, object], ...]] = (
 _TAKEN: Final = {"lost": "lost", "ended": "ended", "unknown": "unknown", "broken": "broken"}
 
 
-class _Answered(NamedTuple):
+class _Answered(msgspec.Struct, frozen=True):
     """One answer on its way into the store; `first` is the caller's open request, which it was promised to."""
 
     place: int
     answer: Answer
-    outcome: Outcome | None
+    ending: tuple[Event, Outcome] | None
     first: FirstRequest | None
 
 
 class Answering:
-    """Books answers. `take` gets work that the store leased on the way; `wake` a line that may move."""
+    """Books answers. `take` gets work that the store leased on the way; `wake` a line that may move.
+
+    `handed`: what the tokens of tasks speak for that went out here, so that most are checked by looking them up.
+    """
 
     def __init__(
         self,
@@ -99,6 +106,7 @@ class Answering:
         waiters: Waiters,
         session: Session,
         metrics: Metrics,
+        handed: dict[str, Claim],
         take: Callable[[Iterable[Work]], None],
         wake: Callable[[str], None],
         alone: Callable[[], bool],
@@ -108,6 +116,7 @@ class Answering:
         self._waiters = waiters
         self._session = session
         self._metrics = metrics
+        self._handed = handed
         self._take = take
         self._wake = wake
         self._alone = alone
@@ -129,7 +138,12 @@ class Answering:
                 if one.first is not None:
                     one.first.release(unsure=True)
             raise
-        works = [reply.callback for reply in replies if isinstance(reply, Completed) and reply.callback is not None]
+        self._tell(waiting, replies, statuses)
+        return statuses
+
+    def _tell(self, waiting: list[_Answered], replies: list[Completed | Taken], statuses: list[str]) -> None:
+        works: list[Work] = []
+        lines: set[str] = set()
         for one, reply in zip(waiting, replies, strict=True):
             if isinstance(reply, Taken):
                 statuses[one.place] = _TAKEN.get(reply.verdict, "ok")
@@ -138,53 +152,63 @@ class Answering:
             else:
                 statuses[one.place] = _WORDS[reply.verdict]
                 self._settle(one, reply)
+                if reply.callback is not None:
+                    works.append(reply.callback)
+            if reply.line:
+                lines.add(reply.line)
             self._waiters.tell(one.answer.id)
         if works:
             self._take(works)
-        for line in {reply.line for reply in replies if reply.line}:
+        for line in lines:
             self._wake(line)
-        return statuses
 
     def _read(self, bodies: Sequence[AnswerBody], into: list[_Answered], *, strict: bool) -> None:
         now_s = now_ms() / 1000
+        handed, check, first_of = self._handed.pop, self._tokens.check, self._waiters.first
         for place, body in enumerate(bodies):
+            token = body.token
             try:
-                answer, outcome = read(body, self._tokens.check(body.token, now_s))
+                claim = handed(token, None) or check(token, now_s)
+                said = read(body, claim)
             except (Unauthenticated, Malformed, Unprocessable):
                 if strict:
                     raise
                 continue
-            first = self._waiters.first(answer.id) if outcome is not None else None
-            if first is None or not first.claim():
-                into.append(_Answered(place, answer, outcome, None))
-            else:
-                answered = answer._replace(answered=True) if isinstance(answer, Ended) else answer
-                into.append(_Answered(place, answered, outcome, first))
+            if isinstance(said, Retried | Released):
+                into.append(_Answered(place, said, None, None))
+                continue
+            event, outcome = said
+            first = first_of(claim.operation_id)
+            if first is not None and not first.claim():
+                first = None
+            report = Ended(claim.operation_id, claim.run, claim.attempt, event, pack(outcome), first is not None)
+            into.append(_Answered(place, report, said, first))
 
     def _settle(self, one: _Answered, reply: Completed) -> None:
         """As for an outcome that came with a start's reply (starts.py)."""
-        if not isinstance(one.answer, Ended) or one.outcome is None:
+        if one.ending is None:
             return
-        state = _STATES[one.answer.event]
+        event, outcome = one.ending
+        state, verdict = _STATES[event], reply.verdict
         if one.first is not None:
             # An equal outcome that stands already may be this very call, sent again after its reply was lost.
-            if reply.verdict in (Completion.DONE, Completion.SAME):
-                one.first.settle(Ending(state, one.outcome, one.answer.attempt, reply.seq, reply.at_ms, reply.journal))
+            if verdict is _DONE or verdict is _SAME:
+                one.first.settle(Ending(state, outcome, one.answer.attempt, reply.seq, reply.at_ms, reply.journal))
             else:
                 one.first.release()
-        if reply.verdict is Completion.DONE:
+        if verdict is _DONE:
             self._metrics.ended(state)
 
 
-def read(body: AnswerBody, claim: Claim) -> tuple[Answer, Outcome | None]:
-    """One answer for the store, and its outcome if it ends the operation. Raises Malformed, Unprocessable."""
+def read(body: AnswerBody, claim: Claim) -> tuple[Event, Outcome] | Retried | Released:
+    """One answer for the store, or how the operation ends. Raises Malformed, Unprocessable."""
     if body.state == "succeeded":
         if body.message or body.reason or body.failure is not msgspec.UNSET:
             _only(body)
-        return _ended(claim, Event.SUCCEED, _result(body))
+        return _SUCCEED, _result(body)
     _only(body)
     if body.state == "released":
-        return Released(*claim, body.reason[:REASON_CHARS_MAX] or "released"), None
+        return Released(*claim, body.reason[:REASON_CHARS_MAX] or "released")
     if body.state == "failed" and (body.type or body.retryable is not None):
         return _handler_error(body, claim)
     if body.state not in ("failed", "canceled"):
@@ -193,7 +217,7 @@ def read(body: AnswerBody, claim: Claim) -> tuple[Answer, Outcome | None]:
         body.state, _failure(body) or {"message": body.message or f"the operation {body.state}"}
     )
     event = Event.CANCEL if body.state == "canceled" else Event.FAIL
-    return _ended(claim, event, Outcome("failure", body=failure_json(failure)))
+    return event, Outcome("failure", body=failure_json(failure))
 
 
 def _only(body: AnswerBody) -> None:
@@ -205,10 +229,6 @@ def _only(body: AnswerBody) -> None:
         if name not in taken and getattr(body, name) != nothing:
             detail = f"an answer that says {body.state} has no {name!r}; it takes {', '.join(taken)}"
             raise Unprocessable(detail, code="body_invalid", errors=[{"pointer": f"/{name}", "detail": detail}])
-
-
-def _ended(claim: Claim, event: Event, outcome: Outcome) -> tuple[Answer, Outcome | None]:
-    return Ended(*claim, event, pack(outcome), answered=False), outcome
 
 
 def _result(body: AnswerBody) -> Outcome:
@@ -238,7 +258,7 @@ def _failure(body: AnswerBody) -> dict[str, Any] | None:
     return value
 
 
-def _handler_error(body: AnswerBody, claim: Claim) -> tuple[Answer, Outcome | None]:
+def _handler_error(body: AnswerBody, claim: Claim) -> tuple[Event, Outcome] | Retried:
     """The attempt failed: repeated where that is worth while, else it ends the operation as a refusal."""
     error_type = body.type or "INTERNAL"
     own = _failure(body)
@@ -253,10 +273,10 @@ def _handler_error(body: AnswerBody, claim: Claim) -> tuple[Answer, Outcome | No
         last = Outcome("mesh", "attempts_exhausted", body=failure_json(whole))
         least_ms = min(max(body.retry_after_ms, 0), RETRY_AFTER_MS_MAX)
         chance = jittered(1_000, 1) / 1_000 - 1
-        return Retried(*claim, detail, pack(last), least_ms, chance, int(not body.counts)), None
+        return Retried(*claim, detail, pack(last), least_ms, chance, int(not body.counts))
     status = HANDLER_ERRORS.get(error_type, (500, True))[0]
     headers = headers_for_handler_error(error_type, retryable=False)
-    return _ended(claim, Event.FAIL, Outcome("handler_error", error_type, None, failure_json(whole), status, headers))
+    return Event.FAIL, Outcome("handler_error", error_type, None, failure_json(whole), status, headers)
 
 
 _JSON_HEADERS: Final = [(b"content-type", b"application/json")]

@@ -20,6 +20,7 @@ from mesh.errors import MeshError
 from mesh.machine import State
 from mesh.store.pulls import Released
 from mesh.store.verbs import Seat
+from mesh.tokens import Claim
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Iterable, Sequence
@@ -39,6 +40,8 @@ if TYPE_CHECKING:
 IDLE_S: Final = 60.0
 """How long an endpoint is listened to after its last poll here: its agents may be busy, and hear of cancels later."""
 LOOK_SEATS_MAX: Final = 256
+HANDED_MAX: Final = 4_096
+"""Tasks whose tokens are known without a look at their MAC; with more, all are forgotten."""
 UNTOLD_MAX: Final = 10_000
 """Instances that do not poll right now, for which cancels are kept."""
 UNTOLD_EACH_MAX: Final = 1_000
@@ -76,6 +79,8 @@ class Desk:
         self._metrics = metrics
         self._windows: dict[str, Window] = {}
         self._untold: dict[tuple[str, str], deque[CancelBody]] = {}
+        self.handed: dict[str, Claim] = {}
+        """By the tokens of tasks: what they speak for, until they are answered. Forgotten, a token is as good."""
         self._tasks: set[asyncio.Task[None]] = set()
         self._ended = False
 
@@ -121,7 +126,7 @@ class Desk:
         window.remove(poll)
         window.idle_since_s = monotonic_s()
         if gone:
-            self._give_back([(operation, run, attempt) for operation, run, attempt, _ in poll.tasks])
+            self._give_back(poll.claims)
             for cancel in poll.cancels:
                 self._keep_untold(window.endpoint_id, poll.instance, cancel)
 
@@ -156,11 +161,14 @@ class Desk:
     def hand(self, poll: Poll, work: Work, at_ms: int) -> None:
         """The attempt is `poll.instance`'s in the store: put it into the poll's frame. `at_ms` is the store's time."""
         head = work.head
-        token = self._tokens.mint(work.id, head.run, head.attempt, now_ms() // 1000 + TOKEN_LIFE_S)
-        task = task_json(work, token, poll.lease_ms, at_ms)
+        claim = Claim(work.id, head.run, head.attempt)
+        token = self._tokens.mint(*claim, now_ms() // 1000 + TOKEN_LIFE_S)
+        if len(self.handed) >= HANDED_MAX:
+            self.handed.clear()
+        self.handed[token] = claim
         self._metrics.attempt(head.endpoint, "fetched")
-        if not poll.hand(work.id, head.run, head.attempt, task):
-            self._give_back([(work.id, head.run, head.attempt)])
+        if not poll.hand(claim, task_json(work, token, poll.lease_ms, at_ms)):
+            self._give_back([claim])
 
     # The line -----------------------------------------------------------------------------------------------------
 
@@ -306,8 +314,8 @@ class Desk:
 
     # What was handed to nobody ----------------------------------------------------------------------------------------
 
-    def _give_back(self, attempts: Iterable[tuple[str, int, int]]) -> None:
-        answers = [Released(*attempt, GONE) for attempt in attempts]
+    def _give_back(self, claims: Iterable[Claim]) -> None:
+        answers = [Released(*claim, GONE) for claim in claims]
         if answers:
             self._spawn(self._release(answers))
 

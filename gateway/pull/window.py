@@ -16,6 +16,7 @@ from registry.choice import VERSION
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from mesh.tokens import Claim
     from registry.instances import Roster
 
 WISHES_MAX: Final = 256
@@ -38,8 +39,8 @@ class Poll:
     """One poll that waits. `free` seats are left, `held` are promised to starts on their way into the store."""
 
     __slots__ = (
-        "_alarm", "_answered", "_over", "booked", "bytes", "cancels", "free", "held", "instance", "lease_ms", "open",
-        "pin", "services", "tasks", "window", "wishes",
+        "_alarm", "_answered", "_over", "booked", "bytes", "cancels", "claims", "free", "held", "instance", "lease_ms",
+        "open", "pin", "services", "tasks", "window", "wishes",
     )  # fmt: skip
 
     def __init__(
@@ -60,8 +61,9 @@ class Poll:
         """Its own answers are in the store."""
         self.held = 0
         self.bytes = 0
-        self.tasks: list[tuple[str, int, int, bytes]] = []
-        """(operation, run, attempt, JSON)."""
+        self.claims: list[Claim] = []
+        self.tasks: list[bytes] = []
+        """Attempts, and the JSON of each."""
         self.cancels: list[CancelBody] = []
         self.open = True
         self._over = False
@@ -99,13 +101,15 @@ class Poll:
             self.window.offers(self)
         self.consider()
 
-    def hand(self, operation: str, run: int, attempt: int, task: bytes) -> bool:
+    def hand(self, claim: Claim, task: bytes) -> bool:
         """A task for a promised seat; False: too late, it is somebody else's to give back."""
         self.held -= 1
         if self.done:
             return False
-        self.tasks.append((operation, run, attempt, task))
-        self.consider()
+        self.claims.append(claim)
+        self.tasks.append(task)
+        if not self.held or self.open:
+            self.consider()
         return True
 
     def tell(self, cancel: CancelBody) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Final
 
+import msgspec
+
 from mesh.events import EventKind
 from mesh.machine import Event, Kind
 from mesh.store.functions import Refused
@@ -23,7 +25,7 @@ _COMPLETIONS: Final = {
 }
 # Looked up once: CPython 3.11 is slow to find the member of an enum, and msgspec to write one.
 _REPORTED: Final = {
-    event: {"event": event.value, "code": code.value}
+    event: (event.value, int(code))
     for event, code in (
         (Event.SUCCEED, EventKind.SUCCEEDED), (Event.FAIL, EventKind.FAILED), (Event.CANCEL, EventKind.CANCELED)
     )
@@ -56,22 +58,28 @@ def read_optional_work(packed: Any) -> Work | None:
     return read_work(packed) if packed else None
 
 
+class Report(msgspec.Struct, gc=False):
+    """Arguments of mesh1_complete, but for the outcome. A struct, for a dict takes eight times as long to make."""
+
+    id: str
+    run: int
+    attempt: int
+    event: str
+    code: int
+    session: str
+    answered: int
+    alone: int
+    instance: str
+    callback_lease_ms: int = CALLBACK_LEASE_MS
+
+
 def complete_arguments(
     operation_id: str, run: int, attempt: int, event: Event, *, session: str, answered: bool, alone: bool,
     instance: str = "",
-) -> dict[str, Any]:  # fmt: skip
-    """Arguments of mesh1_complete, but for the outcome."""
-    return {
-        "id": operation_id,
-        "run": run,
-        "attempt": attempt,
-        **_REPORTED[event],
-        "session": session,
-        "answered": int(answered),
-        "callback_lease_ms": CALLBACK_LEASE_MS,
-        "alone": int(alone),
-        "instance": instance,
-    }
+) -> Report:  # fmt: skip
+    """What reports `event` of an attempt."""
+    word, code = _REPORTED[event]
+    return Report(operation_id, run, attempt, word, code, session, int(answered), int(alone), instance)
 
 
 def read_completed(reply: list[Any]) -> Completed:

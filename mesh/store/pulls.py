@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Final, NamedTuple, TypeAlias
 
+import msgspec
+
 from mesh.ids import PARTITION
 from mesh.machine import Event
 from mesh.store.functions import Functions, Refused
@@ -20,7 +22,7 @@ ANSWERS_MAX: Final = 1_000
 """Answers in one call: it is one turn of the store's only thread."""
 
 
-class Ended(NamedTuple):
+class Ended(msgspec.Struct, frozen=True, gc=False):
     """The attempt's outcome (packed `Outcome`); `answered`: the caller's first request is open and gets it."""
 
     id: str
@@ -123,7 +125,9 @@ _LETTERS: Final = {
 def _arguments(answer: Answer, session: str, *, alone: bool) -> tuple[bytes, bytes]:
     """Arguments and payload of one answer."""
     if isinstance(answer, Ended):
-        arguments = complete_arguments(*answer[:4], session=session, answered=answer.answered, alone=alone)
+        arguments = complete_arguments(
+            answer.id, answer.run, answer.attempt, answer.event, session=session, answered=answer.answered, alone=alone
+        )
         return encode(arguments), answer.outcome
     if isinstance(answer, Retried):
         fields = answer._asdict()
