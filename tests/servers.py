@@ -20,7 +20,7 @@ from mesh.store.link import Link
 SAFE = {"appendonly": "yes", "appendfsync": "always", "maxmemory-policy": "noeviction", "save": ""}
 
 
-async def eventually(check: Callable[[], object], within_s: float = 5.0) -> None:
+async def eventually(check: Callable[[], object], within_s: float = 30.0) -> None:
     """Poll until `check()` is true; fail the test when it never is."""
     end_s = monotonic_s() + within_s
     while not check():
@@ -28,7 +28,7 @@ async def eventually(check: Callable[[], object], within_s: float = 5.0) -> None
         await sleep(0.005)
 
 
-def eventually_sync(check: Callable[[], object], within_s: float = 5.0) -> None:
+def eventually_sync(check: Callable[[], object], within_s: float = 30.0) -> None:
     end_s = monotonic_s() + within_s
     while not check():
         assert monotonic_s() < end_s, f"never came true: {check}"

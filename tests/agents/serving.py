@@ -19,7 +19,7 @@ from mesh.clock import monotonic_s, pause, sleep
 App = Callable[[MutableMapping[str, Any], Any, Any], Awaitable[None]]
 
 
-def until(check: Callable[[], object], within_s: float = 5.0) -> Any:
+def until(check: Callable[[], object], within_s: float = 30.0) -> Any:
     """Poll until `check()` is truthy, and give it; fail the test when it never is."""
     end_s = monotonic_s() + within_s
     while not (found := check()):
@@ -162,7 +162,7 @@ class Gateway(Scripted):
         self.completions: list[Request] = []
         self.refuse: tuple[int, dict[str, Any]] | None = None
 
-    def completed(self, count: int = 1, within_s: float = 5.0) -> list[Request]:
+    def completed(self, count: int = 1, within_s: float = 30.0) -> list[Request]:
         until(lambda: len(self.completions) >= count, within_s)
         return self.completions
 

@@ -64,7 +64,7 @@ class Line:
         with suppress(OSError):
             await self.writer.drain()
 
-    async def status(self, within_s: float = 5.0) -> int:
+    async def status(self, within_s: float = 30.0) -> int:
         """Of the next answer, whose body is read too; 0 when the connection ends without one."""
         async with asyncio.timeout(within_s):
             try:
@@ -74,7 +74,7 @@ class Line:
             await self.reader.readexactly(int(head.partition(b"content-length: ")[2].partition(b"\r\n")[0]))
             return int(head.split(b" ")[1])
 
-    async def ends(self, within_s: float = 5.0) -> bool:
+    async def ends(self, within_s: float = 30.0) -> bool:
         """The agent has dropped the connection."""
         async with asyncio.timeout(within_s):
             with suppress(OSError):

@@ -95,14 +95,14 @@ class TestTakeOver:
         assert headers["content-type"] == "application/json"
         assert (headers["token"], headers["x-mine"]) == ("slow/1", '{"a": "b"}')
         assert (headers["nexus-operation-token"], headers["nexus-operation-state"]) == (token, "succeeded")
-        assert abs(parse_http_date(headers["nexus-operation-start-time"]) - began_ms) < 2000
-        assert 150 < from_rfc3339(headers["nexus-operation-close-time"]) - began_ms < 2000
+        assert abs(parse_http_date(headers["nexus-operation-start-time"]) - began_ms) < 10_000
+        assert 150 < from_rfc3339(headers["nexus-operation-close-time"]) - began_ms < 10_000
 
     def test_half_of_the_request_timeout_is_enough(self) -> None:
         with staged(answer_within_ms=60_000) as stage:
             began_s = monotonic_s()
-            token_of(stage.start("slow", "0.6", request_timeout="400ms"))
-            assert 0.2 <= monotonic_s() - began_s < 0.35
+            token_of(stage.start("slow", "3", request_timeout="2s"))
+            assert 1.0 <= monotonic_s() - began_s < 2.0
             stage.gateway.completed()
 
     def test_always_201_when_asked(self) -> None:

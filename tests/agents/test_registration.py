@@ -159,7 +159,7 @@ class TestRegistry:
             with serving(gateway, port=port):
                 came_s = monotonic_s()
                 until(lambda: gateway.at("/instances/", "PUT"))
-                assert monotonic_s() - came_s < 0.5
+                assert monotonic_s() - came_s < 5
 
     def test_several_that_are_down_are_a_line_each(self, caplog: pytest.LogCaptureFixture) -> None:
         caplog.set_level("INFO", "mesh.agent")
@@ -178,7 +178,7 @@ class TestRegistry:
     def test_soon_after_the_endpoint_that_another_declares(self, gateway: Gateway) -> None:
         gateway.refuse = (404, {"code": "unknown_endpoint", "detail": "no endpoint shop"})
         with agent(gateway, register="instance"):
-            until(lambda: len(gateway.at("/instances/", "PUT")) >= 3, within_s=1)
+            until(lambda: len(gateway.at("/instances/", "PUT")) >= 3, within_s=8)  # others: 10
 
     def test_a_refusal_is_said_once_with_its_reason(self, gateway: Gateway, caplog: pytest.LogCaptureFixture) -> None:
         gateway.refuse = (409, {"code": "name_taken", "detail": "shop belongs to another namespace"})

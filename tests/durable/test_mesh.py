@@ -95,8 +95,8 @@ def test_a_suspended_operation_leaves_nothing_in_the_agent(client: mesh.SyncClie
 
     agent = host(f"waiter-{mode}", [wait])
     handles = [client.start(f"waiter-{mode}", f"waiter-{mode}", "wait", 2.0) for _ in range(20)]
-    until(lambda: len(effects) == 20, 10)
-    until(lambda: not agent._work.runs.live, 5)
+    until(lambda: len(effects) == 20)
+    until(lambda: not agent._work.runs.live)
     assert not agent._work._hosting._attempts
     assert not agent._work.leases._held
     assert [handle.result(timeout_s=20) for handle in handles] == ["done"] * 20
@@ -187,12 +187,12 @@ def test_an_agent_that_leaves_hands_its_work_over_at_once(client: mesh.SyncClien
     # A long lease: whoever takes over did not wait for its end.
     first = host(f"parts-{mode}", [parts], lease_ms=60_000, drain_s=5)
     handle = client.start(f"parts-{mode}", f"parts-{mode}", "parts", 8)
-    there.wait(10)
+    assert there.wait(30)
     host(f"parts-{mode}", [parts], lease_ms=60_000)
     began_s = monotonic_s()
     host.stop(first)
     assert handle.result(timeout_s=20) == list(range(8))
-    assert monotonic_s() - began_s < 15
+    assert monotonic_s() - began_s < 40
     assert len(effects) == len(set(effects)) == 8, "not one step ran twice"
 
 

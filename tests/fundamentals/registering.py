@@ -91,14 +91,14 @@ async def gateways(store: EmbeddedStore, directory: Path) -> AsyncIterator[Start
         yield start
 
 
-async def until(check: Callable[[], object], within_s: float = 5.0) -> None:
+async def until(check: Callable[[], object], within_s: float = 30.0) -> None:
     end_s = monotonic_s() + within_s
     while not check():
         assert monotonic_s() < end_s, "it never came true"
         await sleep(0.005)
 
 
-async def until_record(gateway: Gateway, within_s: float = 5.0, **wanted: Any) -> dict[str, Any]:
+async def until_record(gateway: Gateway, within_s: float = 30.0, **wanted: Any) -> dict[str, Any]:
     end_s = monotonic_s() + within_s
     while True:
         record = await gateway.record()

@@ -52,17 +52,17 @@ class TestInstances:
     async def test_a_silent_one_leaves_the_rotation_and_comes_back(self, gateway: Gateway) -> None:
         await gateway.alpha.put("/v1/endpoints/summarizer", json={})
         await beat(gateway.alpha, ttl_ms=500)
-        await until(lambda: not gateway.admits(), within_s=3)
+        await until(lambda: not gateway.admits())
         record = await until_record(gateway, health="offline")
         assert "no heartbeat for its ttl of 500 ms" in record["health_why"]
         assert record["instances"][0]["health"] == "offline"
         assert record["health_since"] == record["instances"][0]["lease_until"]
-        await beat(gateway.alpha, ttl_ms=500)
+        await beat(gateway.alpha, ttl_ms=20_000)
         assert gateway.admits()
 
     async def test_a_drained_one_gets_nothing_new_and_is_gone_when_its_lease_ends(self, gateway: Gateway) -> None:
         await gateway.alpha.put("/v1/endpoints/summarizer", json={})
-        await beat(gateway.alpha, ttl_ms=1_000)
+        await beat(gateway.alpha, ttl_ms=2_500)
         versions: list[int] = []
         for _ in range(2):  # repeating it changes nothing
             reply = await gateway.alpha.delete("/v1/endpoints/summarizer/instances/i-1")
@@ -102,26 +102,26 @@ class TestSeveralGateways:
     async def test_changes_reach_the_other_hot_path_with_its_next_beat(self, start: Start) -> None:
         one, two = await start(), await start()
         await put(one.alpha)
-        await until(lambda: two.mesh.catalog.version == one.mesh.catalog.version, within_s=3)
+        await until(lambda: two.mesh.catalog.version == one.mesh.catalog.version)
         assert two.admits()
         await one.alpha.post("/v1/endpoints/summarizer/pause")
-        await until(lambda: two.mesh.catalog.find("summarizer", "alpha").paused, within_s=3)
+        await until(lambda: two.mesh.catalog.find("summarizer", "alpha").paused)
         await one.alpha.delete("/v1/endpoints/summarizer")
-        await until(lambda: two.mesh.catalog.version == one.mesh.catalog.version, within_s=3)
+        await until(lambda: two.mesh.catalog.version == one.mesh.catalog.version)
         assert problem(await two.alpha.get("/v1/endpoints/summarizer"))[0] == 404
 
     async def test_a_heartbeat_heard_by_one_keeps_the_instance_in_both(self, start: Start) -> None:
         """A renewal does not move the version: the other reads the lease again before it would end."""
         one, two = await start(), await start()
         await one.alpha.put("/v1/endpoints/summarizer", json={})
-        await beat(one.alpha, ttl_ms=1_000)
-        await until(lambda: two.mesh.catalog.version == one.mesh.catalog.version, within_s=3)
-        end_s = monotonic_s() + 3.0
+        await beat(one.alpha, ttl_ms=2_000)
+        await until(lambda: two.mesh.catalog.version == one.mesh.catalog.version)
+        end_s = monotonic_s() + 4.0
         while monotonic_s() < end_s:
-            await beat(one.alpha, ttl_ms=1_000)
+            await beat(one.alpha, ttl_ms=2_000)
             assert two.admits()
             await sleep(0.3)
-        await until(lambda: not two.admits(), within_s=4)
+        await until(lambda: not two.admits())
 
     async def test_an_instance_has_one_lease_over_all_gateways(self, start: Start) -> None:
         """It may talk to a different gateway with every heartbeat."""

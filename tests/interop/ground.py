@@ -199,7 +199,7 @@ class Temporal:
         history = await self.ask("history", workflow_id=workflow)
         return [kind.removeprefix("NEXUS_OPERATION_") for one in history if "NEXUS" in (kind := one["type"])]
 
-    async def until(self, verb: str, wanted: Any, within_s: float = 15.0, **fields: Any) -> Any:
+    async def until(self, verb: str, wanted: Any, within_s: float = 30.0, **fields: Any) -> Any:
         """Ask until `wanted(value)` is true; that value."""
         end_s = monotonic_s() + within_s
         while not wanted(value := await self.ask(verb, **fields)):

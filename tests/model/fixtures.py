@@ -25,7 +25,7 @@ G2: Final = "g2.s-1"
 """The session of another gateway."""
 ENDPOINT: Final = "e-1"
 NS: Final = "default"
-WITHIN_S: Final = 5.0
+WITHIN_S: Final = 30.0
 
 RESULT: Final = pack(Outcome("result", "", "application/json", b'{"ok":true}'))
 OTHER_RESULT: Final = pack(Outcome("result", "", "application/json", b'{"ok":false}'))

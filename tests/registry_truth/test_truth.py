@@ -66,7 +66,7 @@ class Stub:
         return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
-def within(check: Any, seconds: float = 15.0) -> Any:
+def within(check: Any, seconds: float = 30.0) -> Any:
     end_s = monotonic_s() + seconds
     while not (found := check()):
         assert monotonic_s() < end_s, f"never came true: {check}"
@@ -113,7 +113,7 @@ class Registry:
                 self.seen.append((monotonic_s() - self._began_s, name, one["health"], one["health_why"]))
         return instances
 
-    def until(self, instance: str, health: str, seconds: float = 15.0) -> dict[str, Any]:
+    def until(self, instance: str, health: str, seconds: float = 30.0) -> dict[str, Any]:
         return within(lambda: (one := self.look().get(instance)) and one["health"] == health and one, seconds)
 
     def healths(self, instance: str) -> list[str]:

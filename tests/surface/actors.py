@@ -160,7 +160,7 @@ class Actor:
         self.script = script
         return gate
 
-    async def until(self, count: int, within_s: float = 10.0, *, cancels: bool = False) -> Call:
+    async def until(self, count: int, within_s: float = 30.0, *, cancels: bool = False) -> Call:
         """The `count`th start (or cancel), once it is there."""
         async with asyncio.timeout(within_s), self._news:
             await self._news.wait_for(lambda: len(self.cancels if cancels else self.starts) >= count)

@@ -193,7 +193,7 @@ class Caller:
     async def cancel(self, operation: str) -> Answer:
         return await self.post(f"/v1/operations/{operation}/cancel")
 
-    async def until(self, operation: str, within_s: float = 10.0, **wanted: Any) -> dict[str, Any]:
+    async def until(self, operation: str, within_s: float = 30.0, **wanted: Any) -> dict[str, Any]:
         """The record once it has the fields `wanted`."""
         end_s = monotonic_s() + within_s
         while True:
@@ -219,13 +219,13 @@ class Caller:
         lines = (await self.get("/metrics")).body.decode().splitlines()
         return float(next((line.rpartition(" ")[2] for line in lines if line.startswith(f"{name} ")), 0))
 
-    async def until_gauge(self, name: str, wanted: float, within_s: float = 5.0) -> None:
+    async def until_gauge(self, name: str, wanted: float, within_s: float = 30.0) -> None:
         end_s = monotonic_s() + within_s
         while (found := await self.gauge(name)) != wanted:
             assert monotonic_s() < end_s, found
             await sleep(0.01)
 
-    async def until_ready(self, within_s: float = 15.0) -> None:
+    async def until_ready(self, within_s: float = 30.0) -> None:
         end_s = monotonic_s() + within_s
         while (await self.get("/readyz")).status != 200:
             assert monotonic_s() < end_s

@@ -40,7 +40,7 @@ class Poller:
     async def tasks(self, count: int, **fields: Any) -> list[dict[str, Any]]:
         """Poll until `count` tasks came."""
         tasks: list[dict[str, Any]] = []
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             while len(tasks) < count:
                 tasks += (await self.poll(max=count - len(tasks), **fields))["tasks"]
         return tasks

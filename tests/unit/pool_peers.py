@@ -19,7 +19,7 @@ from mesh.clock import monotonic_s, sleep
 from mesh.pool import Pool, Reply, Target
 
 OK = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok"
-TIMEOUT_S = 5.0
+TIMEOUT_S = 20.0
 
 
 @dataclass

@@ -104,7 +104,7 @@ class Done(NamedTuple):
         return json.loads(self.out)
 
 
-def until(look: Callable[[], Any], what: str, seconds: float = 20.0) -> Any:
+def until(look: Callable[[], Any], what: str, seconds: float = 30.0) -> Any:
     deadline_s = monotonic_s() + seconds
     while not (found := look()):
         assert monotonic_s() < deadline_s, f"not within {seconds} s: {what}"

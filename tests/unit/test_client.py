@@ -255,7 +255,7 @@ class TestCall:
         began_s = monotonic_s()
         with pytest.raises(mesh.StillRunning) as caught:
             await caller.do("call", "shop", "S", "op", timeout_s=0.3)
-        assert 0.3 <= monotonic_s() - began_s < 2
+        assert 0.3 <= monotonic_s() - began_s < 15
         assert caught.value.operation_id == ID
         assert isinstance(caught.value, TimeoutError)
 
@@ -335,7 +335,7 @@ class TestRepeats:
         began_s = monotonic_s()
         caller = stage.caller(answer({}, 429, **{"retry-after": "1"}), answer(record(result=1)))
         await caller.do("call", "shop", "S", "op")
-        assert 1 <= monotonic_s() - began_s < 3
+        assert 1 <= monotonic_s() - began_s < 15
 
     @pytest.mark.parametrize(
         ("reply", "kind"),
@@ -349,7 +349,7 @@ class TestRepeats:
         began_s = monotonic_s()
         with pytest.raises(kind) as caught:
             await stage.caller(reply, retry_for_s=0.5).do("call", "shop", "S", "op")
-        assert monotonic_s() - began_s < 2
+        assert monotonic_s() - began_s < 6
         assert caught.value.retry_after_s == (1 if reply is BROKEN else 7)
 
     async def test_what_is_marked_retryable_is_repeated(self, stage: Stage) -> None:
@@ -390,7 +390,7 @@ class TestRepeats:
         caller = stage.caller(answer(record("started"), 202), answer({}, 503), retry_for_s=20)
         with pytest.raises(mesh.StillRunning) as caught:
             await caller.do("call", "shop", "S", "op", timeout_s=0.5)
-        assert (caught.value.operation_id, monotonic_s() - began_s < 2) == (ID, True)
+        assert (caught.value.operation_id, monotonic_s() - began_s < 15) == (ID, True)
         assert isinstance(caught.value.__cause__, errors.Unavailable)
 
     async def test_the_next_gateway(self, stage: Stage) -> None:

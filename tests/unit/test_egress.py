@@ -378,7 +378,7 @@ async def test_canceling_one_who_asks_does_not_disturb_the_others(egress_of: Cal
     go = threading.Event()
 
     def slow(host: str, port: int) -> list[str]:
-        go.wait(5)
+        go.wait(30)
         return [PUBLIC]
 
     egress = egress_of(lookup=slow)
@@ -394,7 +394,7 @@ async def test_a_name_that_cannot_be_looked_up_is_not_sent(egress_of: Callable[.
     go = threading.Event()
 
     def hanging(host: str, port: int) -> list[str]:
-        go.wait(5)
+        go.wait(30)
         return [PUBLIC]
 
     with pytest.raises(NotSent, match="Name or service not known"):
@@ -408,7 +408,7 @@ async def test_a_name_that_cannot_be_looked_up_is_not_sent(egress_of: Callable[.
     go.set()
     assert {type(outcome) for outcome in outcomes} == {NotSent}
     assert sum("waiting already" in str(outcome) for outcome in outcomes) == 1
-    assert monotonic_s() - began_s < 2.0
+    assert monotonic_s() - began_s < 15
 
 
 @on_both_loops

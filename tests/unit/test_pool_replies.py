@@ -299,7 +299,7 @@ async def test_a_slow_reply_ends_at_the_deadline(start: bytes) -> None:
         began_s = monotonic_s()
         with pytest.raises(ReplyTimeout):
             await send(pool, server.target, timeout_s=0.2)
-        assert 0.19 <= monotonic_s() - began_s < 1.0
+        assert 0.19 <= monotonic_s() - began_s < TIMEOUT_S
         await asyncio.wait_for(gone.wait(), TIMEOUT_S)
 
 

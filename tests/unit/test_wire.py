@@ -2,7 +2,7 @@
 
 from contextlib import suppress
 from email.utils import parsedate_to_datetime
-from time import perf_counter
+from time import thread_time
 from urllib.parse import quote
 
 import pytest
@@ -273,8 +273,8 @@ def test_links_survive_the_wire(links: list[Link]) -> None:
     "text", ['"\\' * 4000, '"' * 8001, " " * 8000 + ";", "<u>; t" + " " * 8000, "<u>;a=b" * 1000]
 )
 def test_no_header_takes_long_to_refuse(text: str) -> None:
-    began = perf_counter()
+    began = thread_time()  # CPU of its own: others may have the machine
     for parse in (wire.parse_links, lambda values: wire.parse_prefer([values[0][:1024]])):
         with suppress(Malformed):
             parse([text])
-    assert perf_counter() - began < 0.5
+    assert thread_time() - began < 0.5
