@@ -81,7 +81,7 @@ async def put_blob(request: Request) -> Response:
     responses={200: {"description": "The bytes; their type is in the entry", "content": ANY_BYTES}},
 )
 async def get_blob(request: Request, operation_id: str, sha256: str) -> Response:
-    """For its caller, and for who has the token of an attempt; answers a `Range`."""
+    """For its caller and who has the token of an attempt; its result for one of the parent too. Answers a `Range`."""
     return await hot(request)
 
 

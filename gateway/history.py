@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 import msgspec
 
 from gateway.outcomes import encode_json, result_fields
+from gateway.payloads import blob_url
 from mesh.events import entry_json, to_json
 from mesh.machine import State
 from mesh.store.layout import decode_outcome
@@ -21,7 +22,7 @@ from mesh.store.layout import decode_outcome
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from mesh.store.layout import Entry, Line
+    from mesh.store.layout import Entry, Line, Outcome
 
 Events: TypeAlias = "list[tuple[int, dict[str, Any]]]"
 """Events ready to be sent, each with its number."""
@@ -65,17 +66,25 @@ def merged(
 
 
 def _entry(operation_id: str, seq: int, created_at_ms: int, line: Line) -> dict[str, Any]:
-    body = line.body if line.child is None else child_entry(line.child, line.body)
+    if line.child is None:
+        body = line.body
+    else:
+        body = child_entry(line.child, decode_outcome(line.body) if line.body else None)
     kind, fields = preview(body)
     return entry_json(operation_id, seq, created_at_ms + line.after_ms, line.attempt, kind, fields)
 
 
-def child_entry(child: tuple[int, str, str], outcome: bytes) -> bytes:
-    """The entry about a child that ended; `outcome` as packed in the store, or nothing when it is gone."""
+def child_entry(child: tuple[int, str, str], outcome: Outcome | None) -> bytes:
+    """The entry about a child that ended; without `outcome` when only the child has it, or nobody any more.
+
+    What it refers to is at the URL where the parent's agent may read it, too (P441).
+    """
     state, operation_id, key = State(child[0]), child[1], child[2]
     fields: dict[str, Any] = {"kind": "child", "key": key, "id": operation_id, "state": state.word}
-    if outcome:
-        fields |= result_fields(operation_id, state, decode_outcome(outcome))
+    if outcome is not None:
+        fields |= result_fields(operation_id, state, outcome)
+        if outcome.data is not None and "result_dataref" in fields:
+            fields["result_dataref"]["url"] = blob_url(operation_id, outcome.data.sha256)
     return encode_json(fields)
 
 

@@ -7,6 +7,7 @@ kept byte for byte. Knows no HTTP.
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from collections import Counter
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
@@ -19,8 +20,7 @@ from gateway.waiters import wait_for
 from mesh.clock import monotonic_s, now_ms
 from mesh.errors import Conflict, Gone, TooMany, Unauthenticated, Unavailable
 from mesh.store.durable import JOURNAL, STREAM
-from mesh.store.layout import Line, decode_outcome
-from mesh.store.store import pack
+from mesh.store.layout import DataRef, Line, Outcome, decode_outcome
 from mesh.store.verbs import LOOK, Append, Completion, Page, Step, Suspend, Task, Wanted
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 SOON_MS: Final = 300
 """A wake-up nearer than this is before the ticker's next look."""
 ANSWER_BYTES: Final = 2 << 20
-"""Above that a page of a journal ends, after the entry that crossed it."""
+"""Above that a page of a journal ends, after the entry that crossed it; a longer result of a child is referred to."""
 READERS_MAX: Final = 16
 """Reads that wait for news of one operation at once: an agent needs one, and some that its line has forgotten."""
 INVALID: Final = Step("invalid")
@@ -247,17 +247,27 @@ class Journals(Reading):
         """A journal entry as JSON. What the store left out of a child's is looked up with the child."""
         if line.child is None:
             return line.body
-        outcome = line.body or await self._store.outcome(line.child[1])
-        return child_entry(line.child, await self._with_payload(line.child[1], outcome))
-
-    async def _with_payload(self, child: str, packed: bytes) -> bytes:
-        """A child's outcome with its result in it, where that is kept elsewhere and not too much for a page (P403)."""
+        packed = line.body or await self._store.outcome(line.child[1])
         outcome = decode_outcome(packed) if packed else None
-        if outcome is None or outcome.data is None or outcome.data.size > self.payloads.body_bytes_max:
-            return packed
-        outcome.body = await self.payloads.read(child, outcome.data, self.payloads.body_bytes_max)
-        outcome.data = None
-        return pack(outcome)
+        if outcome is not None and outcome.kind == "result":
+            await self._fit(line.child[1], outcome)
+        return child_entry(line.child, outcome)
+
+    async def _fit(self, child: str, outcome: Outcome) -> None:
+        """A result that is not too much for a page stands in the entry, a longer one is referred to (P403, P440)."""
+        if outcome.data is None:
+            if len(outcome.body) > ANSWER_BYTES:
+                outcome.data = DataRef("record", await digest_of(outcome.body), len(outcome.body))
+        elif outcome.data.size <= min(ANSWER_BYTES, self.payloads.body_bytes_max):
+            # What is missing or damaged is told to whoever comes to read it: it must not keep others from their pages.
+            with suppress(Unavailable):
+                outcome.body = await self.payloads.read(child, outcome.data, ANSWER_BYTES)
+                outcome.data = None
+
+
+async def digest_of(body: bytes) -> str:
+    """SHA-256 in hex, of many bytes, without holding up the event loop."""
+    return await asyncio.get_running_loop().run_in_executor(None, lambda: hashlib.sha256(body).hexdigest())
 
 
 def raise_for_step(status: str, operation: str = "") -> None:
@@ -274,6 +284,12 @@ def raise_for_step(status: str, operation: str = "") -> None:
         raise Gone("the operation is past its retention", code="operation_gone", operation_id=about)
     if status == "invalid":
         raise Unauthenticated("the task token is not valid", code="token_invalid")
+
+
+def foreign_token() -> Unauthenticated:
+    """The one wording for a task token that says nothing of the operation it is shown for."""
+    return Unauthenticated("the task token is of another operation", code="token_foreign")
+
 
 def raise_for(verdict: Completion, operation: str) -> None:
     """The refusal that a completion's verdict stands for; returns for accepted and equal duplicates."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 from msgspec.structs import replace
 
 from gateway.admission import room
-from gateway.journals import Journals, raise_for
+from gateway.journals import Journals, foreign_token, raise_for
 from gateway.many import Many
 from gateway.orders import (
     Known,
@@ -278,10 +278,14 @@ class Operations(Many, Journals):
 
     def check_token(self, token: str, about: str = "") -> str:
         """Of which operation; raises Unauthenticated for no token of an attempt (of `about`) of this mesh."""
-        claim = self._tokens.check(token, now_ms() / 1000)
+        claim = self.claim_of(token)
         if about and claim.operation_id != about:
-            raise Unauthenticated("the task token is of another operation", code="token_foreign")
+            raise foreign_token()
         return claim.operation_id
+
+    def claim_of(self, token: str) -> Claim:
+        """What a task token speaks for. Raises Unauthenticated."""
+        return self._tokens.check(token, now_ms() / 1000)
 
     async def complete(
         self, token: str, completion: WireCompletion, *, about: str = "", large: Spooled | None = None

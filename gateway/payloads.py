@@ -81,6 +81,11 @@ def dataref(url: str, data: DataRef, content_type: str | None) -> dict[str, Any]
     return {"url": url, "digest": digest_field(data.sha256), "bytes": data.size, "content_type": content_type}
 
 
+def blob_url(operation_id: str, sha256: str) -> str:
+    """Where what an operation has is read by its digest (P412)."""
+    return f"/v1/operations/{operation_id}/blobs/{sha256}"
+
+
 class Payloads:
     """The blob store of one gateway, if it has one. `inline_bytes_max`: what is longer is large."""
 

@@ -9,13 +9,14 @@ from __future__ import annotations
 import asyncio
 import inspect
 import json
+from base64 import b64encode
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Final, TypeVar
 
 from nexusrpc import OperationError, OperationErrorState
 
-from mesh.agent.codec import Codec
+from mesh.agent.codec import JSON, Codec
 from mesh.agent.durable.blobs import Reference
 from mesh.agent.durable.link import Ack, Child, ChildOrder, Page
 from mesh.blob import OCTETS, Blob
@@ -29,11 +30,13 @@ A = TypeVar("A", Ack, Page)
 BEGIN_MS: Final = 1_893_456_000_000
 """2030-01-01: the virtual time at which every test begins."""
 PUT_OFF_MS: Final = 1_000
+CHILD_BYTES: Final = 2 << 20
+"""Longer results of children are referred to."""
 _any: Final = Codec(Any)
 
 
 class MemoryMesh:
-    """`children`: what called operations answer, by `endpoint/service/operation`: a value, an exception, a function."""
+    """`children`: what called operations answer, by `endpoint/service/operation`: a value, exception, function."""
 
     def __init__(self, children: Mapping[str, Any], cancel_after_s: float | None) -> None:
         self.operation_id = f"00-{short_id('test')}"
@@ -128,7 +131,7 @@ class MemoryMesh:
         entry: dict[str, Any] = {"kind": "child", "key": key, "id": operation_id}
         try:
             answer = await _answer(self._answers[name], value)
-            entry |= {"state": "succeeded", "result": json.loads(_any.dump(answer))}
+            entry |= {"state": "succeeded", **self._told(operation_id, answer)}
         except asyncio.CancelledError:
             entry |= {"state": "canceled", "failure": {"message": "canceled"}}
         except OperationError as error:
@@ -138,6 +141,21 @@ class MemoryMesh:
             entry |= {"state": "failed", "failure": {"message": str(error), "metadata": {"type": type(error).__name__}}}
         self.journal.append(json.dumps(entry).encode())
         self.wake()
+
+
+    def _told(self, operation_id: str, answer: Any) -> dict[str, Any]:
+        """A child's result as its parent's journal has it: long ones outside, as the mesh does (P403, P440)."""
+        blob = answer if isinstance(answer, Blob) else None
+        if blob is None:
+            media_type, body = _any.encode(answer)
+            blob = Blob(data=body or b"null", content_type=media_type or JSON)
+        body = blob.read()
+        if len(body) > CHILD_BYTES:
+            self.blobs[blob.sha256] = body
+            return {"result_dataref": _dataref(operation_id, blob)}
+        if blob.content_type == JSON:
+            return {"result": json.loads(body)}
+        return {"result_base64": b64encode(body).decode(), "result_type": blob.content_type}
 
 
 class MemoryLink:
@@ -201,9 +219,7 @@ class MemoryLink:
         await self._go(f"keeping {blob.size} bytes")
         self._mesh.blobs[sha256] = blob.read()
         await self._go(f"{blob.size} bytes kept")
-        url = f"/v1/operations/{self._mesh.operation_id}/blobs/{sha256}"
-        shown = {"url": url, "digest": digest_field(sha256), "bytes": blob.size}
-        return {**shown, "content_type": blob.content_type or OCTETS}
+        return _dataref(self._mesh.operation_id, blob)
 
     async def fetch(self, ref: Reference, *, as_file: bool) -> Blob:
         await self._go(f"reading {ref.size} bytes")
@@ -257,6 +273,12 @@ async def _answer(answer: Any, value: Any) -> Any:
     if isinstance(answer, BaseException):
         raise answer
     return answer
+
+
+def _dataref(operation_id: str, blob: Blob) -> dict[str, Any]:
+    url = f"/v1/operations/{operation_id}/blobs/{blob.sha256}"
+    shown = {"url": url, "digest": digest_field(blob.sha256), "bytes": blob.size}
+    return {**shown, "content_type": blob.content_type or OCTETS}
 
 
 def _name(raw: bytes) -> str:

@@ -61,11 +61,35 @@ async def build(ctx: mesh.Context, gates: dict[str, str]) -> dict[str, Any]:
     return {"table": hashlib.sha256(text.encode()).hexdigest(), "file": blob.sha256, "type": blob.content_type}
 
 
+async def big_table(gate: str) -> str:
+    """As a child: 5 MiB of JSON."""
+    return await table("child", gate)
+
+
+async def big_file(gate: str) -> mesh.Blob:
+    return file("child")
+
+
+@mesh.durable
+async def family(ctx: mesh.Context, gates: dict[str, str]) -> dict[str, Any]:
+    """Two children with large results, through a gather, and a step that waits for the file `gates["end"]`."""
+    name = sys.argv[1]
+    gathered = await ctx.gather(
+        {
+            "table": ctx.call(name, name, "big_table", "", name="table"),
+            "file": ctx.call(name, name, "big_file", "", name="file", out=mesh.Blob),
+        }
+    )
+    await ctx.step("wait", wait, gate=gates["end"])
+    text, blob = gathered.require().results.values()
+    return {"table": hashlib.sha256(text.encode()).hexdigest(), "file": blob.sha256, "type": blob.content_type}
+
+
 def main() -> None:
     name, mode, _, attempts = sys.argv[1:5]
     options: dict[str, Any] = {"mode": "pull", "instance": f"pid-{os.getpid()}"} if mode == "pull" else {}
     retry = {"initial_ms": 50, "max_attempts": int(attempts)}
-    mesh.serve(name, [build], lease_ms=1000, policy={"retry": retry}, **options)
+    mesh.serve(name, [build, family, big_table, big_file], lease_ms=1000, policy={"retry": retry}, **options)
 
 
 if __name__ == "__main__":

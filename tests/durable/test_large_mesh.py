@@ -63,6 +63,10 @@ class Ground:
         found = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
         return [(one["key"], one["pid"]) for one in found if one["key"].startswith(f"{operation}.1/")]
 
+    def children(self) -> int:
+        """How often any child ran."""
+        return (self.directory / "effects").read_text().count('"child"')
+
     def open(self, gate: str) -> None:
         (self.directory / gate).touch()
 
@@ -70,10 +74,10 @@ class Ground:
         rooms = [path for path in (self.gateway.directory / "data" / "blobs").rglob(operation) if path.is_dir()]
         return [path for room in rooms for path in room.iterdir()]
 
-    def start(self, client: mesh.SyncClient, name: str, **gates: str) -> Any:
+    def start(self, client: mesh.SyncClient, name: str, what: str = "build", **gates: str) -> Any:
         def started() -> Any:
             try:
-                return client.start(name, name, "build", gates)
+                return client.start(name, name, what, gates)
             except mesh.Refusal:
                 return None  # its agent is not registered yet
 
@@ -144,6 +148,41 @@ def test_killed_with_its_bytes_gone_and_back(ground: Ground) -> None:
         os.utime(room, (1, 1))
         ground.gateway.tell_store(f"DEL m:{{00}}:o:{room.name}")
     until(lambda: not any(ground.kept(handle.id) for handle in handles.values()), 20)
+
+
+@pytest.mark.timeout(120)
+def test_children_of_a_killed_parent(ground: Ground) -> None:
+    """P440, P442: they are not run again, past their retention neither, and not while what they gave is missing."""
+    with mesh.SyncClient(ground.gateway.url()) as client:
+        agents = {mode: ground.agent(f"family-{mode}", mode, 10) for mode in MODES}
+        handles = {mode: ground.start(client, f"family-{mode}", "family", end="end") for mode in MODES}
+        for mode, handle in handles.items():
+            until(lambda one=handle: ground.effects(one.id)["wait#1"], 20)
+            agents[mode].kill()
+            agents[mode].wait()
+        hidden: list[tuple[Path, Path]] = []
+        for handle in handles.values():
+            ended = {one["key"]: one for one in history(ground, handle.id) if one["type"] == "child"}
+            sizes = {key.rpartition("/")[2]: one["result_dataref"]["bytes"] for key, one in ended.items()}
+            assert sizes == {"table#1": TABLE_BYTES + 2, "file#1": FILE_BYTES}
+            assert ground.kept(handle.id) == [], "they stay where the children have them"
+            for one in ended.values():
+                ground.gateway.tell_store(f"ZADD m:{{00}}:due 1 {one['id']}")  # its retention is over
+                (path,) = ground.kept(one["id"])
+                hidden.append((path.parent, path.parent.rename(ground.directory / one["id"])))
+        before = ground.children()
+        for mode in MODES:
+            ground.agent(f"family-{mode}", mode, 10)
+        for handle in handles.values():
+            until(lambda one=handle: failure(one) == "BLOB_MISSING", 20)
+            assert "cannot be had" in handle.get()["last_failure"]["message"]
+        ground.open("end")
+        for room, elsewhere in hidden:
+            elsewhere.rename(room)
+        for mode, handle in handles.items():
+            assert handle.result(timeout_s=60) == expected(agents[mode].pid)
+            assert ground.effects(handle.id)["wait#1"] > 1
+    assert ground.children() == before
 
 
 def failure(handle: Any) -> str:

@@ -9,7 +9,7 @@ import pytest
 
 from mesh.machine import Delivery, Event, Kind, State
 from mesh.store.durable import JOURNAL
-from mesh.store.layout import Outcome, decode_outcome
+from mesh.store.layout import DataRef, Outcome, decode_outcome
 from mesh.store.library import LIMITS, source
 from mesh.store.starting import OtherParent, ParentLost
 from mesh.store.store import pack
@@ -266,14 +266,23 @@ class TestChildren:
     async def test_a_large_outcome_is_kept_until_its_parent_has_ended(
         self, room: Room, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """P235: past its own retention too, for the parent has nothing but its name. A small one goes as ever."""
+        """P235: past its own retention too, for the parent has nothing but its name. A small one goes as ever.
+
+        P440: so is one that only refers to its result, which is deleted with the record.
+        """
         monkeypatch.setitem(LIMITS, "unread_ms", 1)
         await room.link.call("FUNCTION", "LOAD", "REPLACE", source())
         one = await running(room)
-        small, large = [await child(room, one, f"c#{n}", retention_ms=1) for n in range(2)]
+        small, large, kept, huge = [await child(room, one, f"c#{n}", retention_ms=1) for n in range(4)]
         await suspend(room, one)
         await room.succeed(small)
         await room.succeed(large, outcome=pack(Outcome("result", "", "application/json", b"1" * (2 << 20))))
+        refers = pack(Outcome("result", links=["<a>"], data=DataRef("file", "0" * 64, 3)))
+        await room.succeed(kept, outcome=refers)
+        # A number whose last byte is that of msgpack's nil, and one of nine bytes.
+        await room.succeed(huge, outcome=pack(Outcome("result", data=DataRef("s3", "a" * 64, (1 << 40) + 0xC0))))
+        (line, _) = (await room.store.lines(one, JOURNAL, 2, 10)).lines
+        assert (line.child, line.body) == ((State.SUCCEEDED, kept, "c#2"), refers)
 
         async def gone(which: str) -> bool:
             await room.claim()
@@ -281,9 +290,11 @@ class TestChildren:
 
         await eventually(lambda: gone(small))
         for _ in range(5):
-            assert not await gone(large)
+            for each in (large, kept, huge):
+                assert not await gone(each)
         await room.succeed(one, attempt=2)
-        await eventually(lambda: gone(large))
+        for each in (large, kept, huge):
+            await eventually(lambda one=each: gone(one))
 
     async def test_a_key_of_an_operation_that_this_call_did_not_start(self, room: Room) -> None:
         """P235: its end would be told to another, and this call would wait for ever."""

@@ -36,7 +36,7 @@ class Attempt:
 
     __slots__ = (
         "_cancel_told", "_cancel_wanted", "_detached", "_errands", "_finds", "_interruptible", "_over", "_stopped",
-        "_waiting", "background", "exchange", "link", "live_children", "loop", "resting", "task", "tools",
+        "_waiting", "background", "exchange", "fetching", "link", "live_children", "loop", "resting", "task", "tools",
     )  # fmt: skip
 
     def __init__(self, task: Task, link: Link, tools: Tools) -> None:
@@ -48,6 +48,8 @@ class Attempt:
         self.resting = Resting(link, self.exchange, tools, self)
         self.live_children: dict[str, str] = {}
         """Operation ids of children that are canceled with this operation, by key."""
+        self.fetching = 0
+        """Results on their way here that are recorded and stand outside the journal."""
         self.background: set[asyncio.Task[Any]] = set()
         """Sources of gathers that came late and were kept: they end with the code, if not before."""
         self._over: asyncio.Future[None] = self.loop.create_future()

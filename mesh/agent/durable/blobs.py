@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any, Final, NamedTuple
 
 import msgspec
@@ -40,6 +41,9 @@ AT_ONCE_MAX: Final = 8
 """Bodies of one process on their way, each way."""
 RESULT_BYTES_MAX: Final = 64 << 20
 """Of a result that is read into memory; a Blob has the gateway's limit."""
+HEAVY_BYTES: Final = 8 << 20
+HEAVY_MAX: Final = 2
+"""Of the bodies of one process on their way into its memory, so many are longer than that."""
 TIMEOUT_S: Final = 30.0
 SLOWEST_BYTES_PER_S: Final = 4 << 20
 REPLY_BYTES_MAX: Final = 64 << 10
@@ -82,6 +86,7 @@ class Blobs:
         self._arrivals = arrivals
         self._puts = asyncio.Semaphore(AT_ONCE_MAX)
         self._gets = asyncio.Semaphore(AT_ONCE_MAX)
+        self._heavy = asyncio.Semaphore(HEAVY_MAX)
 
     async def keep(self, address: Address, blob: Blob, told: Callable[[str], None]) -> dict[str, Any] | None:
         """What refers to it, once it is durable; None where no gateway keeps any. `told`: why it is not yet, if so.
@@ -111,13 +116,14 @@ class Blobs:
         """
         if not as_file and ref.size > RESULT_BYTES_MAX:
             raise TooLarge(f"it has {ref.size} bytes; {RESULT_BYTES_MAX} are read into memory, more as a mesh.Blob")
+        heavy = self._heavy if not as_file and ref.size > HEAVY_BYTES else nullcontext()
         tries = _Tries()
         while True:
             missed: Unavailable | None = None
             for target in self._targets(address):
                 token = address.token
                 try:
-                    async with self._gets:
+                    async with heavy, self._gets:
                         return await self._from(target, token, ref, as_file=as_file)
                 except TooMany as why:
                     tries.failed(why)

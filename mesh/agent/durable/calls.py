@@ -14,8 +14,9 @@ import msgspec
 from mesh.agent.codec import JSON, Codec, Undecodable
 from mesh.agent.durable.attempt import Attempt
 from mesh.agent.durable.branch import SourceBlocked, begin_within_branch, branch
-from mesh.agent.durable.entries import Entry, fingerprint, key_of, trouble_of, unpack
+from mesh.agent.durable.entries import Entry, fingerprint, key_of, trouble_of
 from mesh.agent.durable.errors import CallRefused, LeaseLost
+from mesh.agent.durable.large import received
 from mesh.agent.durable.link import ChildOrder
 from mesh.client.errors import UNSUCCESSFUL, OperationFailed
 from mesh.client.order import Called
@@ -37,7 +38,10 @@ class Call(NamedTuple):
 
 
 async def run_call(attempt: Attempt, call: Call) -> Any:
-    """The child's result. Raises OperationUnsuccessful, CallRefused, SourceBlocked, JournalMismatch."""
+    """The child's result. Raises OperationUnsuccessful, CallRefused, SourceBlocked, JournalMismatch.
+
+    Suspended, when a result that is recorded cannot be had now; the child is never started again.
+    """
     attempt.resting.begin()
     key = key_of(call.name, call.n)
     try:
@@ -55,7 +59,7 @@ async def run_call(attempt: Attempt, call: Call) -> Any:
         if known["child"].state == "canceled" and not call.keep:
             # A child that was canceled with this operation: what an interrupted attempt was told, this one is told.
             attempt.check_cancel()
-        return _result(call, started.id, known["child"])
+        return await _result(attempt, call, key, started.id, known["child"])
     finally:
         attempt.live_children.pop(key, None)
         attempt.resting.end()
@@ -113,12 +117,12 @@ async def _ended(attempt: Attempt, key: str, operation_id: str) -> Entry:
         await attempt.park(attempt.exchange.child(key), None)
 
 
-def _result(call: Call, operation_id: str, entry: Entry) -> Any:
+async def _result(attempt: Attempt, call: Call, key: str, operation_id: str, entry: Entry) -> Any:
     if entry.state == "succeeded":
         try:
-            return unpack(call.called.output, entry)
+            return await received(attempt, key, call.called.output, entry)
         except Undecodable as error:
-            failure = {"message": f"its result is no {call.called.output.type!r}: {error}"}
+            failure = {"message": f"its result cannot be had as {call.called.output.name}: {error}"}
             raise OperationFailed(operation_id, failure) from None
     failure = msgspec.json.decode(entry.failure) if bytes(entry.failure) else {"message": "no reason given"}
     raise UNSUCCESSFUL.get(entry.state, OperationFailed)(operation_id, failure)

@@ -180,7 +180,7 @@ class Context(Common):
         """`await ctx.call("linter", "Lint", "run", files)`: a child operation's result; started once.
 
         what          `Contract.operation, input`, or `service, operation, input`, as with mesh.Client
-        out           the result's type, where `what` is names
+        out           the result's type, where `what` is names; mesh.Blob: a file, of any size (else 64 MiB at most)
         name          in the journal; default `{service}.{operation}`
         timeout_ms    the child's schedule-to-close; never longer than what is left of this operation
         parent_close  "cancel": the child ends with this operation; "keep": it goes on

@@ -5,7 +5,7 @@ An entry is one JSON object with a `kind`. What the SDK writes and reads back:
     step      name n args? result | result_base64 | result_dataref | error, tries, ms, started_at      a step that ended
     try       name n args? tries error until_ms                                      a try that failed, repeated then
     call      name n args? id endpoint service operation | error                     a child was started, or refused
-    child     key id state result | result_base64 | failure                          its end; written by the store
+    child     key id state result | result_base64 result_type | result_dataref | failure     its end; by the store
     timer     name n until_ms                                                        a sleep
     fired     name n                                                                 that time has come
     value     name n value                                                           now, random, uuid
@@ -28,7 +28,7 @@ from typing import Any, Final
 import msgspec
 from pydantic_core import PydanticSerializationError, to_json
 
-from mesh.agent.codec import BYTES, Codec, Undecodable
+from mesh.agent.codec import BYTES, Codec
 from mesh.errors import ConfigError, TooLarge
 
 ENTRY_BYTES_MAX: Final = 1 << 20
@@ -64,7 +64,7 @@ class Entry(msgspec.Struct, omit_defaults=True):
     result: msgspec.Raw = _NOTHING
     result_base64: str | None = None
     result_type: str | None = None
-    """Of a step: its result was a mesh.Blob."""
+    """Of a step: its result was a mesh.Blob. Of a child: the type of what is no JSON."""
     result_dataref: dict[str, Any] | None = None
     error: Trouble | None = None
     failure: msgspec.Raw = _NOTHING
@@ -139,10 +139,7 @@ def pack(media_type: str | None, body: bytes) -> dict[str, Any]:
 
 
 def unpack(codec: Codec, entry: Entry) -> Any:
-    """The value of an entry, as the type has it. Raises Undecodable."""
-    if entry.result_dataref is not None:
-        where, size = entry.result_dataref.get("url"), entry.result_dataref.get("bytes")
-        raise Undecodable(f"the result has {size} bytes, too many for a journal: read it at {where}")
+    """The value that stands in an entry, as the type has it. Raises mesh.agent.codec.Undecodable."""
     if entry.result_base64 is not None:
         return codec.decode(BYTES, b64decode(entry.result_base64))
     body = bytes(entry.result)

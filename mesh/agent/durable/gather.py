@@ -143,6 +143,7 @@ class _Race:
         self._ended: dict[str, Source] = {}
         self._over: asyncio.Future[None] = attempt.loop.create_future()
         self._broken: BaseException | None = None
+        self._timer: asyncio.TimerHandle | None = None
         self._missing = 0
         self._open = 0
         self._began_s = 0.0
@@ -163,11 +164,8 @@ class _Race:
         """Wait until enough succeeded, all ended, or the time is over. Raises what breaks the whole."""
         attempt = self._attempt
         if expired:
-            timer = attempt.loop.call_later(RECORDED_S, settle, self._over)
-            try:
-                await attempt.wait(self._over)
-            finally:
-                timer.cancel()
+            self._look()
+            await attempt.wait(self._over)
         elif until_ms is not None:
             await attempt.park(self._over, until_ms)
         else:
@@ -178,6 +176,18 @@ class _Race:
                 attempt.resting.begin()
         if self._broken is not None:
             raise self._broken
+
+    def _look(self) -> None:
+        """The time is over as soon as nothing recorded is on its way here."""
+        if not self._over.done():
+            self._timer = self._attempt.loop.call_later(RECORDED_S, self._recorded)
+
+    def _recorded(self) -> None:
+        self._timer = None
+        if self._attempt.fetching:
+            self._look()
+        else:
+            settle(self._over)
 
     def outcome(self, name: str) -> Source:
         return self._ended.get(name) or Source("late", self._elapsed_ms())
@@ -201,6 +211,8 @@ class _Race:
 
     def drop(self) -> None:
         """Leave nothing behind: tasks that still run, coroutines that were never begun."""
+        if self._timer is not None:
+            self._timer.cancel()
         for name, task in self._tasks.items():
             if task.cancel():
                 self._branches[name].give_up()

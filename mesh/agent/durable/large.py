@@ -1,7 +1,8 @@
-"""Results of steps that are too large for an entry: kept outside the journal, had again when their step is asked for.
+"""Results of steps and children too large for an entry: outside the journal, had again when their step is asked for.
 
 What a replay is given is what the first run was given: the bytes, by their digest. One that is not to be had is waited
-for; its step is recorded, so it never runs again. How bytes travel is the Link's.
+for; its step, or its child, is recorded, so it never runs again. How bytes travel is the Link's. A child's result stays
+where the child has it, and the mesh keeps it there until this operation has ended (P440).
 """
 
 from __future__ import annotations
@@ -12,14 +13,15 @@ from base64 import b64decode
 from collections.abc import Mapping
 from typing import Any, Final
 
-from mesh.agent.codec import BYTES, Codec, Undecodable
+from mesh.agent.codec import BYTES, JSON, Codec, Undecodable
 from mesh.agent.durable.attempt import Attempt
 from mesh.agent.durable.blobs import RESULT_BYTES_MAX, Reference
 from mesh.agent.durable.entries import ENTRY_BYTES_MAX, Entry, pack, unpack
 from mesh.agent.durable.errors import LeaseLost
 from mesh.blob import OCTETS, Blob
-from mesh.errors import Malformed, Refusal, TooLarge, Unavailable
+from mesh.errors import BlobMissing, Malformed, Refusal, TooLarge, Unavailable
 from mesh.ids import jittered
+from mesh.wire.headers import is_json_type
 
 LARGE_BYTES: Final = 256 << 10
 """Longer results stand outside the journal, where the mesh keeps large payloads."""
@@ -66,6 +68,21 @@ async def unpacked(attempt: Attempt, key: str, codec: Codec, entry: Entry, local
     return blob if as_blob else codec.decode(blob.content_type, blob.read())
 
 
+async def received(attempt: Attempt, key: str, codec: Codec, entry: Entry) -> Any:
+    """The result of the child under `key`, as the type has it. Raises as `unpacked`."""
+    if entry.result_dataref is None:
+        if codec.blob and entry.result_base64 is not None:
+            return Blob(data=b64decode(entry.result_base64), content_type=entry.result_type or OCTETS)
+        return unpack(codec, entry)
+    blob = await _fetched(attempt, key, entry.result_dataref, as_file=codec.blob)
+    # As in an entry: JSON is the value it stands for, all else is bytes.
+    return blob if codec.blob else codec.decode(JSON if _is_json(blob.content_type) else BYTES, blob.read())
+
+
+def _is_json(content_type: str | None) -> bool:
+    return is_json_type((content_type or "").encode("latin-1", "replace"))
+
+
 async def _packed_blob(attempt: Attempt, key: str, value: Blob) -> tuple[dict[str, Any], Blob]:
     local = await value.taken()
     if local.size > INLINE_BYTES:
@@ -101,24 +118,30 @@ async def _fetched(attempt: Attempt, key: str, dataref: Mapping[str, Any], *, as
         ref = Reference.of(dataref)
     except Malformed as why:
         raise Undecodable(why.detail) from None
+    ours = ref.url.startswith(f"/v1/operations/{attempt.task.operation_id}/")
     delay_ms = min(MISSED_FIRST_MS * 2 ** min(attempt.task.attempt, 16), MISSED_MAX_MS)
     while True:
+        attempt.fetching += 1
         try:
             return await attempt.ask(attempt.link.fetch(ref, as_file=as_file))
         except TooLarge as why:
             raise Undecodable(why.detail) from None
-        except Refusal as why:
-            attempt.stop(LeaseLost(why.detail))
-            attempt.check()
-            raise
-        except Unavailable as why:
+        except (Refusal, Unavailable) as why:
+            if ours and isinstance(why, Refusal):
+                attempt.stop(LeaseLost(why.detail))
+                attempt.check()
+                raise
+            # Of another operation a refusal says nothing of our lease: what it had is not to be had.
+            code = why.code if isinstance(why, Unavailable) else BlobMissing.code
             told = f"the recorded result of {key} ({ref.size} bytes) cannot be had: {why.detail}"
-            logger.warning("%s: %s", attempt.task.operation_id, told)
-            await attempt.ready()
-            # What else runs goes on; when all waits, the attempt ends without counting and says why.
-            attempt.resting.missed[key] = (why.code.upper(), told)
-            try:
-                wait_ms = jittered(delay_ms, MISSED_SPREAD)
-                await attempt.park(attempt.loop.create_future(), attempt.link.now_ms() + wait_ms)
-            finally:
-                attempt.resting.missed.pop(key, None)
+        finally:
+            attempt.fetching -= 1
+        logger.warning("%s: %s", attempt.task.operation_id, told)
+        await attempt.ready()
+        # What else runs goes on; when all waits, the attempt ends without counting and says why.
+        attempt.resting.missed[key] = (code.upper(), told)
+        try:
+            wait_ms = jittered(delay_ms, MISSED_SPREAD)
+            await attempt.park(attempt.loop.create_future(), attempt.link.now_ms() + wait_ms)
+        finally:
+            attempt.resting.missed.pop(key, None)

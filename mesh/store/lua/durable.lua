@@ -44,9 +44,15 @@ local function has_live_child(op)
   return #ids == LIMIT.children_seen
 end
 
+-- A packed outcome (layout.Outcome) that only refers to its result ends with that: a SHA-256 in hex and a number. cmsgpack
+-- does not read the bytes in front of it. What looks like it and is none is kept for longer than it need be, and no harm done.
+local function refers(outcome)
+  return string.find(outcome, '\217@' .. string.rep('%x', 64), -(2 + 64 + 9)) ~= nil
+end
+
 -- A child ended: its parent's journal gets an entry with its packed outcome, and a parent that is suspended goes on.
 -- A parent of another run, or one that ended, has no use for it. What is too large to be kept twice is left out; whoever
--- reads the journal finds it with the child.
+-- reads the journal finds it with the child, which is kept for that, as for a result that is only referred to.
 wake_parent = function(child, outcome)
   local root, now = child.root, child.closed_at
   local id, run = string.match(child.parent, '^([^.]*)%.(%d+)$')
@@ -56,10 +62,9 @@ wake_parent = function(child, outcome)
   local key = root .. KEY.journal .. id
   local _, after, total = journal_end(root, id)
   local body = outcome
-  if #body > LIMIT.page_bytes or total + #body > LIMIT.journal_bytes then
-    body = ''
-    redis.call('HSET', root .. KEY.operation .. child.id, 'p', 1)
-  end
+  local left_out = #body > LIMIT.page_bytes or total + #body > LIMIT.journal_bytes
+  if left_out then body = '' end
+  if left_out or refers(body) then redis.call('HSET', root .. KEY.operation .. child.id, 'p', 1) end
   redis.call('RPUSH', key,
     struct.pack(LINE, 1, math.max(after, h[H.stamp], now - h[H.created_at]), h[H.attempt], total + #body)
       .. struct.pack('>BBI2', child.state, #child.id, #child.parent_key) .. child.id .. child.parent_key .. body)
