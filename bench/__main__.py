@@ -59,6 +59,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--payload-mib", type=int, help="size of the large payload (1024)")
     parser.add_argument("--concurrency", type=int, default=64, help="callers at once (64)")
     parser.add_argument("--generator", choices=("pool", "wrk"), default="pool", help="wrk: synchronous scenarios only")
+    parser.add_argument("--pin", action="store_true", help="the gateway on the first core, all else on the last")
     parser.add_argument("--dir", metavar="DIR", default=tempfile.gettempdir(), help="where the data lies meanwhile")
     parser.add_argument("--profile", metavar="DIR", default="", help="profile the gateway; its top functions go there")
     chosen = parser.parse_args(arguments)
@@ -90,6 +91,7 @@ def options_of(chosen: argparse.Namespace) -> Options:
         parked=chosen.parked,
         payload_mib=chosen.payload_mib,
         generator=chosen.generator,
+        pinned=chosen.pin,
         parent=str(Path(chosen.dir).resolve()),
         profile=chosen.profile,
     )
@@ -127,8 +129,9 @@ async def run(chosen: argparse.Namespace) -> int:
     machine = describe(Path(options.parent))
     console.print(
         f"{machine['cores']} cores of {machine['cpu']}, Python {machine['python']}, {machine['store']}; data on"
-        f" {machine['file_system']}, fdatasync {machine['fdatasync_p50_us']} us; generator {options.generator},"
-        f" {options.concurrency} callers; {options.repeats} x {options.seconds:g} s\n"
+        f" {machine['file_system']}, fdatasync {machine['fdatasync_p50_us']} us; generator {options.generator}"
+        f"{', pinned' if options.pinned else ''}, {options.concurrency} callers;"
+        f" {options.repeats} x {options.seconds:g} s\n"
     )
     if os.getloadavg()[0] > BUSY_LOAD:
         console.print(

@@ -32,6 +32,7 @@ class Options(msgspec.Struct, frozen=True):
     parked: int = 100_000
     payload_mib: int = 1_024
     generator: str = "pool"
+    pinned: bool = False
     parent: str = ""
     profile: str = ""
 
@@ -59,6 +60,7 @@ async def drive(stack: Stack, what: dict[str, Any], options: Options, **how: Any
     Raises BenchFailed, also when answers were wrong: unequal numbers of answers, ids and stored operations included.
     """
     load = {"url": stack.url, "tag": new_tag(), "concurrency": options.concurrency, **what, **how}
+    stack.pinned = options.pinned
     stored_before = (await stack.store.read()).operations
     if options.generator == "wrk" and not what.get("tap") and not how.get("count"):
         measured = Measured(*await wrk.drive(stack, load))

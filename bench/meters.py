@@ -10,8 +10,8 @@ import asyncio
 import os
 import re
 from collections import Counter
-from collections.abc import AsyncIterator, Iterable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterable, Sequence
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -88,6 +88,14 @@ def is_store(pid: int) -> bool:
         return Path(f"/proc/{pid}/exe").readlink().name in ("valkey-server", "redis-server")
     except FileNotFoundError:
         return False
+
+
+def pin(pids: Sequence[int], core: int) -> None:
+    """Let all threads of these processes run on one core only."""
+    for pid in pids:
+        for thread in Path(f"/proc/{pid}/task").iterdir():
+            with suppress(ProcessLookupError):  # it ended just now
+                os.sched_setaffinity(int(thread.name), {core})
 
 
 class StoreMeter:

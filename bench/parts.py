@@ -6,6 +6,7 @@ with this process. Measures nothing.
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 import tempfile
@@ -16,7 +17,7 @@ from typing import Any, Final, Self
 
 import msgspec
 
-from bench.meters import Reading, StoreMeter, is_store, tree, usage
+from bench.meters import Reading, StoreMeter, is_store, pin, tree, usage
 from bench.process import STRACE, BenchFailed, Part, free_port, is_strace, start, strace_filters
 from bench.work import ENDPOINT, UNCHECKED_ENDPOINT, Wrong, key_of, new_tag, surface_of
 from mesh.clock import monotonic_s, sleep
@@ -42,6 +43,8 @@ class Stack:
         self.parts: dict[str, Part] = {}
         self.url = ""
         self.callback = ""
+        self.pinned = False
+        """Before a load begins, the gateway is put on the first core and everything else on the last."""
         self._pool = Pool()
 
     async def __aenter__(self) -> Self:
@@ -96,7 +99,9 @@ class Stack:
 
     async def generator(self, load: dict[str, Any]) -> Part:
         """A generator that begins at once."""
-        return await self._role("generator", load)
+        part = await self._role("generator", load)
+        self._pin()
+        return part
 
     async def _role(self, name: str, settings: dict[str, Any]) -> Part:
         part = await self._spawn(name, [sys.executable, "-m", f"bench.{name}"])
@@ -107,7 +112,9 @@ class Stack:
 
     async def command(self, name: str, command: Sequence[str]) -> Part:
         """Any other program as a part."""
-        return await self._spawn(name, command)
+        part = await self._spawn(name, command)
+        self._pin()
+        return part
 
     async def _spawn(self, name: str, command: Sequence[str]) -> Part:
         part = self.parts[name] = await start(name, command, self.directory)
@@ -195,6 +202,12 @@ class Stack:
             named["store"] = [pid for pid in pids if is_store(pid)]
             named["gateway"] = [pid for pid in pids if pid not in named["store"]]
         return named
+
+    def _pin(self) -> None:
+        if self.pinned:
+            cores = sorted(os.sched_getaffinity(0))
+            for name, pids in self.pids().items():
+                pin(pids, cores[0] if name == "gateway" else cores[-1])
 
     async def read(self) -> Reading:
         """All meters, CPU first: it moves fastest."""

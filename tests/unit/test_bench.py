@@ -17,7 +17,7 @@ from msgspec.structs import replace
 from bench.figures import TARGETS, Figures, Target, compare, misses, unit_of
 from bench.generator import ERRORS_MAX, Generator, Load, percentile
 from bench.load import Options
-from bench.meters import fsyncs_between, tree, usage
+from bench.meters import fsyncs_between, pin, tree, usage
 from bench.process import can_trace
 from bench.receiver import check
 from bench.report import to_json
@@ -276,6 +276,17 @@ def test_strace_lines_within_the_window_are_counted(tmp_path: Path) -> None:
         "101.900000 fdatasync(7) = 0\n"
     )
     assert fsyncs_between(trace, 101_000, 102_000) == 3
+
+
+def test_a_pinned_process_stays_on_its_core() -> None:
+    core = max(os.sched_getaffinity(0))
+    with subprocess.Popen(["sleep", "60"]) as other:  # noqa: S607
+        try:
+            pin([other.pid], core)
+            assert os.sched_getaffinity(other.pid) == {core}
+        finally:
+            other.kill()
+    assert core in os.sched_getaffinity(0)
 
 
 def test_usage_is_of_the_process_named() -> None:
