@@ -157,8 +157,12 @@ class Puller:
             return
         seats = self._share()
         # A second poll waits when the first one went out while all seats were taken. Of many tasks several do, so that
-        # gateway, store and agent are at work at once, each on frames of its own, instead of one after the other.
-        more = LANES - 1 if line.busy_until_s > monotonic_s() else 0 if line.seats else 2
+        # gateway, store and agent are at work at once, each on frames of its own, instead of one after the other; one
+        # of them comes with the answers to the last frame, and not an empty one before it.
+        if line.busy_until_s > monotonic_s():
+            more = LANES - 1 if answers else LANES - 2
+        else:
+            more = 0 if line.seats else 2
         waits = not line.waiting or (seats > 0 and line.waiting < more)
         if answers or (waits and rest_s <= 0):
             await self._poll(line, answers, seats, waits=waits)
@@ -233,7 +237,8 @@ class Puller:
             self._fetched.begin(task, line.gateway)
         if len(frame.tasks) >= BUSY_TASKS:
             line.busy_until_s = monotonic_s() + BUSY_S
-            self._outbox.news.set()
+            if line.waiting < LANES - 2:
+                self._outbox.news.set()
         if frame.draining:
             line.refused_until_s = monotonic_s() + REFUSED_RETRY_S
             why = "it was told to, its version was, or it was removed from the registry"
