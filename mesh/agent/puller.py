@@ -159,10 +159,8 @@ class Puller:
         # A second poll waits when the first one went out while all seats were taken. Of many tasks several do, so that
         # gateway, store and agent are at work at once, each on frames of its own, instead of one after the other; one
         # of them comes with the answers to the last frame, and not an empty one before it.
-        if line.busy_until_s > monotonic_s():
-            more = LANES - 1 if answers else LANES - 2
-        else:
-            more = 0 if line.seats else 2
+        busy = line.busy_until_s > monotonic_s()
+        more = (LANES - 1 if answers else LANES - 2) if busy else 0 if line.seats else 2
         waits = not line.waiting or (seats > 0 and line.waiting < more)
         if answers or (waits and rest_s <= 0):
             await self._poll(line, answers, seats, waits=waits)
