@@ -25,6 +25,7 @@ TASKS: Final = "/v1/tasks/"
 HEARTBEAT: Final = TASKS + "heartbeat"
 ENDED: Final = "ended"
 CONFLICT: Final = 409
+NOT_FOUND: Final = 404
 _JSON: Final = ("content-type", "application/json")
 TRIES_MAX: Final = 10_000
 """Requests kept in one check; an agent that sends more is past judging."""
@@ -140,6 +141,10 @@ class Receiver:
         headers = dict(reversed(message.headers))
         if TASKS in path:
             await self._journal(writer, headers.get("mesh-task-token", ""), message.body)
+            return True
+        if method == "GET" and CALLBACK not in path:
+            # Some gateway of this machine that looks after an agent, whose port this was before.
+            await _answer(writer, NOT_FOUND, [], b"")
             return True
         token = headers.get("token", "")
         script = self.scripts.get(token)

@@ -15,6 +15,7 @@ import uvicorn
 
 from mesh.agent.server import bind
 from mesh.clock import monotonic_s, pause, sleep
+from tests.ports import lasting_port
 
 App = Callable[[MutableMapping[str, Any], Any, Any], Awaitable[None]]
 
@@ -53,7 +54,7 @@ class _Server(uvicorn.Server):
 @contextmanager
 def serving(app: App, *, prefix: str = "", port: int = 0) -> Iterator[str]:
     """`app` behind a real uvicorn in a thread of its own; gives its base URL. The lifespan ends with the block."""
-    listener = bind("127.0.0.1", port)
+    listener = bind("127.0.0.1", port or lasting_port())
     # Not uvloop: in a thread, with peers that cut their connections, its end is "resource busy" now and then.
     config = uvicorn.Config(app, loop="asyncio", log_level="error", access_log=False, lifespan="on", ws="none")
     server = _Server(config)

@@ -18,10 +18,10 @@ from pydantic import BaseModel, Field
 
 import mesh
 from mesh.agent import Agent
-from mesh.agent.server import bind
 from tests.agents.serving import serving, until
 from tests.agents.test_real_gateway import Dev
 from tests.agents.test_registration import ROOT
+from tests.ports import lasting_port
 
 
 @pytest.fixture(scope="module")
@@ -105,8 +105,7 @@ async def spell(number: int) -> list[str]:
 
 @pytest.fixture(scope="module")
 def billing(dev: Dev) -> Iterator[str]:
-    with bind("127.0.0.1", 0) as listener:
-        port: int = listener.getsockname()[1]
+    port = lasting_port()
     one = Agent("billing", [total, spell], gateway=dev.url, url=f"http://127.0.0.1:{port}")
     with serving(one, port=port), mesh.SyncClient(dev.url) as client:
         until(lambda: httpx.get(f"{dev.url}/v1/endpoints/billing", trust_env=False).status_code == 200, 20)

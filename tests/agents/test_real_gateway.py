@@ -16,11 +16,11 @@ import pytest
 
 import mesh
 from mesh.agent import Agent
-from mesh.agent.server import bind
 from mesh.client import patience
 from tests.agents.serving import serving, until
 from tests.agents.test_registration import ROOT, example, process
 from tests.agents.workshop import Order, Receipt, Shop, ShopHandler
+from tests.ports import lasting_port
 
 
 class Dev:
@@ -28,8 +28,7 @@ class Dev:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
-        with bind("127.0.0.1", 0) as listener:
-            self.port: int = listener.getsockname()[1]
+        self.port = lasting_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.child: subprocess.Popen[bytes] | None = None
 
@@ -69,8 +68,7 @@ def dev(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Dev]:
 def shop(dev: Dev) -> Iterator[ShopHandler]:
     """The workshop, registered."""
     handler = ShopHandler()
-    with bind("127.0.0.1", 0) as listener:
-        port = listener.getsockname()[1]
+    port = lasting_port()
     agent = Agent(
         "shop", [handler], gateway=dev.url, url=f"http://127.0.0.1:{port}", lease_ms=1000, answer_within_ms=100,
         drain_s=0.2,

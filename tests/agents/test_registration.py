@@ -23,6 +23,7 @@ from mesh.pool import Pool, Target
 from tests.agents.greeter import greet
 from tests.agents.serving import Gateway, serving, until
 from tests.agents.workshop import ShopHandler
+from tests.ports import lasting_port
 
 ROOT = Path(__file__).parents[2]
 URL = "http://127.0.0.1:9/base"
@@ -134,8 +135,7 @@ class TestRegistry:
 
     def test_a_gateway_that_comes_late(self) -> None:
         late = Gateway()
-        with bind("127.0.0.1", 0) as listener:
-            port = listener.getsockname()[1]
+        port = lasting_port()
         late.url = f"http://127.0.0.1:{port}"
         with agent(late):
             pause(0.5)
@@ -304,8 +304,7 @@ class TestStarting:
                 assert address(plain, host, listener) == f"http://127.0.0.1:{listener.getsockname()[1]}/p"
 
     def test_uvicorn_with_the_address_from_the_environment(self, gateway: Gateway) -> None:
-        with bind("127.0.0.1", 0) as listener:
-            port = listener.getsockname()[1]
+        port = lasting_port()
         url = f"http://127.0.0.1:{port}"
         command = [sys.executable, "-m", "uvicorn", "tests.agents.greeter:agent", "--port", str(port)]
         with process(command, MESH_URL=gateway.url, MESH_AGENT_URL=url):

@@ -15,9 +15,9 @@ from opentelemetry import baggage, context, trace
 
 import mesh
 from mesh.agent import Agent
-from mesh.agent.server import bind
 from mesh.clock import sleep
 from tests.agents.serving import Response, Scripted, serving, until
+from tests.ports import lasting_port
 from tests.surface.gateways import KEYLESS, Gateway
 
 CONTEXT = {
@@ -45,8 +45,7 @@ def without_opentelemetry(monkeypatch: pytest.MonkeyPatch) -> None:
 @contextmanager
 def agent(gateway: Gateway, name: str, *functions: Any, **options: Any) -> Iterator[Agent]:
     """An agent that is registered and known to be in the rotation."""
-    with bind("127.0.0.1", 0) as listener:
-        port = listener.getsockname()[1]
+    port = lasting_port()
     made = Agent(name, functions, gateway=gateway.url(), url=f"http://127.0.0.1:{port}", **options)
     with serving(made, port=port):
         until(lambda: made._registration is not None and made._registration.known.is_set())

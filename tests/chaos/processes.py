@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from mesh.clock import monotonic_s, pause
+from tests.ports import lasting_port
 
 ROOT = Path(__file__).parents[2]
 _LEASH = """\
@@ -127,11 +127,5 @@ def ended(pid: int) -> bool:
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports that nobody uses now; taken together, so that they differ."""
-    found = [socket.socket() for _ in range(count)]
-    for one in found:
-        one.bind(("127.0.0.1", 0))
-    ports = [one.getsockname()[1] for one in found]
-    for one in found:
-        one.close()
-    return ports
+    """Ports that nobody uses now, and that differ."""
+    return [lasting_port() for _ in range(count)]

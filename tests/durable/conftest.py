@@ -11,9 +11,9 @@ import pytest
 
 import mesh
 from mesh.agent import Agent
-from mesh.agent.server import bind
 from tests.agents.serving import serving, until
 from tests.agents.test_real_gateway import Dev
+from tests.ports import lasting_port
 
 
 @pytest.fixture(scope="module")
@@ -46,8 +46,7 @@ class Host:
         self._running: dict[Agent, ExitStack] = {}
 
     def __call__(self, endpoint: str, services: list[Any], **options: Any) -> Agent:
-        with bind("127.0.0.1", 0) as listener:
-            port = listener.getsockname()[1]
+        port = lasting_port()
         defaults: dict[str, Any] = {"lease_ms": 1000, "drain_s": 1.0, "linger_ms": 100, "mode": self._mode}
         if self._mode == "push":
             defaults["url"] = f"http://127.0.0.1:{port}"

@@ -17,8 +17,8 @@ from typing import Any
 
 import mesh
 from mesh.agent import Agent
-from mesh.agent.server import bind
 from mesh.clock import now_ms, sleep
+from tests.ports import lasting_port
 
 TOKENS = 1000
 WHEN = ("before", "middle", "after")
@@ -111,8 +111,7 @@ def serve(config: dict[str, Any]) -> None:
 def main() -> None:
     config = json.loads(Path(sys.argv[1]).read_text())
     if config["port"] == 0:
-        with bind("127.0.0.1", 0) as listener:
-            config["port"] = listener.getsockname()[1]
+        config["port"] = lasting_port()
     stopping: list[int] = []
     child = 0
 

@@ -18,10 +18,10 @@ import pytest
 
 import mesh
 from mesh.agent import Agent
-from mesh.agent.server import bind
 from mesh.clock import monotonic_s, pause, sleep
 from tests.agents.serving import Request, Response, Scripted, answer, serving, until
 from tests.agents.test_real_gateway import Dev
+from tests.ports import lasting_port
 
 QUICK = [f"quick-{n:02}" for n in range(12)]
 SLOW = [f"slow-{n}" for n in range(4)]
@@ -96,8 +96,7 @@ def base(dev: Dev, sources: Sources) -> Iterator[str]:
                 trust_env=False,
             )  # fmt: skip
             assert reply.status_code == 201, reply.text
-        with bind("127.0.0.1", 0) as listener:
-            port = listener.getsockname()[1]
+        port = lasting_port()
         agent = Agent("retriever", [retrieve], gateway=dev.url, url=f"http://127.0.0.1:{port}")
         stack.enter_context(serving(agent, port=port))
         until(lambda: agent._registration is not None and agent._registration.known.is_set(), 10)

@@ -9,16 +9,15 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
-import socket
 import subprocess
 import sys
 import threading
 from concurrent.futures import Future
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from mesh.clock import monotonic_s, pause, sleep
+from tests.ports import lasting_port
 from tests.surface.gateways import fresh
 
 WORKER = Path(__file__).with_name("worker.py")
@@ -31,9 +30,7 @@ ASK_TIMEOUT_S = 30.0
 
 def free_ports(count: int) -> list[int]:
     """Ports that nobody has at this moment: Temporal's server must be told its own."""
-    with ExitStack() as stack:
-        probes = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
-        return [probe.getsockname()[1] for probe in probes]
+    return [lasting_port() for _ in range(count)]
 
 
 def server_command(temporal: Path, port: int, http_port: int, callbacks_to: str) -> list[str]:

@@ -15,6 +15,7 @@ from urllib.parse import parse_qs, urlsplit
 
 from mesh.check.accepting import Accepting
 from mesh.clock import monotonic_s
+from tests.ports import lasting_port
 from tests.surface.wire import Answer, Message, Pairs, ask, pairs, read_body, read_head
 
 
@@ -120,7 +121,7 @@ class Actor:
         self.port = 0
 
     async def start(self, port: int = 0) -> Self:
-        await self._door.open(port=port, limit=1 << 22)
+        await self._door.open(port=port or lasting_port(), limit=1 << 22)
         self.port = self._door.port
         return self
 

@@ -19,7 +19,7 @@ from urllib.parse import quote
 
 from mesh.clock import monotonic_s, sleep
 from mesh.tokens import CompletionTokens
-from tests.surface.actors import Actor
+from tests.ports import lasting_port
 from tests.surface.wire import Answer, Connection, Pairs, ask, pairs
 
 ROOT = Path(__file__).parents[2]
@@ -67,7 +67,8 @@ class Gateway:
 
     @property
     def command(self) -> list[str]:
-        return [sys.executable, "-m", "tests.surface.serve", str(self.settings_file), str(self.directory / "data")]
+        where = [str(self.settings_file), str(self.directory / "data"), str(lasting_port())]
+        return [sys.executable, "-m", "tests.surface.serve", *where]
 
     def start(self) -> None:
         self.kill()
@@ -264,9 +265,7 @@ async def _sse(reader: asyncio.StreamReader) -> AsyncIterator[dict[str, str]]:
 
 async def unused_port() -> int:
     """A port at which nobody listens."""
-    actor = await Actor().start()
-    await actor.stop()
-    return actor.port
+    return lasting_port()
 
 
 def run(command: list[str], **env: str) -> tuple[int, str]:

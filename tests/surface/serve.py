@@ -1,4 +1,4 @@
-"""`python -m tests.surface.serve SETTINGS.json DIRECTORY`: a gateway as a process of its own.
+"""`python -m tests.surface.serve SETTINGS.json DIRECTORY [PORT]`: a gateway as a process of its own.
 
 `gateway.server.dev`, or with a store URL in the settings `gateway.server.serve`. Prints one JSON line when it is ready,
 and one line on standard error when it cannot start, as the command line does.
@@ -10,21 +10,20 @@ import ctypes
 import json
 import logging
 import signal
-import socket
 import sys
 from pathlib import Path
 
 from gateway.server import dev, serve
 from gateway.settings import Settings
 from mesh.errors import MeshError
+from tests.ports import lasting_port
 
 
 def main() -> None:
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: a killed test run leaves nothing behind
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr)
     tables = json.loads(Path(sys.argv[1]).read_text())
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        tables.setdefault("gateway", {}).setdefault("port", probe.getsockname()[1])
+    tables.setdefault("gateway", {}).setdefault("port", int(sys.argv[3]) if len(sys.argv) > 3 else lasting_port())
     settings = Settings.model_validate({"egress": {"allow_loopback": True}} | tables)
 
     def ready() -> None:

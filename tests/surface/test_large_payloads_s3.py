@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from mesh.clock import monotonic_s, pause
+from tests.ports import lasting_port
 from tests.surface.actors import Actor
 from tests.surface.gateways import KEYLESS, Caller, Gateway
 from tests.surface.test_large_payloads import BIG, BYTES, digest, echoing, files, until
@@ -29,8 +30,7 @@ class Bucket:
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         (directory / "payloads").mkdir(parents=True)
-        with socket.create_server(("127.0.0.1", 0)) as probe:
-            self.port: int = probe.getsockname()[1]
+        self.port = lasting_port()
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:

@@ -37,6 +37,7 @@ from mesh.ids import operation_id, short_id
 from mesh.store.embedded import EmbeddedStore
 from registry.spec import EndpointSpec
 from tests.agents.serving import Scripted, answer, serving
+from tests.ports import lasting_port
 
 ROOT = Path(__file__).parents[2]
 MESH = [sys.executable, "-m", "gateway.cli.main"]
@@ -226,7 +227,7 @@ class Place(NamedTuple):
 
 
 def start_gateway(data: Path, *more: str) -> Place:
-    gateway = Background("dev", "--data", str(data), "--json", *(more or ("--port", "0")))
+    gateway = Background("dev", "--data", str(data), "--json", *(more or ("--port", str(lasting_port()))))
     line = gateway.line()
     assert line, gateway.end().err
     return Place(gateway, json.loads(line)["url"], data)

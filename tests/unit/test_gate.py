@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import resource
-import socket
 from collections.abc import Callable
 
 import pytest
@@ -17,6 +16,7 @@ from mesh.store.connection import Connection, StoreLoading
 from mesh.store.embedded import EmbeddedStore
 from mesh.store.gate import Durability, Verdict, _check_role, _check_server, durability_facts, inspect
 from mesh.store.link import Link
+from tests.ports import lasting_port
 from tests.servers import RawServer, eventually
 
 StartServer = Callable[..., RawServer]
@@ -36,12 +36,6 @@ async def refused(address: Address, declared: Durability = Durability.ALWAYS, kn
         await judge(address, declared, known)
     assert caught.value.mend.endswith(".")
     return caught.value
-
-
-def free_port() -> str:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return str(probe.getsockname()[1])
 
 
 class TestServer:
@@ -67,7 +61,7 @@ class TestServer:
     async def test_settings_that_lose_work_are_refused(
         self, start_server: StartServer, settings: dict[str, str], reason: str, mend: str
     ) -> None:
-        settings = {name: free_port() if value == "free" else value for name, value in settings.items()}
+        settings = {name: str(lasting_port()) if value == "free" else value for name, value in settings.items()}
         refusal = await refused(start_server(**settings).address)
         assert reason in refusal.reason
         assert mend in refusal.mend
