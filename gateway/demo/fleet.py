@@ -13,10 +13,14 @@ from pathlib import Path
 from typing import Final, Self
 
 from mesh.clock import monotonic_s, pause
+from mesh.ids import pick_index
 
 STOP_S_MAX: Final = 6.0
 LOG_LINES_SHOWN: Final = 12
 POLL_S: Final = 0.02
+LOWEST_PORT: Final = 20_000
+PORT_TRIES_MAX: Final = 20
+_SYSTEM_PORTS: Final = Path("/proc/sys/net/ipv4/ip_local_port_range")
 
 _LEASH: Final = """\
 import ctypes, os, signal, sys
@@ -122,7 +126,19 @@ class Fleet:
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports of this machine that nobody has, all different."""
+    """Ports of this machine that nobody has, all different.
+
+    Below those that the system gives out by itself, where it says which: else it may give one to somebody else while
+    the process that is told it starts.
+    """
     with ExitStack() as held:
-        sockets = [held.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
-        return [each.getsockname()[1] for each in sockets]
+        return [_held(held) for _ in range(count)]
+
+
+def _held(held: ExitStack) -> int:
+    own = int(_SYSTEM_PORTS.read_text().split()[0]) if _SYSTEM_PORTS.exists() else 0
+    for _ in range(PORT_TRIES_MAX):
+        port = LOWEST_PORT + pick_index(own - LOWEST_PORT) if own > LOWEST_PORT else 0
+        with suppress(OSError):
+            return held.enter_context(socket.create_server(("127.0.0.1", port))).getsockname()[1]
+    return held.enter_context(socket.create_server(("127.0.0.1", 0))).getsockname()[1]
