@@ -47,7 +47,7 @@ class Host:
 
     def __call__(self, endpoint: str, services: list[Any], **options: Any) -> Agent:
         port = lasting_port()
-        defaults: dict[str, Any] = {"lease_ms": 1000, "drain_s": 1.0, "linger_ms": 100, "mode": self._mode}
+        defaults: dict[str, Any] = {"lease_ms": 5000, "drain_s": 1.0, "linger_ms": 100, "mode": self._mode}
         if self._mode == "push":
             defaults["url"] = f"http://127.0.0.1:{port}"
         agent = Agent(endpoint, services, gateway=self._dev.url, **(defaults | options))

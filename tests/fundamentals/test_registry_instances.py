@@ -128,7 +128,7 @@ class TestSeveralGateways:
         one, two = await start(), await start()
         await one.alpha.put("/v1/endpoints/summarizer", json={})
         for n in range(12):
-            reply = await beat((one, two)[n % 2].alpha, ttl_ms=700)
+            reply = await beat((one, two)[n % 2].alpha, ttl_ms=5_000)
             assert reply.json()["health"] == "healthy"
             assert reply.status_code == (200 if n else 201)
             await sleep(0.15)
@@ -144,7 +144,7 @@ class TestWatch:
             assert await next_event(events) == ("endpoint", "old", "healthy")
             await gateway.alpha.put("/v1/endpoints/summarizer", json={})
             assert await next_event(events) == ("endpoint", "summarizer", "offline")
-            await beat(gateway.alpha, ttl_ms=500)
+            await beat(gateway.alpha, ttl_ms=2_000)
             assert await next_event(events) == ("endpoint", "summarizer", "healthy")
             assert await next_event(events) == ("endpoint", "summarizer", "offline")  # nobody wrote: its lease ended
             await gateway.alpha.delete("/v1/endpoints/old")

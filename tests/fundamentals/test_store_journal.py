@@ -95,11 +95,11 @@ async def test_it_tells_of_a_cancel(room: Room) -> None:
 async def test_it_renews_the_lease_when_a_third_is_used(room: Room) -> None:
     """Most steps leave the record alone; the lease does not end under an agent that works."""
     one = await room.accepted()
-    await room.started(one, beat_ms=300)
+    await room.started(one, beat_ms=6_000)
     before = (await room.kept(one)).head
     await append(room, one, 0, A)
     assert (await room.kept(one)).head.beat_by == before.beat_by
-    await room.passed(before.beat_by - 180)
+    await room.passed(before.beat_by - 3_900)
     await append(room, one, 1, B)
     assert (await room.kept(one)).head.beat_by > before.beat_by
 

@@ -20,18 +20,18 @@ FAR_MS = 3_600_000
 
 async def test_nobody_has_it_before_its_time(room: Room) -> None:
     """P360: no attempt, no lease; its timer is the only thing that knows of it. Then any gateway gets it, once."""
-    order = room.order("k", delay_ms=150)
+    order = room.order("k", delay_ms=1_000)
     reply = await room.start(order)
     assert isinstance(reply, Accepted)
     assert (reply.attempt, reply.blocked) == (0, "")
     kept = await room.kept(order.id)
     head = kept.head
     assert (kept.state, head.attempt, head.start, head.owner) == (State.SCHEDULED, 0, Delivery.DUE, "")
-    assert (head.delay_ms, head.start_at) == (150, head.created_at + 150)
+    assert (head.delay_ms, head.start_at) == (1_000, head.created_at + 1_000)
     assert (await room.claim()).works == []
     (work,) = await room.claimed(session=G2)
     assert (work.id, work.head.attempt) == (order.id, 1)
-    assert (await room.kept(order.id)).events[1].after_ms >= 150
+    assert (await room.kept(order.id)).events[1].after_ms >= 1_000
 
 
 async def test_a_lost_reply_brings_no_second_sender(room: Room) -> None:
@@ -72,7 +72,7 @@ async def test_a_cancel_before_it_ends_it(room: Room) -> None:
 async def test_limits_hold_when_it_comes_up(room: Room) -> None:
     """P361: not before, and with the others in the order in which they could begin."""
     await room.endpoint(max_concurrency=1)
-    later = await room.accepted(delay_ms=80)
+    later = await room.accepted(delay_ms=1_000)
     running = await room.accepted()
     waits = await room.accepted()
 

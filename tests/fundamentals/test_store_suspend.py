@@ -54,14 +54,14 @@ class TestSuspended:
         """Not before; the next attempt knows of the journal."""
         one = await running(room)
         await append(room, one, 0, A, B)
-        assert (await suspend(room, one, 2, wake_in_ms=60)).status == "ok"
+        assert (await suspend(room, one, 2, wake_in_ms=1_000)).status == "ok"
         assert (await room.claim()).works == []
         (work,) = await room.claimed()
         kept = await room.kept(one)
         assert (work.id, work.kind, work.head.attempt, work.journal) == (one, Kind.START, 2, 2)
         assert (kept.head.resumes, kept.head.suspended) == (1, 0)
         assert kept.words[-2:] == ["suspended", "dispatched"]
-        assert kept.events[-1].after_ms - kept.events[-2].after_ms >= 60
+        assert kept.events[-1].after_ms - kept.events[-2].after_ms >= 1_000
 
     async def test_by_the_stores_clock(self, room: Room) -> None:
         """`wake_at_ms` is exact, whatever the agent's clock says."""
@@ -120,7 +120,7 @@ class TestSuspended:
 
     async def test_the_deadline_of_the_whole_holds(self, room: Room) -> None:
         """There is nobody to tell to stop."""
-        one = await running(room, close_ms=50)
+        one = await running(room, close_ms=500)
         await suspend(room, one)
         kept = await room.ended_by_timer(one)
         assert (kept.state, kept.head.cancel) == (State.TIMED_OUT, Delivery.NONE)

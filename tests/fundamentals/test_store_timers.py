@@ -13,7 +13,7 @@ from tests.model.fixtures import G1, G2, Room, eventually
 @pytest.mark.parametrize("state", ["waiting", "in flight", "backing off", "started"])
 async def test_schedule_to_close_ends_it_in_every_state(room: Room, state: str) -> None:
     """The one deadline of the whole operation."""
-    one = await room.accepted(close_ms=30, blocked="no_instance" if state == "waiting" else "")
+    one = await room.accepted(close_ms=1_000, blocked="no_instance" if state == "waiting" else "")
     if state == "backing off":
         await room.retry(one)
     if state == "started":
@@ -34,8 +34,8 @@ async def test_schedule_to_start_ends_what_nobody_starts(room: Room) -> None:
 
 async def test_schedule_to_start_is_met_by_the_201(room: Room) -> None:
     """Once started it is over for good: an attempt lost later is sent again, whenever that is."""
-    one = await room.accepted(start_ms=40)
-    await room.started(one, beat_ms=50)
+    one = await room.accepted(start_ms=1_000)
+    await room.started(one, beat_ms=1_050)
     works = await room.claimed()
     kept = await room.kept(one)
     assert [(work.id, work.head.attempt) for work in works] == [(one, 2)]
@@ -168,7 +168,7 @@ async def test_the_token_of_an_earlier_attempt_is_not_used_to_stop_the_next(room
 
     The cancel waits for attempt 2's own token instead of spending itself on attempt 1's.
     """
-    one = await room.accepted(close_ms=60)
+    one = await room.accepted(close_ms=1_000)
     await room.started(one, beat_ms=1)
     await room.claimed()
     kept = await room.ended_by_timer(one)

@@ -286,7 +286,7 @@ class TestOrder:
     async def test_after_the_deadline(self, caller: Caller, agent: Actor) -> None:
         """P54: 409; the time-out stands."""
         agent.replies(started(), Reply(202))
-        operation = await caller.begin(await caller.register(agent.url), [("operation-timeout", "300ms")])
+        operation = await caller.begin(await caller.register(agent.url), [("operation-timeout", "1s")])
         call = await agent.until(1)
         await caller.until(operation, state="timed_out")
         check_failure(await call.complete(), 409, "CONFLICT", "other_outcome")

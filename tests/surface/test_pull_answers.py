@@ -376,7 +376,7 @@ class TestCancel:
 
     async def test_a_timeout_is_told_too(self, caller: Caller) -> None:
         """P290, P102."""
-        name = await pull_endpoint(caller, policy={"start_to_close_ms": 300})
+        name = await pull_endpoint(caller, policy={"start_to_close_ms": 1_000})
         operation = await caller.begin(name)
         poller = Poller(caller, name)
         task = await poller.task()
