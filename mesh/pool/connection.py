@@ -15,6 +15,7 @@ from mesh.errors import MeshError, ReplyInvalid, ReplyLost
 from mesh.pool.reply import Large, Reply, StaleConnection
 
 if TYPE_CHECKING:
+    from mesh.pool.heads import Heads
     from mesh.streams import Intake, Source
 
 HEAD, INTERIM, BODY, DONE = range(4)
@@ -29,6 +30,8 @@ _STATUS_MIN = 100
 
 class Owner(Protocol):
     """What a connection tells; the pool implements it."""
+
+    heads: Heads
 
     def freed(self, connection: Connection) -> None:
         """The exchange is over and another may follow."""
@@ -46,8 +49,8 @@ class Connection(asyncio.Protocol):
     """
 
     __slots__ = (
-        "address", "body", "body_bytes_max", "chunked", "closed", "deadline_s", "fault", "future",
-        "head_only", "header_bytes_max", "headers", "heard", "idle_at_s", "intake", "large", "length", "loop", "origin",
+        "address", "body", "body_bytes_max", "chunked", "closed", "deadline_s", "fault", "future", "head_only",
+        "header_bytes_max", "headers", "heard", "idle_at_s", "intake", "large", "length", "loop", "origin",
         "owner", "parser", "phase", "quiet_bytes", "stale", "status", "surplus", "transport", "uses", "writable",
     )  # fmt: skip
 
@@ -83,17 +86,15 @@ class Connection(asyncio.Protocol):
         return not addresses or self.address in addresses
 
     def exchange(
-        self, head: bytes, body: bytes, deadline_s: float, body_bytes_max: int, *, head_only: bool,
-        large: Large | None = None,
-    ) -> asyncio.Future[Reply]:  # fmt: skip
+        self, head: bytes, body: bytes, deadline_s: float, body_bytes_max: int, *, head_only: bool, large: Large | None
+    ) -> asyncio.Future[Reply]:
         """Write one request in one piece; the future gives the Reply, a PeerFault or StaleConnection."""
         self.future = future = self.loop.create_future()
         self.deadline_s = deadline_s
         self.body_bytes_max = body_bytes_max
         self.head_only = head_only
         self.heard = self.surplus = self.chunked = False
-        self.phase, self.quiet_bytes = HEAD, 0
-        self.length = None
+        self.phase, self.quiet_bytes, self.length = HEAD, 0, None
         self.headers = []
         self.body = b""
         self.large = large
@@ -150,8 +151,11 @@ class Connection(asyncio.Protocol):
         if future is None or future.cancelled():
             self.drop()  # nobody asked: an answer to nothing would become the answer to the next request
             return
-        if not self.heard:
+        first_read = not self.heard
+        if first_read:
             self.heard = True
+            if self._known(data, future):
+                return
             if not _VERSION.startswith(data[:7]):
                 self.fail(self._invalid("does not speak HTTP/1.x"))
                 return
@@ -169,7 +173,7 @@ class Connection(asyncio.Protocol):
             fault, self.fault = self.fault, None
             self.fail(fault)
         elif self.phase == DONE:
-            self._finish(future)
+            self._finish(future, data if first_read else b"")
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.closed = True
@@ -178,9 +182,7 @@ class Connection(asyncio.Protocol):
             if self.phase == BODY and self.length is None and not self.chunked and exc is None:
                 self.future = None
                 intake, self.intake = self.intake, None
-                future.set_result(
-                    Reply(self.status, self.headers, bytes(self.body), until_close=True, intake=intake)
-                )
+                future.set_result(Reply(self.status, self.headers, bytes(self.body), until_close=True, intake=intake))
             elif not self.heard and self.uses > 1:
                 self.future = None
                 self.stale = True
@@ -255,6 +257,16 @@ class Connection(asyncio.Protocol):
 
     # -- inside
 
+    def _known(self, data: bytes, future: asyncio.Future[Reply]) -> bool:
+        """Whether the exchange is over with a reply that needs no parser, which then stands as it stood before."""
+        reply = None if self.head_only or self.surplus else self.owner.heads.reply(data, self.body_bytes_max)
+        if reply is None:
+            return False
+        self.future = None
+        future.set_result(reply)
+        self._free()
+        return True
+
     def _go_large(self, more: int = 0) -> bool:
         """From here on the body goes elsewhere, or may have more room in memory. False: it is too large."""
         large, self.large = self.large, None
@@ -314,10 +326,16 @@ class Connection(asyncio.Protocol):
         if max(head_bytes, rest_bytes) > self.header_bytes_max and self.fault is None:
             self.fault = self._too_large(self.header_bytes_max, "head or trailer")
 
-    def _finish(self, future: asyncio.Future[Reply]) -> None:
+    def _finish(self, future: asyncio.Future[Reply], whole: bytes) -> None:
+        """`whole`: the reply, where it came in one piece."""
         self.future = None
+        if whole and not (self.surplus or self.chunked or self.head_only or self.intake):
+            self.owner.heads.remember(whole, self.status, self.headers, self.length)
         intake, self.intake = self.intake, None
         future.set_result(Reply(self.status, self.headers, bytes(self.body), intake=intake))
+        self._free()
+
+    def _free(self) -> None:
         # An answer that overtook the end of its request leaves the rest of that request in the write buffer.
         if not self.surplus and not cast("asyncio.Transport", self.transport).get_write_buffer_size():
             self.owner.freed(self)

@@ -13,6 +13,7 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 from mesh.errors import NotSent
+from mesh.pool.heads import Heads
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -28,7 +29,7 @@ class Lane:
     """`slot_gone` is called when a slot is given back to nobody."""
 
     __slots__ = (
-        "connections", "empty_before", "idle", "idle_s", "loop", "origin", "slot_gone", "slots", "waiting"
+        "connections", "empty_before", "heads", "idle", "idle_s", "loop", "origin", "slot_gone", "slots", "waiting"
     )  # fmt: skip
 
     def __init__(
@@ -41,6 +42,7 @@ class Lane:
         self.slots = 0
         self.empty_before = False
         self.connections: set[Connection] = set()
+        self.heads = Heads()
         self.idle: list[Connection] = []
         self.waiting: deque[tuple[Ticket, float]] = deque()
 

@@ -1,0 +1,45 @@
+"""Heads of replies by their bytes: equal bytes mean what the parser made of them the first time.
+
+A server's replies of one second differ in their bodies alone, and to parse a head costs as much as to send a request.
+Only the head of a reply that came alone, in one piece, with a length and on a connection that goes on is remembered.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from mesh.pool.reply import Reply
+
+HEADS_MAX: Final = 16
+HEAD_BYTES_MAX: Final = 512
+"""Longer ones are parsed each time."""
+_END: Final = b"\r\n\r\n"
+_BODYLESS: Final = (204, 304)
+
+
+class Heads:
+    """Those of one origin."""
+
+    __slots__ = ("_known",)
+
+    def __init__(self) -> None:
+        self._known: dict[bytes, tuple[int, list[tuple[bytes, bytes]], int]] = {}
+
+    def reply(self, data: bytes, body_bytes_max: int) -> Reply | None:
+        """What `data` says, if it is a whole reply whose head was seen before."""
+        end = data.find(_END, 0, HEAD_BYTES_MAX) + len(_END)
+        known = self._known.get(data[:end])
+        if known is None:
+            return None
+        status, headers, length = known
+        # More than the body belongs to nobody, less is yet to come: both are for the parser.
+        return Reply(status, headers.copy(), data[end:]) if len(data) - end == length <= body_bytes_max else None
+
+    def remember(self, data: bytes, status: int, headers: list[tuple[bytes, bytes]], length: int | None) -> None:
+        """`data` was a whole reply, and the next one may follow it."""
+        end = data.find(_END, 0, HEAD_BYTES_MAX) + len(_END)
+        # By the lengths a 1xx in front is told, whose head ends first, and a head that is too long.
+        if length is not None and len(data) - end == length and status not in _BODYLESS and data[:end].endswith(_END):
+            if len(self._known) >= HEADS_MAX:
+                self._known.clear()
+            self._known[data[:end]] = (status, headers.copy(), length)
