@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import Final, NamedTuple, TypeAlias
 
 from mesh.clock import to_rfc3339
+from mesh.words import counted
 from registry.catalog import Catalog, Endpoint
 from registry.choice import CANARY, NOBODY, VERSION, Rotation, pinned, rotation
 from registry.health import Breaker, BreakerState, Health, Judgement, Outcome
@@ -231,7 +232,7 @@ class Router:
             return Judgement(Health.OFFLINE, f"no instance is alive; the last one: {last.why}", last.since_ms)
         if state is not BreakerState.CLOSED:
             then = f"the next probe is at {to_rfc3339(retry_at_ms)}" if retry_at_ms else "one probe decides"
-            why = f"the breaker is open after {breaker.failures} failures in a row; {then}"
+            why = f"the breaker is open after {counted(breaker.failures, 'failure')} in a row; {then}"
             return Judgement(Health.SUSPECT, why, self.time.wall(breaker.since_ms))
         if healthy:
             of = len(healthy) + len(suspect)

@@ -10,6 +10,7 @@ import typer
 
 from gateway.cli.exits import Exit, Problem
 from gateway.cli.options import ApiKey, Json, Labels, Url, check_seconds, check_url, pairs, read_json
+from gateway.cli.results import put_out
 from gateway.cli.show import Show, between, is_live, soon, span
 from gateway.cli.wire import Gateway, Reply, Unreached
 from mesh.blob import OCTETS, Blob
@@ -29,8 +30,6 @@ REPEAT_S: Final = 0.5
 WAIT_DEFAULT_S: Final = 60.0
 DEADLINE_MIN_S: Final = 0.001
 CAUSES_SHOWN_MAX: Final = 3
-SHOWN_BYTES_MAX: Final = 8 << 20
-"""A result above this is not for a terminal, nor for a pipe by accident."""
 SLOWEST_BYTES_PER_S: Final = 4 << 20
 FORMATS: Final = ("nexus", "cloudevents", "cloudevents-binary")
 
@@ -271,13 +270,8 @@ def finish(
             show.note(f"succeeded in {took}{attempts}: operation {operation_id}")
             if output is not None:
                 show.note(f"{written} bytes written to {output}")
-                return
-            size = int(record.get("result_dataref", {"bytes": 0})["bytes"])
-            if size > SHOWN_BYTES_MAX:
-                show.note(f"the result has {size} bytes; --output-file writes it to a file")
-                return
-            result = gateway.ask("GET", result_path)
-            show.result(result.body, result.headers.get("content-type"))
+            else:
+                put_out(gateway, show, result_path, int(record.get("result_dataref", {"bytes": 0})["bytes"]), None)
         return
     if record["closed_at"] is not None:
         show.json(record)

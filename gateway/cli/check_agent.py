@@ -17,6 +17,7 @@ from mesh.check.agent_kit import ANSWER_S, AT_ONCE, PARALLEL, PATIENCE_S, QUIET_
 from mesh.check.report import Result
 from mesh.errors import Malformed
 from mesh.wire import check_operation, check_service
+from mesh.words import counted
 
 WHAT = "What to start"
 HOW = "How patiently"
@@ -133,7 +134,8 @@ def _samples(services: Sequence[str], operations: Sequence[str], inputs: Sequenc
         raise Problem("--operation needs --service")
     if len(services) not in (0, 1, len(operations)) or len(inputs) > len(operations):
         raise Problem(
-            f"{len(services)} services and {len(inputs)} inputs do not fit {len(operations)} operations",
+            f"{counted(len(services), 'service')} and {counted(len(inputs), 'input')} do not fit"
+            f" {counted(len(operations), 'operation')}",
             "Give --service once, or once for each --operation, and --input in the same order.",
         )
     found: list[Sample] = []

@@ -14,6 +14,7 @@ from gateway.cli.show import Show, ago, plain
 from gateway.cli.sources import Source, find_source, specs_of
 from gateway.cli.wire import Gateway
 from mesh.wire import quote_segment
+from mesh.words import counted
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -164,7 +165,7 @@ def generate(
         raise Problem(f"--out: {out} cannot be written: {fault.strerror}") from None
     count = sum(len(one.get("operations") or ()) for one in services)
     if not show.json({"file": str(out), "operations": count}):
-        show.line(f"{plain(str(out))}: {count} operations")
+        show.line(f"{plain(str(out))}: {counted(count, 'operation')}")
 
 
 def _chosen(source: Source, wanted: list[str] | None) -> list[dict[str, Any]]:

@@ -15,6 +15,7 @@ from gateway.cli.show import Show, plain
 from gateway.cli.sources import read_services
 from gateway.cli.wire import Gateway, Reply
 from mesh.errors import NotFound
+from mesh.words import counted
 
 REGISTERED: Final = ("description", "target", "services", "policy", "allow", "labels")
 """The fields of a registration, which a record shows among others; a test compares them with the registry's."""
@@ -226,7 +227,8 @@ def _post(name: str, verb: str, url: str, api_key: str, show: Show) -> None:
     with Gateway(url, api_key) as gateway:
         found = gateway.ask("POST", f"{endpoint_path(name)}/{verb}").json()
     if not show.json(found):
-        waiting = f", {found['waiting']} operations wait" if found["paused"] else ""
+        wait = "waits" if found["waiting"] == 1 else "wait"
+        waiting = f", {counted(found['waiting'], 'operation')} {wait}" if found["paused"] else ""
         show.line(f"endpoint [bold]{plain(name)}[/] {'is paused' if found['paused'] else 'dispatches'}{waiting}")
 
 

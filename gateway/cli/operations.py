@@ -1,9 +1,10 @@
-"""`mesh operation`: list, show, watch and cancel durable operations."""
+"""`mesh operation`: list, show, watch and cancel durable operations, and have their results."""
 
 from __future__ import annotations
 
 import json
 import re
+from pathlib import Path
 from typing import Annotated, Any, Final
 
 import typer
@@ -11,6 +12,7 @@ import typer
 from gateway.cli.call import finish, story
 from gateway.cli.exits import Exit, Problem
 from gateway.cli.options import ApiKey, Json, Labels, Url, one_of, pairs
+from gateway.cli.results import put_out_step, step_of
 from gateway.cli.show import Show, ago, between, large, plain, soon, word
 from gateway.cli.timeline import children, event_line, timeline
 from gateway.cli.wire import Gateway
@@ -18,6 +20,7 @@ from mesh.clock import from_rfc3339, monotonic_s, now_ms, pause, to_rfc3339
 from mesh.errors import Unavailable
 from mesh.machine import State
 from mesh.wire import quote_segment
+from mesh.words import counted
 
 RETRY_FOR_S: Final = 60.0
 EVENTS_PER_PAGE: Final = 1000
@@ -28,7 +31,7 @@ STATES: Final = (*(state.word for state in State), "running")
 _UNITS: Final = {"s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
 _back = re.compile(r"(\d{1,9})([smhd])").fullmatch
 
-app = typer.Typer(no_args_is_help=True, help="Durable operations: list, show, watch, cancel.")
+app = typer.Typer(no_args_is_help=True, help="Durable operations: list, show, watch, cancel; their results.")
 
 Id = Annotated[str, typer.Argument(metavar="ID", help="Operation id, as `mesh call --async` prints it.")]
 
@@ -136,7 +139,7 @@ def show_(operation_id: Id, *, url: Url = "", api_key: ApiKey = "", as_json: Jso
             ("deadline", record.get("deadline") or ""),
             ("suspended", _suspended(record.get("suspended"))),
             ("heartbeat", _heartbeat(record.get("heartbeat"))),
-            ("journal", f"{record['journal']} entries" if "journal" in record else ""),
+            ("journal", counted(record["journal"], "entry", "entries") if "journal" in record else ""),
             ("parent", plain(f"{record['parent']} ({record['parent_key']})" if "parent" in record else "")),
             ("instance", plain(record.get("instance", ""))),
             ("next attempt", soon(record.get("next_attempt_at"))),
@@ -158,6 +161,47 @@ def show_(operation_id: Id, *, url: Url = "", api_key: ApiKey = "", as_json: Jso
         show.line("\n[bold]children[/]")
         for line in children(calls):
             show.line(line)
+
+
+@app.command("result")
+def result_(
+    operation_id: Id,
+    step: Annotated[
+        str | None, typer.Option(metavar="KEY", help="Of this step or child, as `operation show` calls it: clone#1.")
+    ] = None,
+    output_file: Annotated[
+        Path | None, typer.Option("--output-file", "-o", metavar="FILE", help="Write the result to this file.")
+    ] = None,
+    *,
+    url: Url = "",
+    api_key: ApiKey = "",
+    as_json: Json = False,
+) -> None:
+    """Print the result of an operation that has ended, or of one of its steps; or write it to a file, of any size.
+
+    \b
+    Examples:
+      mesh operation result 00-4m5k9q2r7t1v3w6x8y0z
+      mesh operation result 00-4m5k9q2r7t1v3w6x8y0z --step render#1 --output-file page.pdf
+    """  # noqa: D301 - \b keeps the lines of an example
+    show = Show(as_json)
+    path = _path(operation_id)
+    with Gateway(url, api_key) as gateway:
+        if step is not None:
+            event = step_of(_all(gateway, f"{path}/events", limit=EVENTS_PER_PAGE), step)
+            if output_file is not None or not as_json:
+                put_out_step(gateway, show, event, output_file)
+            show.json(event)
+            return
+        record = gateway.get(path)
+        if record["closed_at"] is None:
+            raise Problem(
+                f"operation {record['id']} has no result yet: it is {record['state'].replace('_', ' ')}",
+                f"`mesh operation watch {record['id']}` waits for its end.",
+                exit_code=Exit.UNAVAILABLE,
+                code="still_running",
+            )
+        finish(gateway, show, record, waited_s=0, output=output_file)
 
 
 def _suspended(suspended: dict[str, Any] | None) -> str:
@@ -189,7 +233,7 @@ def _callback(callback: dict[str, Any] | None) -> str:
     if not callback:
         return ""
     state = str({"none": "not owed yet", "dropped": "not sent"}.get(callback["state"], callback["state"]))
-    tries = f", {callback['tries']} tries" if callback.get("tries") else ""
+    tries = f", {counted(callback['tries'], 'try', 'tries')}" if callback.get("tries") else ""
     following = f", next {soon(callback['next_at'])}" if callback.get("next_at") else ""
     why = f": {callback['why']}" if callback.get("why") else ""
     return f"{word(state)}{plain(f'{tries}{following}{why}')}  [dim]{plain(callback['url'])}[/]"

@@ -83,7 +83,8 @@ class Host:
         if self._work.stopping:
             return outcomes.refusal("UNAVAILABLE", STOPPING, retry_after_s=1)
         if len(self._runs.live) >= self._running_max:
-            message = f"{self._running_max} operations run here; that is the most this agent takes"
+            most = "1 operation runs" if self._running_max == 1 else f"{self._running_max} operations run"
+            message = f"{most} here; that is the most this agent takes"
             return outcomes.refusal("RESOURCE_EXHAUSTED", message, retry_after_s=1)
         return None
 

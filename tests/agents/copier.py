@@ -10,6 +10,8 @@ import mesh
 from mesh.blob import PIECE_BYTES
 from mesh.clock import sleep
 
+PAGE_BYTES = 1 << 20
+
 
 async def copy(payload: mesh.Blob) -> mesh.Blob:
     """The input again."""
@@ -59,11 +61,16 @@ async def text(count: int) -> str:
 async def parent(ctx: mesh.Context, payload: mesh.Blob) -> mesh.Blob:
     """A durable handler between a large input, a child's large result and a large result."""
     size = await ctx.step("size", size_of, payload.size)
+    await ctx.step("page", page)
     found = await ctx.call(sys.argv[1], sys.argv[1], "text", size // 8)
     if found != "t" * (size // 8):
         message = f"{len(found)} characters came"
         raise ValueError(message)
     return payload
+
+
+def page() -> mesh.Blob:
+    return mesh.Blob(data=b"p" * PAGE_BYTES, content_type="text/x-page")
 
 
 async def size_of(size: int) -> int:

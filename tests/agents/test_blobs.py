@@ -17,6 +17,7 @@ import pytest
 
 import mesh
 from mesh.blob import PIECE_BYTES
+from tests.agents.copier import PAGE_BYTES
 from tests.agents.serving import until
 from tests.agents.test_pull_howto import dev, environment, running
 from tests.agents.test_real_gateway import Dev
@@ -189,6 +190,27 @@ class TestClients:
         for part in ("input", "result"):
             told = f"3 MiB application/octet-stream, sha-256=:{digest}:, /v1/operations/{handle.id}/{part}"
             assert re.search(rf"^{part} +{re.escape(told)}$", said, re.MULTILINE), said
+
+    def test_results_of_what_ended_and_of_its_steps(
+        self, dev: Dev, copier: subprocess.Popen[bytes], tmp_path: Path
+    ) -> None:
+        """P392, P412: by the same words as of a call; what is not there is told with what is."""
+        digest, found = numbers(tmp_path / "in.bin", 4 << 20), tmp_path / "found"
+        with mesh.SyncClient(dev.url) as client:
+            handle = client.start("copier", "copier", "parent", tmp_path / "in.bin")
+            handle.result(timeout_s=30)
+        for step, want in (
+            ([], digest),
+            (["--step", "page#1"], hashlib.sha256(b"p" * PAGE_BYTES).hexdigest()),
+            (["--step", "copier.text#1"], hashlib.sha256(b'"%b"' % (b"t" * (1 << 19))).hexdigest()),
+        ):
+            code, said, _ = command(dev, "operation", "result", handle.id, *step, "--output-file", str(found))
+            assert (code, "bytes written to" in said) == (0, True), said
+            assert hashlib.sha256(found.read_bytes()).hexdigest() == want
+        code, said, _ = command(dev, "operation", "result", handle.id, "--step", "size#1")
+        assert (code, said.strip()) == (0, str(4 << 20))
+        code, said, _ = command(dev, "operation", "result", handle.id, "--step", "page#2")
+        assert (code, "size#1, page#1, copier.text#1" in said) == (3, True), said
 
     def test_typed_calls_of_them(
         self, dev: Dev, copier: subprocess.Popen[bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch

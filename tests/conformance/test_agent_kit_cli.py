@@ -67,7 +67,7 @@ def test_json(street: str) -> None:
         (["http://127.0.0.1:9", "-o", "quick"], "--operation needs --service"),
         (
             ["http://127.0.0.1:9", "-s", "a", "-s", "b", "-o", "quick"],
-            "2 services and 0 inputs do not fit 1 operations",
+            "2 services and 0 inputs do not fit 1 operation",
         ),
         (["http://127.0.0.1:9", "-s", "work", "-o", "quick", "-i", "{"], "--input is not JSON"),
         (["http://127.0.0.1:9", "-s", "work", "-o", ".."], "cannot be '.' or '..'"),

@@ -199,7 +199,10 @@ async def test_what_is_accepted_for_later_is_bounded_too(site: Site, agent: Acto
     assert (json.loads(batch.body)["status"], json.loads(batch.body)["problem"]["code"]) == (429, "delayed_full")
     assert (await site.caller("a").v1(name)).status == 202
     assert (await site.caller("b").v1(name, delay_ms=3_600_000)).status == 202
-    check_problem(await site.caller("b").v1(name, delay_ms=3_600_000), 429, "delayed_full")
+    one = await site.caller("b").v1(name, delay_ms=3_600_000)
+    check_problem(one, 429, "delayed_full")
+    told = [answer.json["detail"].partition(" accepted")[0] for answer in (refused, one)]
+    assert told == ["2 operations of your namespace are", "1 operation of your namespace is"]
     assert (await site.caller("a").cancel(kept[0])).status == 202
     assert (await site.caller("a").v1(name, delay_ms=3_600_000)).status == 202
 
