@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from operator import itemgetter
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import msgspec
 
@@ -27,7 +27,7 @@ from registry.instance import PROBE
 from registry.spec import TARGET
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine, Iterator
+    from collections.abc import Iterator
 
     from gateway.app import Mesh
     from gateway.orders import Known
@@ -223,7 +223,7 @@ class Checks:
         return _verdict(canary, known, unreached=instance.reach.pause_ms > 0)
 
     def _spawn(self, check: _Check) -> None:
-        task = asyncio.get_running_loop().create_task(self._guarded(self._check(check)))
+        task = asyncio.get_running_loop().create_task(self._guarded(check))
         self._running[check.name] = task
 
         def ended(_task: asyncio.Task[None]) -> None:
@@ -232,9 +232,9 @@ class Checks:
 
         task.add_done_callback(ended)
 
-    async def _guarded(self, work: Coroutine[Any, Any, None]) -> None:
+    async def _guarded(self, check: _Check) -> None:
         try:
-            await work
+            await self._check(check)
         except MeshError as error:
             _log.info("a check came to nothing: %s", error)
         except Exception:  # noqa: BLE001 - one broken check must not end the others
