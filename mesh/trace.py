@@ -23,6 +23,8 @@ def enter(headers: Mapping[str, str]) -> None:
     With OpenTelemetry its spans become children of the caller's.
     """
     found = received(headers)
+    if not found and not _inbound.get(None):
+        return
     _inbound.set(found)
     if found and _opentelemetry():
         from opentelemetry import context, propagate  # noqa: PLC0415 - loaded already, and never needed
@@ -32,6 +34,8 @@ def enter(headers: Mapping[str, str]) -> None:
 
 def received(headers: Mapping[str, str]) -> dict[str, str]:
     """The trace context among a request's headers (names in lower case)."""
+    if "traceparent" not in headers and "tracestate" not in headers and "baggage" not in headers:
+        return {}
     return {name: headers[name] for name in HEADERS if name in headers}
 
 

@@ -8,6 +8,7 @@ completion.py    outcomes on their way out, complete()    context.py     current
 leases.py        heartbeats for long work                 server.py      uvicorn around an Agent
 hosting.py       durable runs, given their tasks          durable/       handlers with a journal
 registration.py  the agent's entry in the registry      arrivals.py    large inputs
+waiting.py       requests that wait for a run's end
 
 pulling.py       pull mode, put together                  worker.py      its event loop
 puller.py        lanes to the gateways                    tasks.py       frames: tasks in, answers out

@@ -12,7 +12,7 @@ from math import isfinite
 from typing import Any, Final, cast, get_args
 
 from pydantic import PydanticUserError, TypeAdapter, ValidationError
-from pydantic_core import PydanticSerializationError
+from pydantic_core import PydanticSerializationError, SchemaSerializer, SchemaValidator
 
 from mesh.blob import SCHEMA, Blob
 from mesh.errors import ConfigError
@@ -47,8 +47,10 @@ class Codec:
         except PydanticUserError as error:
             message = f"{type_!r} cannot be an operation's input or output: {error.message}"
             raise ConfigError(message) from error
-        self._load = self._adapter.validate_json
-        self._dump = self._adapter.dump_json
+        checks, writes = self._adapter.validator, self._adapter.serializer
+        # Past the adapter's wrappers, which hand on sixteen arguments; unless the type is not complete yet.
+        self._load = checks.validate_json if type(checks) is SchemaValidator else self._adapter.validate_json
+        self._dump = writes.to_json if type(writes) is SchemaSerializer else self._adapter.dump_json
 
     @property
     def takes_blobs(self) -> bool:

@@ -10,7 +10,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from nexusrpc import HandlerError, Link, OperationError
 
@@ -47,18 +47,24 @@ logger: Final = logging.getLogger("mesh.agent")
 
 _anything: Final = Codec(Any)
 
-pools: ContextVar[tuple[asyncio.AbstractEventLoop, Pool] | None] = ContextVar("mesh_agent_pool", default=None)
-"""The host's pool, for `complete` in what a handler starts."""
+class Home(NamedTuple):
+    """The host that a handler runs on, for `complete` in what it starts.
+
+    outer   the token under which the caller knows work that a handler names otherwise
+    """
+
+    loop: asyncio.AbstractEventLoop
+    pool: Pool
+    outer: Callable[[str], str]
 
 
-public_tokens: ContextVar[Callable[[str], str]] = ContextVar("mesh_agent_public_tokens")
-"""The token under which the caller knows work that a handler names otherwise, for `complete` in what it starts."""
+home: ContextVar[Home | None] = ContextVar("mesh_agent_home", default=None)
 
 
 def agent_pool() -> Pool | None:
     """The host's pool where it can be used: code that a handler started, on the host's own loop."""
-    entry = pools.get()
-    return entry[1] if entry is not None and entry[0] is asyncio.get_running_loop() else None
+    found = home.get()
+    return found.pool if found is not None and found.loop is asyncio.get_running_loop() else None
 
 
 def completion_of(outcome: Outcome, operation_token: str, started_at_ms: int) -> tuple[list[RawHeader], bytes]:
@@ -175,9 +181,10 @@ async def complete(
     gateway = Target.parse(callback_url.removesuffix(MESH_CALLBACK))
     destination = Callback(callback_url, target, check_callback_headers(replayed), token, gateway)
     outcome = succeeded(_anything, result) if error is None else raised(error, "complete")
-    known_as = public_tokens.get(str)
+    host = home.get()
+    operation_token = operation_token if host is None else host.outer(operation_token)
     outcome = await digested(linked(outcome, links))
-    head, body = completion_of(outcome, known_as(operation_token), now_ms() if started_at_ms is None else started_at_ms)
+    head, body = completion_of(outcome, operation_token, now_ms() if started_at_ms is None else started_at_ms)
     head = traced(head, destination, trace.outgoing())
     pool = agent_pool()
     own = Pool() if pool is None else pool

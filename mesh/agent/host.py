@@ -8,6 +8,8 @@ its `Request-Timeout` and gets 408. Knows no sockets: a request comes as head an
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
+from functools import partial
 from typing import Final
 
 from msgspec.structs import replace
@@ -21,6 +23,7 @@ from mesh.agent.inbound import StartHead
 from mesh.agent.outcome import Outcome
 from mesh.agent.routes import Route
 from mesh.agent.runs import TOKEN_PREFIX, Run
+from mesh.agent.waiting import Held, Patience
 from mesh.agent.work import CANCELED, STOPPING, Work, moment
 from mesh.blob import Blob
 from mesh.clock import now_ms
@@ -37,17 +40,39 @@ class Host:
     def __init__(self, work: Work, *, answer_within_ms: int, running_max: int) -> None:
         self._work = work
         self._runs = work.runs
-        self._answer_within_s = answer_within_ms / 1000
+        self._patience = Patience(answer_within_ms / 1000)
         self._running_max = running_max
 
     # -- start
 
     async def start(self, route: Route, head: StartHead, body: bytes | Blob) -> Outcome:
         """Answer one start request. Never raises for what a caller sent or a handler did."""
-        entered = self.enter(route, head, body)
-        if not isinstance(entered, Run):
-            return entered
-        return entered.outcome or await self._answer(entered, head)
+        answered: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
+        self.begin(route, head, body, partial(_give, answered))
+        return await answered
+
+    def begin(self, route: Route, head: StartHead, body: bytes | Blob, answer: Callable[[Outcome], None]) -> None:
+        """The same without a task for the request: `answer` is called once, now or later."""
+        run = self.enter(route, head, body)
+        if not isinstance(run, Run):
+            answer(run)
+        elif run.outcome is not None or (head.callback is not None and (run.token or run.detached)):
+            answer(self._say(run, head))
+        else:
+            self._hold(run, head, answer)
+
+    def _hold(self, run: Run, head: StartHead, answer: Callable[[Outcome], None]) -> None:
+        held = Held(run, head, self._say, answer)
+        run.waiting.append(held)
+        timeout_s = None if head.request_timeout_ms is None else head.request_timeout_ms / 1000
+        if head.callback is not None:
+            patience_s = self._patience.seconds
+            if timeout_s is None or timeout_s * SHARE_OF_TIMEOUT >= patience_s:
+                self._patience.limit(held)
+            else:
+                held.limit(timeout_s * SHARE_OF_TIMEOUT)
+        elif timeout_s is not None:
+            held.limit(timeout_s)
 
     def enter(self, route: Route, head: StartHead, body: bytes | Blob | Pending) -> Run | Outcome:
         """The run of a start, begun now or before; or its answer, where that is known or there is to be no run."""
@@ -71,7 +96,8 @@ class Host:
                 value = body if isinstance(body, Blob | Pending) else route.input.decode(head.content_type, body)
             except Undecodable as error:
                 return outcomes.refusal("BAD_REQUEST", f"the input cannot be read: {error}")
-            run = Run(route, key, fingerprint, head.callback, head.number("mesh-attempt"), now_ms())
+            attempt = head.number("mesh-attempt")
+            run = Run(route, key, fingerprint, head.callback, attempt, now_ms(), Cancellation())
             self._work.begin(run, head, value)
         elif run.fingerprint != fingerprint:
             return _conflict()
@@ -88,16 +114,12 @@ class Host:
             return outcomes.refusal("RESOURCE_EXHAUSTED", message, retry_after_s=1)
         return None
 
-    async def _answer(self, run: Run, head: StartHead) -> Outcome:
-        timeout_s = None if head.request_timeout_ms is None else head.request_timeout_ms / 1000
-        if head.callback is not None:
-            if not (run.token or run.detached):
-                patience_s = self._answer_within_s
-                await run.wait(patience_s if timeout_s is None else min(patience_s, timeout_s * SHARE_OF_TIMEOUT))
-            return run.outcome or self._take_over(run)
-        await run.wait(timeout_s)
+    def _say(self, run: Run, head: StartHead) -> Outcome:
+        """The answer to a request that waits no longer: the outcome, or what there is in its place."""
         if run.outcome is not None:
             return run.outcome
+        if head.callback is not None:
+            return self._take_over(run)
         if run.lost:
             return _taken_away()
         if not run.key:
@@ -152,6 +174,11 @@ class Host:
         except Exception as error:  # noqa: BLE001 - whatever a handler raises is its answer
             return outcomes.raised(error, f"cancel of {route.service}/{route.operation}")
         return _CANCELING
+
+
+def _give(answered: asyncio.Future[Outcome], outcome: Outcome) -> None:
+    if not answered.done():
+        answered.set_result(outcome)
 
 
 def _conflict() -> Outcome:

@@ -6,7 +6,8 @@ operation and keeps no call.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, Final
 from urllib.parse import parse_qsl
@@ -27,19 +28,28 @@ from mesh.wire import (
 
 CALLBACKS_REMEMBERED_MAX: Final = 256
 QUERY_FIELDS_MAX: Final = 16
+NAMES_REMEMBERED_MAX: Final = 1024
+NAME_BYTES_REMEMBERED_MAX: Final = 64
 MESH_CALLBACK: Final = "/nexus/callback"
 """Where a mesh takes completions, below its base URL (P50)."""
 
-_VISIBLE: Final = {
-    name.encode(): name
-    for name in (
-        *("host", "accept", "accept-encoding", "user-agent", "traceparent", "tracestate"),
-        *("nexus-request-id", "request-timeout", "operation-timeout"),
-        *("mesh-operation-id", "mesh-run", "mesh-attempt", "mesh-namespace"),
-    )
-}
-"""Names that nearly every request has, decoded beforehand."""
+_CALLBACK: Final = b"nexus-callback-"
 
+
+class _Names(dict[bytes, str]):
+    """Names of headers as handlers see them; empty for those they do not. The same few come again and again."""
+
+    def __missing__(self, name: bytes) -> str:
+        hidden = name == b"nexus-link" or name.startswith((_CALLBACK, b"content-"))
+        shown = "" if hidden else name.decode("latin-1")
+        if len(self) < NAMES_REMEMBERED_MAX and len(name) <= NAME_BYTES_REMEMBERED_MAX:
+            self[name] = shown
+        return shown
+
+
+_names: Final = _Names()
+
+_is_token: Final = re.compile(rb"[!-~]{1,1024}").fullmatch
 _duration_ms = lru_cache(maxsize=512)(parse_duration_ms)
 
 
@@ -71,7 +81,9 @@ class StartHead(msgspec.Struct, frozen=True, eq=False, gc=False):
 
     def number(self, name: str) -> int:
         """A `Mesh-Run` or `Mesh-Attempt`; 1 when there is none."""
-        text = self.headers.get(name, "")
+        text = self.headers.get(name, "1")
+        if text == "1":
+            return 1
         return int(text) if text.isascii() and text.isdigit() and len(text) < 10 else 1  # noqa: PLR2004
 
 
@@ -85,28 +97,26 @@ def path_of(scope: Mapping[str, Any]) -> bytes:
     return raw.removeprefix(root.encode()) if root else raw
 
 
-def read_start(headers: Iterable[RawHeader], query: bytes) -> StartHead:
-    """Names must be in lower case (ASGI). Of a repeated header the first value counts, links excepted.
+def read_start(headers: Sequence[RawHeader], first: Mapping[bytes, bytes], query: bytes) -> StartHead:
+    """Names must be in lower case (ASGI). Of a repeated header the value in `first` counts, links excepted.
 
     Raises Malformed: timeouts, links, callback URL or callback headers that cannot be used, an encoded body.
     """
+    names = _names
     visible: dict[str, str] = {}
-    content: dict[str, str] = {}
-    links: list[str] = []
     replayed: list[RawHeader] = []
-    for name, value in headers:
-        known = _VISIBLE.get(name)
-        if known is not None:
-            visible.setdefault(known, value.decode("latin-1"))
-        elif name.startswith(b"nexus-callback-"):
+    for name, value in first.items():
+        shown = names[name]
+        if shown:
+            visible[shown] = value.decode("latin-1")
+        elif name[:15] == _CALLBACK:
             replayed.append((name[15:], value))
-        elif name == b"nexus-link":
-            links.append(value.decode("latin-1"))
-        elif name.startswith(b"content-"):
-            content.setdefault(name.decode("latin-1"), value.decode("latin-1"))
-        else:
-            visible.setdefault(name.decode("latin-1"), value.decode("latin-1"))
-    if "content-encoding" in content and content["content-encoding"].lower() not in ("identity", ""):
+    if replayed and len(first) != len(headers):
+        replayed = [(name[15:], value) for name, value in headers if name[:15] == _CALLBACK]
+    links: list[str] = []
+    if b"nexus-link" in first:
+        links = [value.decode("latin-1") for name, value in headers if name == b"nexus-link"]
+    if b"content-encoding" in first and first[b"content-encoding"].lower() not in (b"identity", b""):
         message = "the body is encoded; send it without Content-Encoding"
         raise Malformed(message)
     request_id = visible.get("nexus-request-id") or None
@@ -115,7 +125,7 @@ def read_start(headers: Iterable[RawHeader], query: bytes) -> StartHead:
     request_timeout, operation_timeout = visible.get("request-timeout"), visible.get("operation-timeout")
     return StartHead(
         visible,
-        content.get("content-type") or None,
+        first[b"content-type"].decode("latin-1") or None if b"content-type" in first else None,
         request_id,
         _duration_ms(request_timeout) if request_timeout else None,
         _duration_ms(operation_timeout) if operation_timeout else None,
@@ -146,8 +156,14 @@ def _callback(query: bytes, replayed: list[RawHeader], *, mesh: bool) -> Callbac
     if found is None:
         return None
     url, target, gateway = found
-    headers = check_callback_headers(replayed) if replayed else replayed
-    token = next((value.decode("latin-1") for name, value in headers if name == b"token"), "")
+    token = ""
+    if len(replayed) == 1 and replayed[0][0] == b"token" and _is_token(replayed[0][1]):
+        headers, token = replayed, replayed[0][1].decode()  # what every mesh sends, by the same rules
+    elif replayed:
+        headers = check_callback_headers(replayed)
+        token = next((value.decode("latin-1") for name, value in headers if name == b"token"), "")
+    else:
+        headers = replayed
     return Callback(url, target, headers, token, gateway if mesh and token else None)
 
 

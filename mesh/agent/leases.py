@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Iterable, Sequence
+from contextvars import Context
 from typing import Final
 
 import msgspec
@@ -81,7 +82,8 @@ class Leases:
         """Heartbeat for `run`, whose 201 carries `header`, until `discard`."""
         self._held.add(run)
         if self._task is None:
-            self._task = asyncio.get_running_loop().create_task(self._beat_while_held())
+            # In a context of its own: it beats for many, and must not keep what belongs to the first one's handler.
+            self._task = asyncio.get_running_loop().create_task(self._beat_while_held(), context=Context())
 
     def discard(self, run: Run) -> None:
         self._held.discard(run)

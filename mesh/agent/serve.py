@@ -31,14 +31,13 @@ from mesh.agent.pulling import Pulling
 from mesh.agent.registration import TTL_MS, Registration
 from mesh.agent.routes import Routes as Handlers
 from mesh.agent.work import Work
-from mesh.blob import Blob
 from mesh.edge import Answer, HotRoute, Request, Routes
 from mesh.edge.bodies import Caller, Receive, Scope, Send, read_body, request_of, send_answer
 from mesh.errors import ConfigError, Malformed, MeshError, NotFound, TooMany, Unavailable
 from mesh.gateways import gateways_of
 from mesh.pool import Pool, Target
 from mesh.streams import Intake
-from mesh.wire import RawHeader, check_endpoint
+from mesh.wire import check_endpoint
 
 INPUT_BYTES_MAX: Final = 2 << 20
 ANSWER_WITHIN_MS: Final = 500
@@ -160,7 +159,7 @@ class Agent:
         self._registration: Registration | None = None
         self._pulling: Pulling | None = None
         self._blobs = Arrivals(endpoint, blob_bytes_max, blob_directory, input_bytes_max)
-        self._call = HotRoute(self._run, _refused, self._take)
+        self._call = HotRoute(self._run, _refused, self._take, self._begin)
         self.hot = Routes(self._find, input_bytes_max, HEADER_BYTES_MAX, LIMIT, min(INLINE_BYTES, input_bytes_max - 1))
         """What mesh/edge, the server of `run`, answers without ASGI."""
         self._open()
@@ -198,22 +197,22 @@ class Agent:
             return None  # said when its path is looked at
         return None if is_cancel or not route.input.blob else self._blobs.take(request.first)
 
-    async def _answer(self, raw_path: bytes, query: bytes, headers: Iterable[RawHeader], body: bytes | Blob) -> Outcome:
-        try:
-            route, is_cancel = self._routes.find(raw_path)
-            if is_cancel:
-                visible, token, timeout_ms = read_cancel(headers, query)
-                return await self._host.cancel(route, visible, token, timeout_ms)
-            head = read_start(headers, query)
-        except NotFound as error:
-            return outcomes.refusal("NOT_FOUND", error.detail)
-        except Malformed as error:
-            return outcomes.refusal("BAD_REQUEST", error.detail)
-        return await self._host.start(route, head, body)
+    def _begin(self, request: Request) -> None:
+        """As `_run`, for a body in memory, without a task for the request. Raises MeshError."""
+        route, is_cancel = self._routes.find(request.raw_path)
+        if is_cancel:
+            request.later(self._run(request))
+        else:
+            head, answer = read_start(request.headers, request.first, request.query), request.sink.answer
+            self._host.begin(route, head, request.body, lambda outcome: answer(_answered(outcome)))
 
     async def _run(self, request: Request) -> Answer:
         body = request.body if request.intake is None else await self._blobs.arrived(request.intake, request.first)
-        return _answered(await self._answer(request.raw_path, request.query, request.headers, body))
+        route, is_cancel = self._routes.find(request.raw_path)
+        if is_cancel:
+            visible, token, timeout_ms = read_cancel(request.headers, request.query)
+            return _answered(await self._host.cancel(route, visible, token, timeout_ms))
+        return _answered(await self._host.start(route, read_start(request.headers, request.first, request.query), body))
 
     # -- life
 
@@ -337,7 +336,8 @@ def _refused(error: Exception) -> Answer:
     if isinstance(error, TooMany | Unavailable):
         kind = "RESOURCE_EXHAUSTED" if isinstance(error, TooMany) else "UNAVAILABLE"
         return _answered(outcomes.refusal(kind, error.detail, retry_after_s=error.retry_after_s))
-    kind, detail = ("BAD_REQUEST", error.detail) if isinstance(error, MeshError) else ("INTERNAL", "internal error")
+    kind = "NOT_FOUND" if isinstance(error, NotFound) else "BAD_REQUEST"
+    kind, detail = (kind, error.detail) if isinstance(error, MeshError) else ("INTERNAL", "internal error")
     return _answered(outcomes.refusal(kind, detail))
 
 

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Generator, Sequence
 from datetime import UTC, datetime
 from functools import partial
+from types import coroutine
 from typing import Any, Final, cast
 
 from nexusrpc import HandlerError, HandlerErrorType
@@ -19,8 +20,8 @@ from mesh import trace
 from mesh.agent import outcome as outcomes
 from mesh.agent.arrivals import Pending
 from mesh.agent.codec import Undecodable
-from mesh.agent.completion import FINAL, completion_of, deliver, pools, public_tokens, traced
-from mesh.agent.context import Call, running
+from mesh.agent.completion import FINAL, Home, completion_of, deliver, home, traced
+from mesh.agent.context import Call, running, start_context
 from mesh.agent.durable.errors import LeaseLost, Suspended
 from mesh.agent.durable.link import Hosted, hosted
 from mesh.agent.hosting import Hosting
@@ -74,6 +75,7 @@ class Work:
             stop=partial(self._abandon, why="the operation is over"),
         )
         self.stopping = False
+        self._home: Home | None = None
         self._endpoint = endpoint
         self._pool = pool
         self._gateways = gateways
@@ -85,38 +87,40 @@ class Work:
         limit_ms = head.request_timeout_ms if callback is None else head.operation_timeout_ms
         request_id = head.request_id or short_id("request")
         replayed = () if callback is None else callback.headers
-        ctx = run.ctx = StartOperationContext(
-            service=route.service,
-            operation=route.operation,
-            headers=head.headers,
-            task_cancellation=run.cancellation,
-            request_deadline=None if limit_ms is None else moment(at_ms + limit_ms),
-            request_id=request_id,
-            callback_url=None if callback is None else callback.url,
-            callback_headers={name.decode("latin-1"): text.decode("latin-1") for name, text in replayed},
-            inbound_links=head.links,
-        )
-        context = Call(
-            self._endpoint,
-            route.service,
-            route.operation,
-            head.headers.get("mesh-operation-id"),
-            head.number("mesh-run"),
-            run.attempt,
-            head.headers.get("mesh-namespace"),
-            request_id,
-            head.headers,
-            None if head.operation_timeout_ms is None else at_ms + head.operation_timeout_ms,
-            run.cancellation,
-        )
+        ctx = run.ctx = start_context({
+            "service": route.service,
+            "operation": route.operation,
+            "headers": head.headers,
+            "task_cancellation": run.cancellation,
+            "request_deadline": None if limit_ms is None else moment(at_ms + limit_ms),
+            "request_id": request_id,
+            "callback_url": None if callback is None else callback.url,
+            "callback_headers": {name.decode("latin-1"): text.decode("latin-1") for name, text in replayed},
+            "inbound_links": head.links,
+            "outbound_links": [],
+        })  # fmt: skip
+        context = partial(self._call, run, head, request_id)
         self.runs.open(run)
         loop = asyncio.get_running_loop()
+        if self._home is None or self._home.loop is not loop:
+            self._home = Home(loop, self._pool, self.runs.outer)
         if head.operation_timeout_ms is not None:
             limit_s = head.operation_timeout_ms / 1000 + EXPIRY_GRACE_S
             run.expiry = loop.call_later(limit_s, partial(self.cancel, run, TIMED_OUT))
         given = self._hosting.task(run, head) if route.durable else None
-        run.task = loop.create_task(self._execute(run, ctx, context, value, given))
-        run.task.add_done_callback(partial(self._ended, run))
+        execution = self._execute(run, ctx, context, value, given)
+        execution.send(None)  # up to `_entered`: who cancels the task before its first step is heard in it all the same
+        run.task = loop.create_task(execution)
+
+    def _call(self, run: Run, head: StartHead, request_id: str) -> Call:
+        if run.call is None:
+            timeout_ms = head.operation_timeout_ms
+            run.call = Call(
+                self._endpoint, run.route.service, run.route.operation, head.headers.get("mesh-operation-id"),
+                head.number("mesh-run"), head.number("mesh-attempt"), head.headers.get("mesh-namespace"), request_id,
+                head.headers, None if timeout_ms is None else run.started_at_ms + timeout_ms, run.cancellation,
+            )  # fmt: skip
+        return run.call
 
     def adopt(self, run: Run, head: StartHead) -> None:
         """A later attempt of the same run has come: its token supersedes the one we had, its lease the one we lost."""
@@ -170,46 +174,49 @@ class Work:
     # -- the handler's task
 
     async def _execute(
-        self, run: Run, ctx: StartOperationContext, context: Call, value: Any, given: Hosted | None
+        self, run: Run, ctx: StartOperationContext, context: Callable[[], Call], value: Any, given: Hosted | None
     ) -> None:
-        running.set(context)
-        if given is not None:
-            hosted.set(given)
-        pools.set((asyncio.get_running_loop(), self._pool))
-        trace.enter(ctx.headers)
-        public_tokens.set(self.runs.outer)
         try:
-            if isinstance(value, Pending):
-                value = await value.get()
-            answer = await run.route.start(ctx, value)
-            del value  # a large input goes with the last reference
-            outcome = self._returned(run, ctx, answer)
-            if outcome.blob is not None:
-                outcome = await outcomes.digested(outcome)
-        except asyncio.CancelledError:
-            outcome = self._interrupted(run)
-        except Suspended as why:
-            outcome = self._suspended(run, why)
-        except Exception as error:  # noqa: BLE001 - whatever a handler raises is its answer
-            outcome = outcomes.raised(error, f"{run.route.service}/{run.route.operation}")
-        if run.lost:
-            outcome = None
-        elif outcome is not None and outcome.state in ("failed", "canceled"):
-            outcome = outcomes.linked(outcome, ctx.outbound_links)
-        run.end(outcome)
-        # In doubt nothing is reported: the token is superseded. The attempt that has the work may still ask here.
-        if run.token and run.doubt is None and outcome is not None and outcome.state != "running":
-            await self._report(run, outcome)
+            try:
+                await _entered()
+                running.set(context)
+                if given is not None:
+                    hosted.set(given)
+                home.set(self._home)
+                trace.enter(ctx.headers)
+                if isinstance(value, Pending):
+                    value = await value.get()
+                answer = await run.route.start(ctx, value)
+                del value  # a large input goes with the last reference
+                outcome = self._returned(run, ctx, answer)
+                if outcome.blob is not None:
+                    outcome = await outcomes.digested(outcome)
+            except asyncio.CancelledError:
+                outcome = self._interrupted(run)
+            except Suspended as why:
+                outcome = self._suspended(run, why)
+            except Exception as error:  # noqa: BLE001 - whatever a handler raises is its answer
+                outcome = outcomes.raised(error, f"{run.route.service}/{run.route.operation}")
+            if run.lost:
+                outcome = None
+            elif outcome is not None and outcome.state in ("failed", "canceled"):
+                outcome = outcomes.linked(outcome, ctx.outbound_links)
+            run.end(outcome)
+            # In doubt nothing is reported: the token is superseded. The attempt that has the work may still ask here.
+            if run.token and run.doubt is None and outcome is not None and outcome.state != "running":
+                await self._report(run, outcome)
+        finally:
+            self._ended(run)
 
-    def _ended(self, run: Run, _task: asyncio.Task[None]) -> None:
-        # Not in the task itself: one that is cancelled before its first step never runs a line of it.
+    def _ended(self, run: Run) -> None:
         if run.outcome is None:
             run.lost = True
             run.end(None)
         if run.durable is not None:
             self._hosting.ended(run.durable)
-            # Each would keep the other, and all that the attempt was, until the garbage collector comes by.
-            run.durable = run.task = None
+            run.durable = None
+        # Each would keep the other, and all that the attempt was, until the garbage collector comes by.
+        run.task = None
         for timer in (run.doubt, run.expiry):
             if timer is not None:
                 timer.cancel()
@@ -321,6 +328,11 @@ class Work:
         tasks = self._tasks()
         if tasks:
             await asyncio.wait(tasks, timeout=limit_s)
+
+
+@coroutine
+def _entered() -> Generator[None, None, None]:
+    yield
 
 
 def _interrupt(run: Run) -> None:

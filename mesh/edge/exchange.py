@@ -125,6 +125,7 @@ class Request:
 Route: TypeAlias = Callable[[Request], Awaitable[Answer | None]]
 Render: TypeAlias = Callable[[Exception], Answer]
 Opener: TypeAlias = Callable[[Request], Intake | None]
+Beginner: TypeAlias = Callable[[Request], None]
 
 
 def _unrendered(error: Exception) -> Answer:
@@ -136,11 +137,15 @@ class HotRoute(NamedTuple):
 
     `take`: opens the Intake for a body over `Routes.inline_bytes`, from what the head says; None: it stays in memory,
     up to `Routes.body_bytes_max`. Whoever may not send one is refused by it, before anything is kept.
+
+    `begin`: the same as `run` without a task for the request, for one whose body is in memory; whoever has the answer
+    gives it to `Request.sink`, now or later. Raises what `run` raises.
     """
 
     run: Route
     render: Render
     take: Opener | None = None
+    begin: Beginner | None = None
 
 
 class Routes(NamedTuple):

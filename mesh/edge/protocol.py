@@ -8,6 +8,7 @@ the parser; everything else is uvicorn's. Both kinds share uvicorn's order of pi
 from __future__ import annotations
 
 import asyncio
+from contextvars import copy_context
 from typing import TYPE_CHECKING, Any, Final
 
 import httptools
@@ -32,9 +33,24 @@ REQUEST_S_MAX: Final = 30.0
 """From the first byte of a request to its last; of a large one, for each MiB."""
 PROGRESS_BYTES: Final = 1 << 20
 SWEEP_S: Final = 1.0
+NAMES_REMEMBERED_MAX: Final = 1024
+NAME_BYTES_REMEMBERED_MAX: Final = 64
 
 _TOO_LARGE: Final = b"HTTP/1.1 431 Request Header Fields Too Large\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
 _METHODS: Final = {method.encode(): method for method in ("GET", "HEAD", "POST", "PUT", "DELETE", "PATCH", "OPTIONS")}
+
+
+class _Lower(dict[bytes, bytes]):
+    """Names of headers in lower case. The same few come again and again, and one object each is looked up fastest."""
+
+    def __missing__(self, name: bytes) -> bytes:
+        lower = name.lower()
+        if len(self) < NAMES_REMEMBERED_MAX and len(name) <= NAME_BYTES_REMEMBERED_MAX:
+            self[name] = lower
+        return lower
+
+
+_lower: Final = _Lower()
 
 
 class Edge(HttpToolsProtocol):
@@ -56,6 +72,7 @@ class Edge(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self.reading_since_s = self.loop.time()
+        self._context = copy_context()
         self._routes = getattr(self.config.app, "hot", None)
 
     def data_received(self, data: bytes) -> None:
@@ -98,7 +115,7 @@ class Edge(HttpToolsProtocol):
         self.headers = []
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        self.headers.append((name.lower(), value))
+        self.headers.append((_lower[name], value))
 
     def on_headers_complete(self) -> None:
         measure = self._routes is not None and self._head_bytes > self._routes.header_bytes_max
@@ -192,8 +209,8 @@ class Edge(HttpToolsProtocol):
             return
         self.flow.resume_reading()
         if self.pipeline:
-            cycle, app = self.pipeline.pop()
-            self._start_asgi_task(cycle, app)
+            # In a turn and a context of its own: whoever answered, a handler's task maybe, is none of its business.
+            self.loop.call_soon(self._start_asgi_task, *self.pipeline.pop(), context=self._context)
         else:
             # Instead of a timer per answer: the sweep looks at all connections.
             self.idle_since_s = self.loop.time()

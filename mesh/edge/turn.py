@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Final
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
-from mesh.edge.exchange import Answer, HotRoute, Request, Routes, check_head, serve, too_large
+from mesh.edge.exchange import HEADER_COUNT_MAX, Answer, HotRoute, Request, Routes, check_head, serve, too_large
 from mesh.edge.line import is_over
 from mesh.errors import MeshError
 
 if TYPE_CHECKING:
-    from mesh.edge.exchange import Headers
+    from mesh.edge.exchange import Beginner, Headers
     from mesh.edge.protocol import Edge
     from mesh.streams import Source
 
@@ -59,7 +59,11 @@ class Exchange:
 
     def check(self, *, measure: bool) -> None:
         """Look at the head; what is wrong with it is answered in the request's turn."""
+        first = self.request.first
         try:
+            within = not measure and len(self.request.headers) <= HEADER_COUNT_MAX and b"content-encoding" not in first
+            if within and int(first.get(b"content-length", b"0")) <= self._inline:
+                return  # nearly every one: nothing of check_head is for it
             large = self._route.take is not None
             check_head(self.request.headers, self.request.first, self._routes, measure=measure, large=large)
             if large and int(self.request.first.get(b"content-length", b"0")) > self._inline:
@@ -137,7 +141,10 @@ class Exchange:
                 self._edge.transport.write(_CONTINUE)
             return
         self.turn = False
-        self._edge.spawn(self._run())
+        if self._route.begin is not None and self._fault is None and self.request.intake is None:
+            self._begin(self._route.begin)
+        else:
+            self._edge.spawn(self._run())
 
     @property
     def message_event(self) -> Exchange:
@@ -154,6 +161,18 @@ class Exchange:
             self._gone.set_result(None)
 
     # What the route does
+
+    def _begin(self, begin: Beginner) -> None:
+        request, render, body = self.request, self._route.render, self._body
+        request.body = body if type(body) is bytes else bytes(body)
+        request.render = render
+        try:
+            begin(request)
+        except MeshError as error:
+            self.answer(render(error))
+        except Exception as error:  # noqa: BLE001 - the last line before the socket; logged, never leaked
+            _log.exception("unexpected error in %s %r", request.method, request.raw_path)
+            self.answer(render(error))
 
     async def _run(self) -> None:
         request, fault = self.request, self._fault
@@ -201,9 +220,12 @@ class Exchange:
         edge.on_response_complete()
 
     def answer(self, answer: Answer) -> None:
-        """Write it in one piece and go on to the next request."""
+        """Write it, in one piece unless it is a stream, and go on to the next request."""
         edge = self._edge
         method = self.request.method
+        if answer.stream is not None and method != "HEAD":
+            edge.spawn(self._send(answer, answer.stream))
+            return
         self._over()
         if not edge.transport.is_closing():
             body = answer.body

@@ -243,12 +243,11 @@ class _Scene:
 
         mesh.crash, mesh.tell_cancel = crash, attempt.cancel
         tools.begins = begins
-        running.set(
-            Call(
-                "test", "test", self._durable.name, mesh.operation_id, 1, mesh.attempt, "default",
-                f"{mesh.operation_id}.1", {}, None, Cancellation(),
-            )
+        call = Call(
+            "test", "test", self._durable.name, mesh.operation_id, 1, mesh.attempt, "default",
+            f"{mesh.operation_id}.1", {}, None, Cancellation(),
         )  # fmt: skip
+        running.set(lambda: call)
         return await self._durable.run(attempt, self._owner, self._value)
 
 

@@ -52,11 +52,16 @@ class _Server(uvicorn.Server):
 
 
 @contextmanager
-def serving(app: App, *, prefix: str = "", port: int = 0) -> Iterator[str]:
-    """`app` behind a real uvicorn in a thread of its own; gives its base URL. The lifespan ends with the block."""
+def serving(app: App, *, prefix: str = "", port: int = 0, http: Any = "auto") -> Iterator[str]:
+    """`app` behind a real uvicorn in a thread of its own; gives its base URL. The lifespan ends with the block.
+
+    http: the class of its connections; mesh.edge.protocol.Edge is the one of `Agent.run`
+    """
     listener = bind("127.0.0.1", port or lasting_port())
     # Not uvloop: in a thread, with peers that cut their connections, its end is "resource busy" now and then.
-    config = uvicorn.Config(app, loop="asyncio", log_level="error", access_log=False, lifespan="on", ws="none")
+    config = uvicorn.Config(
+        app, loop="asyncio", http=http, log_level="error", access_log=False, lifespan="on", ws="none"
+    )
     server = _Server(config)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()
