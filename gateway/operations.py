@@ -40,7 +40,8 @@ from mesh.wire import failure_json, format_link
 from registry.routing import Outcome as Routed
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
+    from collections.abc import Awaitable, Callable, Coroutine, Sequence
+    from typing import Any
 
     from gateway.courier import Courier, Session
     from gateway.egress import Egress
@@ -118,15 +119,19 @@ class Operations(Many, Journals):
         if any(self._claims(tokens)):
             await self.check_json(body, AGENTS)
 
-    async def start(self, order: Order, *, wait: bool) -> Placed:
+    def start(self, order: Order, *, wait: bool) -> Coroutine[Any, Any, Placed]:
         """Accept an operation durably and send its first attempt; `wait`: the caller's request stays open for it.
 
         Raises NotFound (endpoint, service, operation), Malformed (callback URL), Conflict `key_reused`, Unavailable.
         """
+        # Each coroutine between a request and the store costs at every wait.
+        if order.large is None and len(order.body) <= self.payloads.inline_bytes_max:
+            return self._place(order, wait=wait)
+        return self._start_large(order, wait=wait)
+
+    async def _start_large(self, order: Order, *, wait: bool) -> Placed:
         endpoint = await self._allowed(order)
         order, claim = await self._as_child(order, order.parent) if order.parent is not None else (order, None)
-        if order.large is None and len(order.body) <= self.payloads.inline_bytes_max:
-            return await self._place(order, endpoint, claim, wait=wait)
         order = await self._put_away(order)
         try:
             placed = await self._place(order, endpoint, claim, wait=wait)
@@ -137,7 +142,13 @@ class Operations(Many, Journals):
             await self.payloads.drop(order.id)
         return placed
 
-    async def _place(self, order: Order, endpoint: Endpoint, claim: Claim | None, *, wait: bool) -> Placed:
+    async def _place(
+        self, order: Order, endpoint: Endpoint | None = None, claim: Claim | None = None, *, wait: bool
+    ) -> Placed:
+        if endpoint is None:
+            endpoint = await self._allowed(order)
+            if order.parent is not None:
+                order, claim = await self._as_child(order, order.parent)
         if order.later is not None:
             return await self._start_later(order, endpoint, claim, wait=wait)
         if endpoint.pulls:

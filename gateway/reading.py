@@ -69,7 +69,7 @@ class Reading:
             return await self.outcome(placed, wait_s) if placed.replayed else None
         deadline_s = monotonic_s() + wait_s
         try:
-            ending = await first.wait(min(wait_s, QUICK_S))
+            ending = await first.wait(min(wait_s, QUICK_S), self._waiters.alarms)
             if ending is not None:
                 return await self._known(placed, ending)
             if wait_s > QUICK_S and not first.settled:

@@ -7,6 +7,7 @@ Messages are hints (at most once): every wait also looks again by itself after L
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
@@ -98,16 +99,19 @@ class FirstRequest(msgspec.Struct, eq=False):
             if self.moved is not None:
                 self.moved.set()
 
-    async def wait(self, seconds: float) -> Ending | None:
-        """Until it is settled or `seconds` are over; one waiter at a time. On the hot path: one future, one timer."""
+    async def wait(self, seconds: float, alarms: Alarms | None = None) -> Ending | None:
+        """Until it is settled or `seconds` are over; one waiter at a time. On the hot path one future, no timer."""
         if not self.settled:
             loop = asyncio.get_running_loop()
-            self._waiter = loop.create_future()
-            alarm = loop.call_later(seconds, _wake, self._waiter)
+            self._waiter = waiter = loop.create_future()
+            alarm = None
+            if alarms is None or not alarms.set(loop, seconds, waiter):
+                alarm = loop.call_later(seconds, _wake, waiter)
             try:
-                await self._waiter
+                await waiter
             finally:
-                alarm.cancel()
+                if alarm is not None:
+                    alarm.cancel()
                 self._waiter = None
         return self.ending
 
@@ -115,6 +119,30 @@ class FirstRequest(msgspec.Struct, eq=False):
 def _wake(waiter: asyncio.Future[None]) -> None:
     if not waiter.done():
         waiter.set_result(None)
+
+
+class Alarms:
+    """One timer for many short waits: to set and cancel one for each costs 2 us. It rings in the order of setting."""
+
+    def __init__(self) -> None:
+        self._due: deque[tuple[float, asyncio.Future[None]]] = deque()
+
+    def set(self, loop: asyncio.AbstractEventLoop, seconds: float, waiter: asyncio.Future[None]) -> bool:
+        """Wake `waiter` in `seconds`, if it is not woken before; False when another that was set is due later."""
+        due_s = loop.time() + seconds
+        if not self._due:
+            loop.call_at(due_s, self._ring, loop)
+        elif due_s < self._due[-1][0]:
+            return False
+        self._due.append((due_s, waiter))
+        return True
+
+    def _ring(self, loop: asyncio.AbstractEventLoop) -> None:
+        now_s = loop.time()
+        while self._due and (self._due[0][0] <= now_s or self._due[0][1].done()):
+            _wake(self._due.popleft()[1])
+        if self._due:
+            loop.call_at(self._due[0][0], self._ring, loop)
 
 
 class Waiters:
@@ -125,6 +153,8 @@ class Waiters:
         self._keys = keys
         self._subscriber = subscriber
         self.ended = False
+        self.alarms = Alarms()
+        """For waits that are hardly ever waited out."""
         self._firsts: dict[str, FirstRequest] = {}
         self._waits: dict[str, set[asyncio.Event]] = {}
 

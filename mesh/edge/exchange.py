@@ -164,11 +164,15 @@ async def serve(route: HotRoute, request: Request) -> Answer | None:
     request.render = route.render
     try:
         return await route.run(request)
-    except MeshError as error:
-        return route.render(error)
     except Exception as error:  # noqa: BLE001 - as in Request.rendered
-        _log.exception("unexpected error in %s %r", request.method, request.raw_path)
-        return route.render(error)
+        return failed(route, request, error)
+
+
+def failed(route: HotRoute, request: Request, error: Exception) -> Answer:
+    """What `route` answers for an error of its own; an unexpected one is logged."""
+    if not isinstance(error, MeshError):
+        _log.error("unexpected error in %s %r", request.method, request.raw_path, exc_info=error)
+    return route.render(error)
 
 
 def check_head(headers: Headers, first: dict[bytes, bytes], routes: Routes, *, measure: bool, large: bool) -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
-from mesh.edge.exchange import HEADER_COUNT_MAX, Answer, HotRoute, Request, Routes, check_head, serve, too_large
+from mesh.edge.exchange import HEADER_COUNT_MAX, Answer, HotRoute, Request, Routes, check_head, failed, too_large
 from mesh.edge.line import is_over
 from mesh.errors import MeshError
 
@@ -175,14 +175,18 @@ class Exchange:
             self.answer(render(error))
 
     async def _run(self) -> None:
-        request, fault = self.request, self._fault
+        request, route, fault = self.request, self._route, self._fault
         try:
             if fault is None:
                 body = self._body
                 request.body = body if type(body) is bytes else bytes(body)
-                answer = await serve(self._route, request)
+                request.render = route.render
+                try:
+                    answer = await route.run(request)
+                except Exception as error:  # noqa: BLE001 - as `exchange.serve`, a coroutine less
+                    answer = failed(route, request, error)
             else:
-                answer = self._route.render(fault)
+                answer = route.render(fault)
         except BaseException:
             self._edge.transport.abort()
             raise
