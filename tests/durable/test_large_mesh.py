@@ -11,6 +11,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack
+from glob import glob
 from pathlib import Path
 from typing import Any
 
@@ -71,8 +72,9 @@ class Ground:
         (self.directory / gate).touch()
 
     def kept(self, operation: str) -> list[Path]:
-        rooms = [path for path in (self.gateway.directory / "data" / "blobs").rglob(operation) if path.is_dir()]
-        return [path for room in rooms for path in room.iterdir()]
+        # Not pathlib's: that one fails when the sweep removes what it walks through.
+        blobs = self.gateway.directory / "data" / "blobs"
+        return [Path(path) for path in glob(f"{blobs}/**/{operation}/*", recursive=True)]  # noqa: PTH207
 
     def start(self, client: mesh.SyncClient, name: str, what: str = "build", **gates: str) -> Any:
         def started() -> Any:

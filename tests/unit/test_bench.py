@@ -28,7 +28,7 @@ from mesh.errors import Unauthenticated
 from mesh.pool import Reply
 from mesh.tokens import new_webhook_secret, sign_webhook
 
-pytestmark = pytest.mark.timeout(300)  # the first test waits for a run of every scenario
+pytestmark = pytest.mark.timeout(500)  # the first test waits for a run of every scenario
 
 ROOT = Path(__file__).parents[2]
 KEY = key_of("abcdefghijkl", 7)
