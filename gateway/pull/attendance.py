@@ -47,11 +47,14 @@ class Attendance:
         Raises NotFound (the endpoint is gone), TooMany.
         """
         found = self._instances.get((endpoint.id, instance))
-        if not fresh and self._draining(endpoint, instance):
+        known = self._catalog.instances.roster(endpoint.id).get(instance)
+        drains = known is not None and known.draining
+        if not fresh and drains and self._draining(endpoint, instance):
             self._instances.pop((endpoint.id, instance), None)
             await self._stay(endpoint, instance, version)
             return False
-        if found is None or fresh or found.version != version:
+        # One that drains whose lease is over may still stand in the books here: it is looked at as one that comes anew.
+        if found is None or fresh or drains or found.version != version:
             await self._catalog.attend(endpoint, instance, version, fresh=fresh)
             if self._draining(endpoint, instance):
                 return False  # what was told to drain does so after a silence too, and the version in any process

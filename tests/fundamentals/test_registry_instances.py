@@ -11,10 +11,12 @@ from typing import Any
 import httpx
 import pytest
 
+from gateway.pull import attendance
 from mesh.clock import monotonic_s, sleep
 from mesh.store.catalog import CatalogStore
 from mesh.store.embedded import EmbeddedStore
 from mesh.store.link import Link
+from registry import presence
 from tests.fundamentals.registering import Gateway, Start, beat, gateways, problem, put, until, until_record
 
 
@@ -204,3 +206,37 @@ async def next_event(events: AsyncIterator[tuple[str, Any]]) -> tuple[str, str, 
     async with asyncio.timeout(5):
         kind, data = await anext(events)
     return kind, data.get("name", ""), data.get("health", "")
+
+
+async def test_a_drained_one_that_polls_is_there_while_it_asks_and_drains_on(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """P293, P432: silent for its lease it is offline and stays so; when it asks again it gets nothing, as before."""
+    monkeypatch.setattr(presence, "ATTENDING_MS", 400)
+    monkeypatch.setattr(attendance, "ATTENDING_MS", 400)
+    monkeypatch.setattr(attendance, "RENEW_S", 0)
+    monkeypatch.setattr(attendance, "LOOK_S", 3_600)  # leases are looked after when this test says so
+    gateway = await start()
+    await gateway.alpha.put("/v1/endpoints/summarizer", json={"target": {"kind": "pull"}})
+
+    async def poll() -> dict[str, Any]:
+        asked = {"instance": "laptop", "max": 1, "wait_ms": 0}
+        return (await gateway.alpha.post("/v1/endpoints/summarizer/poll", json=asked)).json()
+
+    async def until_offline() -> dict[str, Any]:
+        record = await until_record(gateway, health="offline")
+        return record["instances"][0]
+
+    assert await poll() == {"tasks": []}
+    drained = await gateway.alpha.post("/v1/endpoints/summarizer/instances/laptop/drain")
+    assert drained.status_code == 204
+    for _ in range(2):
+        gone = await until_offline()
+        assert (gone["health"], "draining since" in gone["health_why"]) == ("offline", True)
+        assert await poll() == {"tasks": [], "draining": True}, "its lease was over, its name was in the books"
+        back = (await gateway.record())["instances"][0]
+        assert back["lease_until"] > gone["lease_until"]
+    gone = await until_offline()
+    for _ in range(3):
+        await gateway.mesh.attendance.renew()
+    assert (await gateway.record())["instances"] == [gone], "nobody asked"
