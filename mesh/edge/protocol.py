@@ -15,7 +15,7 @@ import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from mesh.edge.exchange import Routes
-from mesh.edge.turn import Exchange
+from mesh.edge.turn import TAKE_S_MAX, Exchange
 from mesh.edge.upgrade import framing, parser_behind
 
 if TYPE_CHECKING:
@@ -60,6 +60,10 @@ class Edge(HttpToolsProtocol):
     """Loop time of the first byte of a request that is not complete; 0 between requests."""
     idle_since_s = 0.0
     """Loop time of the last answer, when nothing is asked; else 0."""
+    _held = False
+    """The answers so far are not taken: nothing more is read, no request that waits begins."""
+    _unsent = 0
+    _taken_at_s = 0.0
     _head_bytes = 0
     _quiet_bytes = 0
     _progress_bytes = 0
@@ -156,7 +160,7 @@ class Edge(HttpToolsProtocol):
             b"connection" in first and self.parser.get_http_version() == "1.0"
         )
         exchange.expects = b"expect" in first and first[b"expect"].lower() == b"100-continue"
-        if earlier is None or earlier.response_complete:
+        if (earlier is None or earlier.response_complete) and not self._held:
             exchange.turn = True
             exchange.advance()
         else:
@@ -165,7 +169,7 @@ class Edge(HttpToolsProtocol):
         return True
 
     def _ordinary(self) -> None:
-        url, headers = self.url, self.headers
+        url, headers, earlier = self.url, self.headers, self.cycle
         super().on_message_begin()
         self.url = url
         self.headers = self.scope["headers"] = headers
@@ -173,6 +177,8 @@ class Edge(HttpToolsProtocol):
             name == b"expect" and value.lower() == b"100-continue" for name, value in headers
         )
         super().on_headers_complete()
+        if earlier is None or earlier.response_complete:
+            self._held = False  # it has begun, and waits by itself with what it sends
 
     def on_body(self, body: bytes) -> None:
         self._quiet_bytes = 0
@@ -207,6 +213,22 @@ class Edge(HttpToolsProtocol):
         self.server_state.total_requests += 1
         if self.transport.is_closing():
             return
+        if self.flow.write_paused:
+            # Who asks on and on and takes no answer would fill the memory.
+            self._held = True
+            self.flow.pause_reading()
+        else:
+            self._go_to_next()
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._taken_at_s = self.loop.time()
+        if self._held:
+            self._held = False
+            if not self.transport.is_closing():
+                self._go_to_next()
+
+    def _go_to_next(self) -> None:
         self.flow.resume_reading()
         if self.pipeline:
             # In a turn and a context of its own: whoever answered, a handler's task maybe, is none of its business.
@@ -247,18 +269,29 @@ class Edge(HttpToolsProtocol):
             self._progress_bytes = size + PROGRESS_BYTES
             self.reading_since_s = self.loop.time()
 
+    def takes_nothing(self, now_s: float) -> bool:
+        """Whether the peer has taken nothing for TAKE_S_MAX of what is written for it; the sweep asks."""
+        unsent = self.transport.get_write_buffer_size()
+        if not unsent or unsent < self._unsent or not self._unsent:
+            self._taken_at_s = now_s
+        self._unsent = unsent
+        return now_s - self._taken_at_s > TAKE_S_MAX
+
     def abort(self) -> None:
         """Drop the connection."""
         self.transport.abort()
 
 
 def sweep(connections: Iterable[Any], now_s: float) -> int:
-    """Drop connections that send one request for too long, close those that were idle too long; how many."""
+    """Drop connections that send one request for too long or take no answer, close those that were idle too long.
+
+    Returns how many.
+    """
     late = 0
     for one in connections:
         if not isinstance(one, Edge):
             continue
-        if one.reading_since_s and now_s - one.reading_since_s > REQUEST_S_MAX:
+        if one.takes_nothing(now_s) or (one.reading_since_s and now_s - one.reading_since_s > REQUEST_S_MAX):
             late += 1
             one.abort()
         elif one.idle_since_s and now_s - one.idle_since_s > one.timeout_keep_alive:

@@ -61,8 +61,9 @@ class Exchange:
         """Look at the head; what is wrong with it is answered in the request's turn."""
         first = self.request.first
         try:
-            within = not measure and len(self.request.headers) <= HEADER_COUNT_MAX and b"content-encoding" not in first
-            if within and int(first.get(b"content-length", b"0")) <= self._inline:
+            within = not measure and len(self.request.headers) <= HEADER_COUNT_MAX
+            plain = b"content-encoding" not in first and b"transfer-encoding" not in first
+            if within and plain and int(first.get(b"content-length", b"0")) <= self._inline:
                 return  # nearly every one: nothing of check_head is for it
             large = self._route.take is not None
             check_head(self.request.headers, self.request.first, self._routes, measure=measure, large=large)
