@@ -142,7 +142,7 @@ class OperationsSurface:
         principal = self._auth.authenticate(request.headers)
         operation = request.raw_path[len(PATH) + 1 : -len(RESULT)].decode("latin-1")
         wait = request.arguments().get("wait", "")
-        known = await self._operations.result(operation, principal.namespace, self._wait_s(wait))
+        known = await self._operations.result(operation, principal.namespace, self._wait_s(wait), request.gone)
         if known.state.terminal and known.outcome is not None:
             link = operation_link(self._public_url, operation).encode()
             answer = nexus_answer(operation, known.state, known.outcome, link, known.links, first=False)

@@ -303,7 +303,7 @@ class NexusSurface:
         wait = request.arguments().get("wait", "")
         wait_ms = min(parse_duration_ms(wait) or 0, self._wait_max_ms)
         token = self._token(request)
-        known = await self._operations.result(token, principal.namespace, wait_ms / 1000)
+        known = await self._operations.result(token, principal.namespace, wait_ms / 1000, request.gone)
         if known.state.terminal and known.outcome is not None:
             link = operation_link(self._public_url, token).encode()
             answer = nexus_answer(token, known.state, known.outcome, link, known.links, first=False)

@@ -6,7 +6,8 @@ State never changes here, and no transition begins with a read from here. Knows 
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Final, NamedTuple
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
 
 import msgspec
 from msgspec.structs import replace
@@ -20,12 +21,15 @@ from mesh.ids import is_operation_id
 from mesh.store.durable import JOURNAL, STREAM
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
+    from collections.abc import Awaitable, Callable, Generator, Sequence
 
     from gateway.waiters import Ending, FirstRequest, Waiters
     from mesh.store.layout import Line
     from mesh.store.store import Store
     from mesh.store.verbs import Record
+
+Gone: TypeAlias = "Callable[[], Awaitable[None]]"
+"""Returns when the caller hangs up."""
 
 QUICK_S: Final = 0.1
 """Most answers come within this; a longer wait is worth a subscription and an eye on the caller's connection."""
@@ -58,15 +62,14 @@ class Reading:
         self._store = store
         self._waiters = waiters
 
-    async def first_outcome(self, placed: Placed, wait_s: float, gone: Callable[[], Awaitable[None]]) -> Known | None:
+    async def first_outcome(self, placed: Placed, wait_s: float, gone: Gone) -> Known | None:
         """The outcome within `wait_s`, for the request that started the operation; None when it is not there yet.
 
-        Afterwards the request is no longer open: what ends later owes the callback. `gone` returns when the caller
-        hangs up.
+        Afterwards the request is no longer open: what ends later owes the callback.
         """
         first = placed.first
         if first is None:
-            return await self.outcome(placed, wait_s) if placed.replayed else None
+            return await self.outcome(placed, wait_s, gone) if placed.replayed else None
         deadline_s = monotonic_s() + wait_s
         try:
             ending = await first.wait(min(wait_s, QUICK_S), self._waiters.alarms)
@@ -91,25 +94,20 @@ class Reading:
         return await self._try_read(placed.id, monotonic_s()) or _ended(placed, ending)
 
     async def _watch_first(
-        self, placed: Placed, first: FirstRequest, deadline_s: float, gone: Callable[[], Awaitable[None]]
+        self, placed: Placed, first: FirstRequest, deadline_s: float, gone: Gone
     ) -> Known | None:
         """Wait on all ways an operation can end: here, at another gateway, by its timers. None: over, or claimed."""
-        hung_up = asyncio.ensure_future(gone())
-        try:
-            with self._waiters.watching(placed.id) as moved:
-                first.moved = moved
-                hung_up.add_done_callback(lambda _: moved.set())
-                while not first.settled and not hung_up.done():
-                    if not first.claimed:
-                        known = await self._try_read(placed.id, deadline_s)
-                        if known is not None and known.state.terminal and not first.claimed:
-                            return known
-                    left_s = deadline_s - monotonic_s()
-                    if left_s <= 0 or self._waiters.ended:
-                        break
-                    await wait_for(moved, left_s)
-        finally:
-            hung_up.cancel()
+        with self._waiters.watching(placed.id) as moved, _told_of(gone, moved) as hung_up:
+            first.moved = moved
+            while not first.settled and not hung_up.done():
+                if not first.claimed:
+                    known = await self._try_read(placed.id, deadline_s)
+                    if known is not None and known.state.terminal and not first.claimed:
+                        return known
+                left_s = deadline_s - monotonic_s()
+                if left_s <= 0 or self._waiters.ended:
+                    break
+                await wait_for(moved, left_s)
         return None
 
     async def _try_read(self, operation: str, deadline_s: float) -> Known | None:
@@ -128,9 +126,9 @@ class Reading:
             return placed, None
         return replace(placed, head=known.head), known if known.state.terminal else None
 
-    async def outcome(self, placed: Placed, wait_s: float) -> Known | None:
+    async def outcome(self, placed: Placed, wait_s: float, gone: Gone | None = None) -> Known | None:
         """The outcome within `wait_s`, for anybody; None while it runs."""
-        known = await self.result(placed.id, placed.head.namespace, wait_s)
+        known = await self.result(placed.id, placed.head.namespace, wait_s, gone)
         return known if known.state.terminal else None
 
     async def read(self, operation: str) -> Known | None:
@@ -158,16 +156,16 @@ class Reading:
         """The input that a record has in itself."""
         return await self._store.input(operation) or b""
 
-    async def result(self, operation: str, namespace: str, wait_s: float) -> Known:
-        """The record once it is terminal, or after `wait_s` as it is. Raises NotFound."""
+    async def result(self, operation: str, namespace: str, wait_s: float, gone: Gone | None = None) -> Known:
+        """The record once it is terminal, or after `wait_s` or when `gone` returns as it is. Raises NotFound."""
         known = await self.get(operation, namespace)
         if not known.state.terminal and wait_s > 0:
             deadline_s = monotonic_s() + wait_s
-            with self._waiters.watching(operation) as moved:
+            with self._waiters.watching(operation) as moved, _told_of(gone or _never, moved) as hung_up:
                 while True:
                     known = await self.get(operation, namespace)
                     left_s = deadline_s - monotonic_s()
-                    if known.state.terminal or left_s <= 0 or self._waiters.ended:
+                    if known.state.terminal or left_s <= 0 or self._waiters.ended or hung_up.done():
                         break
                     await wait_for(moved, left_s)
         return known
@@ -197,6 +195,21 @@ class Reading:
         known = await self.get(operation, namespace)
         page = await self._store.lines(operation, STREAM, after, limit)
         return Stream(known, page.lines, page.stream)
+
+
+async def _never() -> None:
+    await asyncio.get_running_loop().create_future()
+
+
+@contextmanager
+def _told_of(gone: Gone, moved: asyncio.Event) -> Generator[asyncio.Future[None]]:
+    """Sets `moved` when the caller hangs up: nobody waits for whom nobody is left."""
+    hung_up = asyncio.ensure_future(gone())
+    hung_up.add_done_callback(lambda _: moved.set())
+    try:
+        yield hung_up
+    finally:
+        hung_up.cancel()
 
 
 def unknown_operation(operation: str) -> NotFound:

@@ -185,6 +185,8 @@ def check_head(headers: Headers, first: dict[bytes, bytes], routes: Routes, *, m
         raise too_large(routes)
     if first.get(b"content-encoding", b"identity") != b"identity":
         raise Malformed("send the body without Content-Encoding", code="encoding_not_supported")
+    if first.get(b"transfer-encoding", b"chunked").lower() != b"chunked":
+        raise Malformed("send the body as it is, or chunked and nothing else", code="encoding_not_supported")
     size = sum([len(name) + len(value) for name, value in headers]) if measure else 0
     if size > routes.header_bytes_max or len(headers) > HEADER_COUNT_MAX:
         detail = f"the headers are larger than {routes.header_bytes_max} bytes or more than {HEADER_COUNT_MAX}"

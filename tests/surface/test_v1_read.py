@@ -13,6 +13,7 @@ from mesh.ids import operation_id
 from tests.surface.actors import Actor, Reply, as_json, handler_error, operation_error, started
 from tests.surface.checks import TIME, check_problem
 from tests.surface.gateways import ASYNC, Caller
+from tests.surface.wire import Connection
 
 
 class TestRecord:
@@ -125,6 +126,16 @@ class TestResult:
         assert {(one.status, one.body, one["content-type"]) for one in answers} == {(200, b'"now"', "text/x")}
         assert monotonic_s() - done_at_s < 10
         assert answers[0]["cache-control"] == "no-store"
+
+    async def test_who_hung_up_is_waited_for_no_longer(self, caller: Caller, agent: Actor) -> None:
+        """P66."""
+        agent.replies(started())
+        operation = await caller.begin(await caller.register(agent.url))
+        await agent.until(1)
+        async with await Connection.open(caller.gateway.port) as connection:
+            connection.send("GET", f"/v1/operations/{operation}/result?wait=60")
+            await caller.until_gauge("mesh_waits_open", 1)
+        await caller.until_gauge("mesh_waits_open", 0)
 
     @pytest.mark.parametrize("state", ["failed", "canceled"])
     async def test_424(self, caller: Caller, agent: Actor, state: str) -> None:

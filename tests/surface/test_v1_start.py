@@ -11,6 +11,7 @@ from mesh.clock import monotonic_s
 from tests.surface.actors import Actor, Reply, as_json, handler_error, operation_error, started
 from tests.surface.checks import TIME, check_problem
 from tests.surface.gateways import ASYNC, Caller, fresh
+from tests.surface.wire import Connection
 
 
 class TestAnswers:
@@ -289,6 +290,10 @@ class TestRefused:
         check_problem(await caller.v1(name, {"idempotency-key": "x" * 256}), 400, "idempotency_key_invalid")
         check_problem(await caller.v1(name, {"prefer": "wait=x"}), 400, "prefer_invalid")
         check_problem(await caller.v1(name, {"content-encoding": "gzip"}), 400, "encoding_not_supported")
+        async with await Connection.open(caller.gateway.port) as connection:
+            coded = {"transfer-encoding": "gzip, chunked", "content-type": "application/json"}
+            connection.send("POST", "/v1/operations", coded, b"2\r\n{}\r\n0\r\n\r\n")
+            check_problem(await connection.answer(), 400, "encoding_not_supported")
         assert agent.calls == []
 
     @pytest.mark.parametrize(
