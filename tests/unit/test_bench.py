@@ -134,7 +134,7 @@ def test_figures_are_of_this_run(document: dict[str, Any]) -> None:
     sync, parked = document["scenarios"]["v1_sync"]["figures"], document["scenarios"]["parked"]["figures"]
     for name in ("throughput_per_s", "alone_p50_ms", "gateway_cpu_us", "store_bytes", "gateway_rss_before_mib"):
         assert sync[name]["median"] > 0, name
-    assert 1 <= sync["store_calls_per_op"]["median"] < 10
+    assert 0 < sync["store_calls_per_op"]["median"] < 10  # starts of one turn share a call
     assert parked["parked_count"]["median"] == 60
     note = sync["fsyncs_per_op"]["note"]
     assert "strace" in note if can_trace() else "upper bound" in note
