@@ -19,7 +19,7 @@ from tests.conformance.bad_manners import unread
 from tests.conformance.kit_checks import LASTING, QUICK, SLOW, SLOWER, by_number, checked, raw
 from tests.conformance.plain_agents import Plain, Street
 
-SAMPLES = {"D1": SLOW, "D2": SLOW, "D3": SLOWER, "L1": SLOW, "L2": SLOW}
+SAMPLES = {"D1": SLOW, "D2": SLOW, "D3": SLOWER, "L1": SLOW, "L2": SLOW, "X3": SLOWER}
 AT_ONCE = 12
 
 
