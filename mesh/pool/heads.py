@@ -13,6 +13,9 @@ from mesh.pool.reply import Reply
 HEADS_MAX: Final = 16
 HEAD_BYTES_MAX: Final = 512
 """Longer ones are parsed each time."""
+MISSES_MAX: Final = 64
+REST: Final = 10_000
+"""So many replies are parsed unseen after so many misses in a row: where all heads differ, looking only costs."""
 _END: Final = b"\r\n\r\n"
 _BODYLESS: Final = (204, 304)
 
@@ -20,23 +23,34 @@ _BODYLESS: Final = (204, 304)
 class Heads:
     """Those of one origin."""
 
-    __slots__ = ("_known",)
+    __slots__ = ("_known", "_misses", "_rest")
 
     def __init__(self) -> None:
+        self._misses = self._rest = 0
         self._known: dict[bytes, tuple[int, list[tuple[bytes, bytes]], int]] = {}
 
     def reply(self, data: bytes, body_bytes_max: int) -> Reply | None:
         """What `data` says, if it is a whole reply whose head was seen before."""
+        if self._rest:
+            self._rest -= 1
+            return None
         end = data.find(_END, 0, HEAD_BYTES_MAX) + len(_END)
         known = self._known.get(data[:end])
         if known is None:
+            self._misses += 1
             return None
+        self._misses = 0
         status, headers, length = known
         # More than the body belongs to nobody, less is yet to come: both are for the parser.
         return Reply(status, headers.copy(), data[end:]) if len(data) - end == length <= body_bytes_max else None
 
     def remember(self, data: bytes, status: int, headers: list[tuple[bytes, bytes]], length: int | None) -> None:
         """`data` was a whole reply, and the next one may follow it."""
+        if self._misses > MISSES_MAX:
+            self._misses, self._rest = 0, REST
+            self._known.clear()
+        if self._rest:
+            return
         end = data.find(_END, 0, HEAD_BYTES_MAX) + len(_END)
         # By the lengths a 1xx in front is told, whose head ends first, and a head that is too long.
         if length is not None and len(data) - end == length and status not in _BODYLESS and data[:end].endswith(_END):

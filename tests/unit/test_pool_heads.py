@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from mesh.errors import ReplyInvalid
-from mesh.pool.heads import HEAD_BYTES_MAX, HEADS_MAX, Heads
+from mesh.pool.heads import HEAD_BYTES_MAX, HEADS_MAX, MISSES_MAX, REST, Heads
 from tests.unit.pool_peers import OK, Line, answering, on_both_loops, peer, pool_of, send
 
 HEAD = OK[:-2]
@@ -86,3 +86,16 @@ def test_few_and_short_heads_are_remembered_whole_replies_only() -> None:
         assert heads.reply(reply, 9) is None
     heads.remember(b"HTTP/1.1 304 X\r\ncontent-length: 0\r\n\r\n", 304, [], 0)
     assert heads.reply(b"HTTP/1.1 304 X\r\ncontent-length: 0\r\n\r\n", 9) is None
+
+
+def test_where_all_heads_differ_nothing_is_looked_up_for_a_while() -> None:
+    heads, misses = Heads(), 0
+    for number in range(MISSES_MAX + 1):
+        reply = b"HTTP/1.1 200 OK\r\nx: %d\r\ncontent-length: 2\r\n\r\nok" % number
+        misses += heads.reply(reply, 10) is None
+        heads.remember(reply, 200, [], 2)
+    assert misses == MISSES_MAX + 1
+    for _ in range(REST):
+        assert heads.reply(OK, 10) is None
+        heads.remember(OK, 200, [], 2)
+    assert heads.reply(OK, 10) is not None
