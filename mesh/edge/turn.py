@@ -164,16 +164,13 @@ class Exchange:
     # What the route does
 
     def _begin(self, begin: Beginner) -> None:
-        request, render, body = self.request, self._route.render, self._body
+        request, body = self.request, self._body
         request.body = body if type(body) is bytes else bytes(body)
-        request.render = render
+        request.render = self._route.render
         try:
             begin(request)
-        except MeshError as error:
-            self.answer(render(error))
-        except Exception as error:  # noqa: BLE001 - the last line before the socket; logged, never leaked
-            _log.exception("unexpected error in %s %r", request.method, request.raw_path)
-            self.answer(render(error))
+        except Exception as error:  # noqa: BLE001 - as in `_run`
+            self.answer(failed(self._route, request, error))
 
     async def _run(self) -> None:
         request, route, fault = self.request, self._route, self._fault

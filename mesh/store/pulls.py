@@ -12,9 +12,10 @@ import msgspec
 
 from mesh.ids import PARTITION
 from mesh.machine import Event
-from mesh.store.functions import Functions, Refused
+from mesh.store.functions import Functions, Refused, meaning
 from mesh.store.layout import encode
-from mesh.store.link import Link
+from mesh.store.link import Link, StoreReply
+from mesh.store.merging import of_one
 from mesh.store.parcels import LETTERS, complete_arguments, read_completed, read_work, refused_completion
 from mesh.store.verbs import Completed, Pulled, Seat
 
@@ -137,12 +138,13 @@ def _arguments(answer: Answer, session: str, *, alone: bool) -> tuple[bytes, byt
 
 
 def _read(answer: Answer, reply: list[Any]) -> Completed | Taken:
-    word = reply[0].decode()
-    if word == "broken":
-        return Taken("broken")
-    if word == "refused":
-        refused = Refused(*reply[1].decode().removeprefix("MESH_").partition(" ")[::2])
-        return refused_completion(refused) if isinstance(answer, Ended) else Taken("unknown")
+    try:
+        word = of_one(reply)[0].decode()
+    except StoreReply as fault:
+        error = meaning(fault)
+        if not isinstance(error, Refused):
+            return Taken("broken")
+        return refused_completion(error) if isinstance(answer, Ended) else Taken("unknown")
     if isinstance(answer, Ended):
         return read_completed(reply)
     # Where a transition took place the last field is a line that may move; else it is the state.
