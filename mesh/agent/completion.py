@@ -16,14 +16,14 @@ from nexusrpc import HandlerError, Link, OperationError
 
 from mesh import trace
 from mesh.agent.codec import Codec
-from mesh.agent.inbound import MESH_CALLBACK, Callback, merged
+from mesh.agent.inbound import MESH_CALLBACK, Callback, destination_of, merged, sound_callback_headers
 from mesh.agent.outcome import Outcome, digested, linked, raised, succeeded
 from mesh.clock import now_ms, sleep, to_http_date, to_rfc3339
 from mesh.errors import Conflict, Gone, MeshError, NotFound, PeerFault, Refusal, ReplyTimeout, Unauthenticated
 from mesh.ids import jittered
 from mesh.pool import POOL_CLOSED, Pool, Reply, Target
 from mesh.streams import Source
-from mesh.wire import RawHeader, check_callback_headers, failure_json, load_json, operation_failure
+from mesh.wire import RawHeader, failure_json, load_json, operation_failure
 from mesh.wire.digests import CONTENT_DIGEST
 
 RETRY_FIRST_MS: Final = 200
@@ -91,7 +91,7 @@ def completion_of(outcome: Outcome, operation_token: str, started_at_ms: int) ->
 
 def traced(headers: list[RawHeader], callback: Callback, context: Mapping[str, str]) -> list[RawHeader]:
     """With a trace context, unless the caller's callback headers bring one."""
-    if any(name == b"traceparent" for name, _ in callback.headers):
+    if not context or any(name == b"traceparent" for name, _ in callback.headers):
         return headers
     return [*headers, *merged(context)]
 
@@ -174,16 +174,17 @@ async def complete(
     Conflict (another outcome stands), Gone, Refusal as the caller answered, Malformed for a URL or headers that cannot
     be sent, Undecodable for a result that is not JSON.
     """
-    target = Target.parse(callback_url)
-    replayed = merged(headers or {})
+    target, gateway = destination_of(callback_url)
+    replayed = merged(headers) if headers else []
     if token:
-        replayed = [*(header for header in replayed if header[0] != b"token"), (b"token", token.encode("latin-1"))]
-    gateway = Target.parse(callback_url.removesuffix(MESH_CALLBACK))
-    destination = Callback(callback_url, target, check_callback_headers(replayed), token, gateway)
+        replayed = [*[header for header in replayed if header[0] != b"token"], (b"token", token.encode("latin-1"))]
+    destination = Callback(callback_url, target, sound_callback_headers(replayed), token, gateway)
     outcome = succeeded(_anything, result) if error is None else raised(error, "complete")
     host = home.get()
     operation_token = operation_token if host is None else host.outer(operation_token)
-    outcome = await digested(linked(outcome, links))
+    outcome = linked(outcome, links)
+    if outcome.blob is not None:
+        outcome = await digested(outcome)
     head, body = completion_of(outcome, operation_token, now_ms() if started_at_ms is None else started_at_ms)
     head = traced(head, destination, trace.outgoing())
     pool = agent_pool()

@@ -156,24 +156,32 @@ def _callback(query: bytes, replayed: list[RawHeader], *, mesh: bool) -> Callbac
     if found is None:
         return None
     url, target, gateway = found
-    token = ""
-    if len(replayed) == 1 and replayed[0][0] == b"token" and _is_token(replayed[0][1]):
-        headers, token = replayed, replayed[0][1].decode()  # what every mesh sends, by the same rules
-    elif replayed:
-        headers = check_callback_headers(replayed)
-        token = next((value.decode("latin-1") for name, value in headers if name == b"token"), "")
-    else:
-        headers = replayed
+    headers, token = sound_callback_headers(replayed), ""
+    for name, value in headers:
+        if name == b"token":
+            token = value.decode("latin-1")
+            break
     return Callback(url, target, headers, token, gateway if mesh and token else None)
+
+
+def sound_callback_headers(headers: list[RawHeader]) -> list[RawHeader]:
+    """`check_callback_headers`, of which what every mesh sends needs nothing: a token alone. Raises Malformed."""
+    if not headers or (len(headers) == 1 and headers[0][0] == b"token" and _is_token(headers[0][1])):
+        return headers
+    return check_callback_headers(headers)
 
 
 @lru_cache(maxsize=CALLBACKS_REMEMBERED_MAX)
 def _destination(query: bytes) -> tuple[str, Target, Target | None] | None:
     url = _field(query, "callback")
-    if not url:
-        return None
-    base = url.removesuffix(MESH_CALLBACK)
-    return url, Target.parse(url), Target.parse(base) if base != url else None
+    return (url, *destination_of(url)) if url else None
+
+
+@lru_cache(maxsize=CALLBACKS_REMEMBERED_MAX)
+def destination_of(callback_url: str) -> tuple[Target, Target | None]:
+    """Where a completion goes, and the base URL of the mesh that takes it, if it is one. Raises Malformed."""
+    base = callback_url.removesuffix(MESH_CALLBACK)
+    return Target.parse(callback_url), Target.parse(base) if base != callback_url else None
 
 
 def _field(query: bytes, name: str) -> str:

@@ -34,6 +34,7 @@ from mesh.wire.digests import CONTENT_DIGEST, digest_field
 CAUSES_MAX: Final = 16
 logger: Final = logging.getLogger("mesh.agent")
 
+_encode: Final = msgspec.json.Encoder().encode
 _SUCCEEDED: Final[dict[str | None, tuple[RawHeader, ...]]] = {
     None: ((b"nexus-operation-state", b"succeeded"),),
     JSON: ((b"content-type", JSON.encode()), (b"nexus-operation-state", b"succeeded")),
@@ -82,7 +83,7 @@ def _blob_headers(blob: Blob) -> tuple[RawHeader, ...]:
 
 def running(token: str, links: Sequence[nexusrpc.Link] = ()) -> Outcome:
     """201: the operation goes on under `token`."""
-    return linked(Outcome(201, _RUNNING, failure_json({"token": token, "state": "running"}), "running"), links)
+    return linked(Outcome(201, _RUNNING, _encode({"token": token, "state": "running"}), "running"), links)
 
 
 def refusal(error_type: str, message: str, *, retry_after_s: int | None = None) -> Outcome:
