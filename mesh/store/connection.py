@@ -27,8 +27,9 @@ class Asker(Protocol):
     def set_exception(self, exception: Any, /) -> None: ...
 
 
-Waiting = tuple[Asker, bytes, float, bool]
-"""A call on its way: its asker, the packed bytes, when it was asked (monotonic s), may it be sent again."""
+Waiting = tuple[Asker, bytes, float, bool, int]
+"""A call on its way: its asker, the packed bytes, when it was asked (monotonic s), may it be sent again, and how many
+calls it stands for (merging.py)."""
 
 Call = Callable[..., asyncio.Future[Any]]
 """`call(*args)`: one command; the future gets the reply (bytes, int, None or lists of these)."""
@@ -118,7 +119,7 @@ class Connection(asyncio.Protocol):
             future.set_exception(StoreUnavailable("the connection to the store is lost"))
             return future
         packed = pack(args)
-        self.inflight.append((future, packed, monotonic_s(), False))
+        self.inflight.append((future, packed, monotonic_s(), False, 1))
         self._write(packed)
         return future
 
@@ -163,8 +164,8 @@ class Connection(asyncio.Protocol):
                 if not inflight:
                     self._pushed(reply)
                     continue
-                future, packed, _, _ = inflight.popleft()
-                count += 1
+                future, packed, _, _, calls = inflight.popleft()
+                count += calls
                 size += len(packed)
                 if future.done():  # its deadline passed or its caller left
                     continue

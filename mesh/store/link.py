@@ -66,7 +66,7 @@ class Link:
         self._hook = on_reconnect
         self._deadline_s = deadline_s
         self._stall_s = stall_s
-        self._room = waiting_max
+        self._waiting_max = self._room = waiting_max
         self._bytes_room = waiting_bytes_max
         self._fresh: list[Waiting] = []
         self._merging: list[Merging] = []
@@ -129,8 +129,7 @@ class Link:
     @property
     def waiting(self) -> int:
         """Calls without an answer yet."""
-        inflight = len(self._connection.inflight) if self._connection is not None else 0
-        return len(self._fresh) + len(self._again) + inflight
+        return self._waiting_max - self._room
 
     def call(self, *args: Arg, resend: bool = True) -> asyncio.Future[Any]:
         """Ask for one command. The reply is bytes, int, None, or a list of these (RESP2).
@@ -144,7 +143,7 @@ class Link:
         packed = pack(args)
         if not self._turn_open:
             self._open_turn()
-        self._fresh.append((future, packed, self._turn_at_s, resend))
+        self._fresh.append((future, packed, self._turn_at_s, resend, 1))
         self._room -= 1
         self._bytes_room -= len(packed)
         return future
@@ -160,15 +159,16 @@ class Link:
         if not asked:
             self._merging.append(merging)
         asked.append(Asked(future, verb, parts))
+        self._room -= 1
         if len(asked) >= MERGED_MAX:
             self._pack_merged()
         return future
 
     def _pack_merged(self) -> None:
         for merging in self._merging:
+            calls = len(merging.asked)
             asker, packed = merging.packed()
-            self._fresh.append((asker, packed, self._turn_at_s, True))
-            self._room -= 1
+            self._fresh.append((asker, packed, self._turn_at_s, True, calls))
             self._bytes_room -= len(packed)
         self._merging.clear()
 
@@ -207,7 +207,7 @@ class Link:
         asked_before_s = now_s - self._deadline_s
         connection = self._connection
         if connection is not None and connection.inflight:
-            for future, _, asked_at_s, _ in connection.inflight:
+            for future, _, asked_at_s, _, _ in connection.inflight:
                 if asked_at_s > asked_before_s:
                     break
                 if not future.done():  # the call keeps its place: replies are paired by order
@@ -226,7 +226,7 @@ class Link:
             self._sweeper = self._loop.call_later(SWEEP_S, self._sweep)
 
     def _give_up(self, call: Waiting, error: MeshError) -> None:
-        self._room += 1
+        self._room += call[4]
         self._bytes_room += len(call[1])
         if not call[0].done():
             call[0].set_exception(error)

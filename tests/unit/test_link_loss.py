@@ -13,7 +13,8 @@ from mesh.clock import monotonic_s
 from mesh.errors import OutcomeUnknown, StoreUnavailable, StoreUnsafe
 from mesh.store.connection import Call
 from mesh.store.dial import Fence, dial
-from mesh.store.link import Link
+from mesh.store.link import Link, StoreReply
+from mesh.store.merging import Merging
 from tests.servers import Proxy, RawServer, connected, eventually
 
 StartServer = Callable[..., RawServer]
@@ -102,6 +103,30 @@ class TestLoss:
             server.signal(SIGCONT)
             await asyncio.gather(*calls)
             assert await asyncio.gather(*[link.call("PING") for _ in range(10)]) == [b"PONG"] * 10
+
+    async def test_calls_that_travel_together_count_each(self, start_server: StartServer) -> None:
+        """They take room when they are asked for and give it back when they are answered, also after another try."""
+        server, merging = start_server(), Merging(b"k", "many", lambda asked: [b"%d" % len(asked)])
+        async with connected(server.address, waiting_max=10, deadline_s=60, stall_s=60) as link:
+            for goes_on in (lambda: server.signal(SIGCONT), server.restart):
+                server.signal(SIGSTOP)
+                together = [link.join(merging, "one", [b"1"]) for _ in range(6)]
+                await asyncio.sleep(0)  # noqa: TID251 - one turn of the loop, no time
+                asked = [*together, *[link.join(merging, "one", [b"1"]) for _ in range(3)], link.call("PING")]
+                assert link.waiting == 10
+                for one in (link.join(merging, "one", [b"1"]), link.call("PING")):
+                    with pytest.raises(StoreUnavailable, match="too many calls"):
+                        await one
+                goes_on()
+                *joined, pong = await asyncio.gather(*asked, return_exceptions=True)
+                assert pong == b"PONG"
+                assert [type(one) for one in joined] == [StoreReply] * 9, "a bare store has no such function"
+                assert link.waiting == 0
+            server.signal(SIGSTOP)
+            left = [link.join(merging, "one", [b"1"]) for _ in range(10)]
+        assert link.waiting == 0
+        told = await asyncio.gather(*left, return_exceptions=True)
+        assert [type(one) for one in told] == [StoreUnavailable] * 10
 
     async def test_the_bytes_of_waiting_calls_have_a_limit(self, start_server: StartServer) -> None:
         server = start_server()
