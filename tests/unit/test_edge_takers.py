@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -14,7 +15,7 @@ from uvicorn.server import ServerState
 from gateway.http import Front
 from mesh.clock import sleep
 from mesh.edge import Answer, HotRoute, Request, Routes
-from mesh.edge.protocol import Edge, sweep
+from mesh.edge.protocol import PIPELINE_MAX, Edge, sweep
 from mesh.edge.turn import TAKE_S_MAX
 
 REQUESTS = 60
@@ -22,6 +23,7 @@ BODY = b"x" * 100_000
 HUGE = b"x" * (16 << 20)
 """More than a kernel holds for a connection."""
 ASK = b"GET /x?%d HTTP/1.1\r\nhost: x\r\n\r\n"
+NOW = b"GET /now HTTP/1.1\r\nhost: x\r\n\r\n"
 ORDINARY = b"GET /ordinary HTTP/1.1\r\nhost: x\r\n\r\n"
 
 
@@ -45,8 +47,12 @@ async def served(body: bytes) -> AsyncIterator[Served]:
         asked.append(request.query)
         return Answer(200, [], body)
 
-    route = HotRoute(large, _render)
-    routes = Routes(lambda _method, path: route if path == b"/x" else None, 1_000, 1_000)
+    def at_once(request: Request) -> None:
+        asked.append(b"%d" % _depth())
+        request.sink.answer(Answer(200, [], b"now"))
+
+    found = {b"/x": HotRoute(large, _render), b"/now": HotRoute(large, _render, begin=at_once)}
+    routes = Routes(lambda _method, path: found.get(path), 1_000, 1_000)
     front = Front(_app, routes)
     config = uvicorn.Config(front, http=Edge, ws="none", lifespan="off", log_config=None, access_log=False)
     config.load()
@@ -65,6 +71,14 @@ async def served(body: bytes) -> AsyncIterator[Served]:
         async with asyncio.timeout(10):
             while state.connections:
                 await sleep(0)
+
+
+def _depth() -> int:
+    """How many calls deep this one is."""
+    depth, frame = 0, inspect.currentframe()
+    while frame is not None:
+        depth, frame = depth + 1, frame.f_back
+    return depth
 
 
 def _render(error: Exception) -> Answer:
@@ -97,6 +111,20 @@ async def test_it_is_asked_no_more_than_it_takes() -> None:
                 left += await loop.sock_recv(stage.peer, 1 << 20)
         assert left.count(b"HTTP/1.1 200 OK") == REQUESTS + 1
         assert stage.asked == [b"%d" % n for n in range(REQUESTS)]
+
+
+async def test_an_answer_at_once_begins_the_next_in_a_turn_of_its_own() -> None:
+    """As many as may wait on a connection do not stand on each other's shoulders: Python has a limit for that."""
+    loop = asyncio.get_running_loop()
+    async with served(b"first") as stage:
+        await loop.sock_sendall(stage.peer, ASK % 1 + NOW * (PIPELINE_MAX - 1) + ORDINARY)
+        got = bytearray()
+        async with asyncio.timeout(30):
+            while not got.endswith(b"\r\n\r\ndone"):
+                got += await loop.sock_recv(stage.peer, 1 << 20)
+        assert got.count(b"\r\n\r\nnow") == PIPELINE_MAX - 1
+        depths = [int(one) for one in stage.asked[1:]]
+        assert max(depths) < min(depths) + PIPELINE_MAX
 
 
 async def test_what_takes_nothing_is_dropped() -> None:
