@@ -20,6 +20,8 @@ from bench.work import ASYNC_SERVICE, UNCHECKED_ENDPOINT
 MIB: Final = 1 << 20
 COUNTED: Final = 1_000
 """Operations over which the store's calls are counted."""
+COUNTED_PER_S: Final = 500
+"""Of a load shorter than two seconds."""
 CALLS_SHOWN: Final = 4
 
 KINDS: Final[dict[str, dict[str, Any]]] = {
@@ -86,9 +88,10 @@ async def _repeat(
     for part, cpu_us in loaded.cpu_us().items():
         figures.add(f"{part}_cpu_us", cpu_us)
     figures.add("alone_gateway_cpu_us", alone.cpu_us()["gateway"])
+    count = min(COUNTED, max(1, round(options.seconds * COUNTED_PER_S)))
     async with stack.store.calls() as calls:
-        counted = await drive(stack, what, options, count=COUNTED)
-    told = ", ".join(f"{name} {number / COUNTED:.3g}" for name, number in calls.most_common(CALLS_SHOWN))
+        counted = await drive(stack, what, options, count=count)
+    told = ", ".join(f"{name} {number / count:.3g}" for name, number in calls.most_common(CALLS_SHOWN))
     figures.add("store_calls_per_op", calls.total() / counted.result.answered, f"all commands of the gateway: {told}")
     finished = settled.store.operations - idle.store.operations
     grown = settled.store.used_bytes - idle.store.used_bytes

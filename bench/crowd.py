@@ -17,7 +17,8 @@ from typing import Any, Final, Self
 
 import msgspec
 
-from bench.process import BenchFailed, Part, free_port, start
+from bench.process import BenchFailed, Part, start
+from gateway.demo.fleet import free_ports
 from mesh.clock import monotonic_s, sleep
 from mesh.errors import MeshError
 from mesh.pool import Pool, Reply, Target
@@ -131,7 +132,7 @@ class Site:
         self._parts.append(await start(name, command, self.directory))
 
     async def _gateway(self, number: int, socket: Path) -> Target:
-        port = free_port()
+        (port,) = free_ports(1)
         lines = [f'[store]\nurl = "unix://{socket}"\n[gateway]\nname = "g{number}"\nport = {port}']
         lines.append(f'[tokens]\ncurrent = "a"\nkeys = {{ a = "{_SIGNS}" }}\n[egress]\nallow_loopback = true')
         lines += [f'[[namespaces]]\nname = "{name}"\nkeys = ["{key}"]' for name, key in KEYS.items()]

@@ -16,7 +16,7 @@ from bench.parts import Stack
 from bench.process import BenchFailed
 from bench.work import new_tag
 
-GRACE_S = 40.0
+GRACE_S = 100.0
 
 
 class Options(msgspec.Struct, frozen=True):

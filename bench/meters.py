@@ -25,7 +25,7 @@ PAGE_BYTES: Final = os.sysconf("SC_PAGE_SIZE")
 NAMESPACE: Final = "default"
 
 MARK: Final = "mesh-bench-monitor-ends"
-MARK_S: Final = 10.0
+MARK_S: Final = 60.0
 MONITOR_LINE_BYTES_MAX: Final = 1 << 20
 
 _OURS: Final = frozenset({b"info", b"zcount", b"echo"})
@@ -61,11 +61,14 @@ class Reading(NamedTuple):
 
 
 def usage(pids: Iterable[int]) -> Usage:
-    """Of the processes together. Raises FileNotFoundError when one of them is gone."""
+    """Of the processes together, with what those had used that they started and that ended."""
     cpu_ticks = rss_pages = 0
     for pid in pids:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        cpu_ticks += int(fields[11]) + int(fields[12])
+        try:
+            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        except (FileNotFoundError, ProcessLookupError):
+            continue  # one that a gateway reads large JSON in comes and goes
+        cpu_ticks += sum(map(int, fields[11:15]))
         rss_pages += int(fields[21])
     return Usage(cpu_ticks / TICKS_PER_S, rss_pages * PAGE_BYTES)
 
@@ -93,9 +96,10 @@ def is_store(pid: int) -> bool:
 def pin(pids: Sequence[int], core: int) -> None:
     """Let all threads of these processes run on one core only."""
     for pid in pids:
-        for thread in Path(f"/proc/{pid}/task").iterdir():
-            with suppress(ProcessLookupError):  # it ended just now
-                os.sched_setaffinity(int(thread.name), {core})
+        with suppress(FileNotFoundError):  # it ended just now
+            for thread in Path(f"/proc/{pid}/task").iterdir():
+                with suppress(ProcessLookupError):
+                    os.sched_setaffinity(int(thread.name), {core})
 
 
 class StoreMeter:

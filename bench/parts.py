@@ -18,13 +18,14 @@ from typing import Any, Final, Self
 import msgspec
 
 from bench.meters import Reading, StoreMeter, is_store, pin, tree, usage
-from bench.process import STRACE, BenchFailed, Part, free_port, is_strace, start, strace_filters
+from bench.process import STRACE, BenchFailed, Part, is_strace, start, strace_filters
 from bench.work import ENDPOINT, UNCHECKED_ENDPOINT, Wrong, key_of, new_tag, surface_of
+from gateway.demo.fleet import free_ports
 from mesh.clock import monotonic_s, sleep
 from mesh.errors import MeshError
 from mesh.pool import Pool, Reply, Target
 
-READY_S: Final = 30.0
+READY_S: Final = 60.0
 POLL_S: Final = 0.005
 
 
@@ -53,7 +54,7 @@ class Stack:
         self.fsync_trace = self.directory / "fsync.trace"
         self.tap = self.directory / "tap.sock"
         self.store = StoreMeter(self.data)
-        self._port = free_port()
+        (self._port,) = free_ports(1)
         self.url = f"http://127.0.0.1:{self._port}"
         self._base = Target.parse(self.url)
         return self

@@ -10,7 +10,6 @@ import ctypes
 import os
 import shutil
 import signal
-import socket
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -19,9 +18,11 @@ from typing import Any, Final
 import msgspec
 
 from bench.meters import tree
+from mesh.clock import monotonic_s, sleep
 
 ROOT: Final = Path(__file__).resolve().parent.parent
 STOP_S: Final = 15.0
+POLL_S: Final = 0.01
 EVENT_BYTES_MAX: Final = 1 << 20
 LOG_CHARS_SHOWN: Final = 2000
 STRACE: Final = ("strace", "-f", "-ttt", "-e", "trace=fdatasync,fsync")
@@ -37,12 +38,6 @@ class BenchFailed(Exception):
 def die_with_parent() -> None:
     """Between fork and exec of a child: SIGTERM when the bench is gone, however it went."""
     _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 class Part:
@@ -96,12 +91,24 @@ class Part:
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
             await self.process.wait()
+        # A store that lost its gateway still writes where everything is removed next.
+        end_s = monotonic_s() + STOP_S
+        while any(_runs(pid) for pid in pids) and monotonic_s() < end_s:
+            await sleep(POLL_S)
 
     def _leader(self, pids: list[int]) -> int:
         # strace passes no signal on to what it traces.
         if len(pids) > 1 and is_strace(self.pid):
             return pids[1]
         return self.pid
+
+
+def _runs(pid: int) -> bool:
+    """Whether it has not ended; one that only its parent has not looked at yet has."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
 
 
 async def start(name: str, command: Sequence[str], directory: Path) -> Part:
@@ -139,4 +146,7 @@ async def strace_filters() -> bool:
 
 def is_strace(pid: int) -> bool:
     """Whether this process is strace."""
-    return Path(f"/proc/{pid}/exe").readlink().name == "strace"
+    try:
+        return Path(f"/proc/{pid}/exe").readlink().name == "strace"
+    except FileNotFoundError:
+        return False

@@ -11,13 +11,14 @@ from bench.calls import add_memory
 from bench.figures import Figures
 from bench.load import Options, drive
 from bench.parts import Stack
-from bench.process import BenchFailed, free_port
+from bench.process import BenchFailed
 from bench.work import ASYNC_SERVICE, ENDPOINT, PARKED_ENDPOINT
+from gateway.demo.fleet import free_ports
 from mesh.clock import monotonic_s, sleep
 from mesh.errors import MeshError
 
 SETTLE_S: Final = 2.0
-FIRST_ANSWER_S: Final = 30.0
+FIRST_ANSWER_S: Final = 60.0
 POLL_S: Final = 0.002
 EXISTING_SHARE: Final = 0.2
 """Of the load's seconds: how long an existing data directory was filled."""
@@ -75,7 +76,7 @@ async def measure_cold_start(options: Options) -> Figures:
     """From starting `mesh dev` to the first durable answer of an agent that is up already, page cache warm."""
     figures = Figures("cold_start")
     async with Stack(Path(options.parent)) as stack:
-        port = free_port()
+        (port,) = free_ports(1)
         await stack.agent(port=port, register=False)
         await _agent_answers(stack, port)
         await _first_answer(stack, port)  # warms the page cache
