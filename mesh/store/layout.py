@@ -61,7 +61,8 @@ HEAD: Final = (
     "counted",  # the instance with a version at which the present attempt is out (it answered 201), or ""
     "priority",  # 0 to 9, 9 goes first
 )
-"""Times in milliseconds of the store's clock. Order is stored; append only, and raise keys.SCHEMA on any change."""
+"""Times in milliseconds of the store's clock. Order is stored; append only, with a default in Head, and raise
+keys.SCHEMA on any other change."""
 
 
 class Head(msgspec.Struct, array_like=True):
@@ -112,6 +113,13 @@ class Head(msgspec.Struct, array_like=True):
     pin: str = ""
     counted: str = ""
     priority: int = 0
+
+
+_FIELDS: Final = msgspec.structs.fields(Head)
+HEAD_TYPES: Final = tuple(field.type for field in _FIELDS)
+HEAD_DEFAULTS: Final[tuple[str | int, ...]] = tuple(field.default for field in _FIELDS if not field.required)
+"""Of the last fields. A head in which all of them have these ends before them; fewer, as before there were so many, may
+be missing too."""
 
 
 class DataRef(msgspec.Struct, array_like=True, frozen=True):

@@ -1,7 +1,7 @@
 """The Function library of the store: generated tables, prelude and one Lua file per verb, put together in memory.
 
 The tables come from mesh/machine.py, mesh/events.py, keys.py and layout.py, so Lua and Python cannot drift apart
-(`cjson` is not reachable while a library loads, hence literals).
+(`cjson` is not reachable while a library loads, hence literals). Their names stand in the files alone (names.py).
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from typing import Final
 from mesh.events import EventKind
 from mesh.machine import DELIVERY, OPERATION, Cell, Delivery, Move, State
 from mesh.store.keys import CHANNELS, SUFFIXES
-from mesh.store.layout import HEAD
+from mesh.store.layout import HEAD, HEAD_DEFAULTS, HEAD_TYPES
+from mesh.store.names import resolved
 
 NAME: Final = "mesh1"
 
@@ -86,8 +87,8 @@ def _literal(pairs: Mapping[str, str | int]) -> str:
     return "{" + ", ".join(f"{name} = {value!r}" for name, value in pairs.items()) + "}"
 
 
-def _codes(members: Iterable[IntEnum]) -> str:
-    return _literal({member.name.lower(): member.value for member in members})
+def _codes(members: Iterable[IntEnum]) -> dict[str, int]:
+    return {member.name.lower(): member.value for member in members}
 
 
 def _table(machine: Mapping[IntEnum, Mapping[StrEnum, Cell]]) -> str:
@@ -99,41 +100,66 @@ def _table(machine: Mapping[IntEnum, Mapping[StrEnum, Cell]]) -> str:
 
 
 def _head_code() -> str:
-    """Every field spelled out, and no table for the array in between: several times cheaper in Lua than loops.
+    """Every field spelled out, for loops over them are several times as dear in Lua.
 
-    cmsgpack takes and gives many values as they stand, without the three bytes of an array's head around them.
+    cmsgpack takes and gives many values as they stand, without the three bytes of an array's head around them. Behind
+    the last field that must be there a head may end: what most operations have no use for is neither packed nor kept.
     """
-    values = ", ".join(f"h{position}" for position, _ in enumerate(HEAD, start=1))
-    fields = ", ".join(f"{name} = h{position}" for position, name in enumerate(HEAD, start=1))
-    mine = ", ".join(f"op.{name}" for name in HEAD)
-    array = "".join(f"\\{byte}" for byte in (_ARRAY16, *divmod(len(HEAD), 256)))
+    whole, least = len(HEAD), len(HEAD) - len(HEAD_DEFAULTS)
+    values = ", ".join(f"h{position}" for position in range(1, whole + 1))
+    defaults = dict(enumerate(HEAD_DEFAULTS, start=least + 1))
+    filled = ", ".join(
+        f"h{position} or {defaults[position]!r}" if position in defaults else f"h{position}"
+        for position in range(1, whole + 1)
+    )
+    blank = ", ".join("''" if kind is str else "0" for kind in HEAD_TYPES)
+    plain = " and ".join(f"op[{position}] == {value!r}" for position, value in defaults.items())
+    array, short = ("".join(f"\\{byte}" for byte in (_ARRAY16, *divmod(count, 256))) for count in (whole, least))
+    owner, blocked = HEAD.index("owner") + 1, HEAD.index("blocked") + 1
+    known = "id = id, root = root, events = events, gather = false"
     return (
         "local function decode_head(packed, id, root, events)\n"
         f"  if string.byte(packed) ~= {_ARRAY16} then error('a record that cannot be read') end\n"
         f"  local {values} = cmsgpack.unpack(string.sub(packed, 4))\n"
-        f"  return {{id = id, root = root, events = events, was_owner = h{HEAD.index('owner') + 1},"
-        f" was_blocked = h{HEAD.index('blocked') + 1}, {fields}}}\n"
+        f"  return {{{known}, was_owner = h{owner}, was_blocked = h{blocked}, {filled}}}\n"
+        "end\n"
+        "local function blank_head(id, root, events)\n"
+        f"  return {{{known}, was_owner = false, was_blocked = '', {blank}}}\n"
         "end\n"
         "local function encode_head(op)\n"
-        f"  return '{array}' .. cmsgpack.pack({mine})\n"
+        f"  if {plain} then return '{short}' .. cmsgpack.pack(unpack(op, 1, {least})) end\n"
+        f"  return '{array}' .. cmsgpack.pack(unpack(op, 1, {whole}))\n"
         "end"
     )
+
+
+def _tables() -> dict[str, Mapping[str, str | int]]:
+    """What the files call by name (mesh/store/names.py)."""
+    return {
+        "KEY": SUFFIXES,
+        "CHANNEL": CHANNELS,
+        "LIMIT": LIMITS,
+        "S": _codes(State),
+        "D": _codes(Delivery),
+        "E": _codes(EventKind),
+        "H": {name: position for position, name in enumerate(HEAD, start=1)},
+    }
+
+
+def as_loaded(file: str, text: str) -> str:
+    """Text of a Lua file as it stands in the library, line by line. Raises UnknownName."""
+    return resolved(file, text, HEAD, _tables())
 
 
 def source() -> str:
     """The whole library as FUNCTION LOAD takes it."""
     here = files("mesh.store") / "lua"
-    bodies = [(here / f"{name}.lua").read_text() for name in FILES]
+    bodies = [as_loaded(name, (here / f"{name}.lua").read_text()) for name in FILES]
     verbs = [verb for body in bodies for verb in re.findall(r"^local function (mesh1_\w+)", body, re.MULTILINE)]
     parts = [
         f"#!lua name={NAME}",
         f"local KEY = {_literal(SUFFIXES)}",
-        f"local CHANNEL = {_literal(CHANNELS)}",
-        f"local LIMIT = {_literal(LIMITS)}",
-        f"local S = {_codes(State)}",
-        f"local D = {_codes(Delivery)}",
-        f"local E = {_codes(EventKind)}",
-        f"local H = {_literal({name: position for position, name in enumerate(HEAD, start=1)})}",
+        f"local H = {_literal(_tables()['H'])}",
         f"local OPERATION = {_table(OPERATION)}",  # pyright: ignore[reportArgumentType]
         f"local DELIVERY = {_table(DELIVERY)}",  # pyright: ignore[reportArgumentType]
         _head_code(),

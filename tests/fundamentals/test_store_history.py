@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import pytest
+
 from mesh.machine import Kind, State
 from mesh.store.functions import load_library
-from mesh.store.layout import encode
+from mesh.store.layout import HEAD, HEAD_DEFAULTS, encode
 from mesh.store.library import LIMITS, source
-from mesh.store.verbs import Accepted
+from mesh.store.verbs import Accepted, Completion
 from tests.model.fixtures import ENDPOINT, G1, NS, Room, eventually
 from tests.model.snapshot import take
 
@@ -55,11 +57,11 @@ async def test_stamps_do_not_follow_a_clock_that_steps_back(room: Room) -> None:
     assert [event.after_ms for event in (await room.kept(one)).events] == [0, 0, 0, 0]
 
 
-async def test_a_history_is_bounded_and_keeps_its_end(room: Room) -> None:
+async def test_a_history_is_bounded_and_keeps_its_end(room: Room, monkeypatch: pytest.MonkeyPatch) -> None:
     """An operation that is relabelled for ever stops recording that; how it ended is recorded all the same."""
-    few = source().replace(f"events = {LIMITS['events']}", "events = 8")
-    assert few != source()
-    await room.link.call("FUNCTION", "LOAD", "REPLACE", few)
+    with monkeypatch.context() as few:
+        few.setitem(LIMITS, "events", 8)
+        await room.link.call("FUNCTION", "LOAD", "REPLACE", source())
     one = await room.accepted(blocked="no_instance")
     for reason in ("breaker", "unreachable") * 4:
         await room.store.unblock(ENDPOINT, G1, 1, reason)
@@ -68,6 +70,24 @@ async def test_a_history_is_bounded_and_keeps_its_end(room: Room) -> None:
     kept = await room.kept(one)
     assert (kept.state, kept.words[-1], kept.head.seq) == (State.CANCELED, "canceled", 9)
     await load_library(room.link.call)
+
+
+async def test_a_head_ends_where_all_else_has_its_default(room: Room) -> None:
+    """What most operations have no use for is not kept; a head that has it all the same is read and ended alike."""
+    short, whole = await room.accepted(), await room.accepted()
+    urgent = await room.accepted(priority=7)
+    key, least = room.store.keys.operation(whole), len(HEAD) - len(HEAD_DEFAULTS)
+    (head,) = await room.link.call("HMGET", key, "h")
+    assert head[:3] == bytes([0xDC, 0, least])
+    longer = bytes([0xDC, 0, len(HEAD)]) + head[3:] + b"".join(map(encode, HEAD_DEFAULTS))
+    await room.link.call("HSET", key, "h", longer)
+    for one, priority in ((short, 0), (whole, 0), (urgent, 7)):
+        assert (await room.kept(one)).head.priority == priority
+        assert (await room.succeed(one)).verdict is Completion.DONE
+        kept = await room.kept(one)
+        assert (kept.state, kept.head.priority, kept.words[-1]) == (State.SUCCEEDED, priority, "succeeded")
+    lengths = [(await room.link.call("HGET", room.store.keys.operation(one), "h"))[2] for one in (short, whole, urgent)]
+    assert lengths == [least, least, len(HEAD)]
 
 
 async def test_a_purge_leaves_no_key_behind(room: Room) -> None:

@@ -50,11 +50,11 @@ LIVE = [state for state in State if not state.terminal]
 PROBE = """
 local function test_step(keys, argv)
   if argv[1] == 'operation' then
-    local op = { state = tonumber(argv[2]) }
-    return { apply(op, argv[3]) or 'illegal', op.state }
+    local op = { [H.state] = tonumber(argv[2]) }
+    return { apply(op, argv[3]) or 'illegal', op[H.state] }
   end
-  local op = { callback = tonumber(argv[2]) }
-  return { apply_delivery(op, 'callback', argv[3]) or 'illegal', op.callback }
+  local op = { [H.callback] = tonumber(argv[2]) }
+  return { apply_delivery(op, 'callback', argv[3]) or 'illegal', op[H.callback] }
 end
 redis.register_function{function_name='test_step', callback=test_step}
 """

@@ -16,7 +16,7 @@ local function mesh1_delivered(keys, argv, gather)
   local now = gather and gather.now or now_ms()
   op.gather = gather
   if a.run ~= op.run then return { 'same', now } end
-  local was_dead = op[a.kind] == D.dead
+  local was_dead = op[H[a.kind]] == D.dead
   if apply_delivery(op, a.kind, 'deliver') ~= 'moved' then return { 'same', now } end
   if was_dead then redis.call('ZREM', root .. KEY.dead .. op.namespace, a.id .. '.' .. a.run .. '.' .. a.kind) end
   emit(op, a.kind == 'cancel' and E.cancel_delivered or E.callback_delivered, now)
@@ -36,15 +36,15 @@ local function mesh1_defer(keys, argv)
   if not op then return refuse('UNKNOWN', a.id) end
   if not repeatable(a.kind) then return refuse('NOT_OWED', a.id) end
   local now = now_ms()
-  if a.run ~= op.run or a.tries ~= op[a.kind .. '_tries'] or op[a.kind] ~= D.leased then return { 'same', now } end
+  if a.run ~= op.run or a.tries ~= op[H[a.kind .. '_tries']] or op[H[a.kind]] ~= D.leased then return { 'same', now } end
   local callback = a.kind == 'callback'
   apply_delivery(op, a.kind, a.dead == 1 and 'bury' or 'defer')
   if a.dead == 1 then
-    op[a.kind .. '_at'] = now
+    op[H[a.kind .. '_at']] = now
     redis.call('ZADD', root .. KEY.dead .. op.namespace, now, a.id .. '.' .. a.run .. '.' .. a.kind)
     emit(op, callback and E.callback_dead or E.cancel_failed, now, a.detail)
   else
-    op[a.kind .. '_at'] = now + a.delay_ms
+    op[H[a.kind .. '_at']] = now + a.delay_ms
     if callback then emit(op, E.callback_failed, now, a.detail) end
   end
   save(op)
@@ -65,10 +65,10 @@ local function mesh1_redeliver(keys, argv)
   local verdict = apply_delivery(op, a.kind, 'redeliver')
   if not verdict then return refuse('NOT_OWED', a.id) end
   if verdict == 'same' then
-    op[a.kind .. '_at'] = math.min(op[a.kind .. '_at'], now)
-    if op[a.kind] == D.leased then return { 'same', now } end
+    op[H[a.kind .. '_at']] = math.min(op[H[a.kind .. '_at']], now)
+    if op[H[a.kind]] == D.leased then return { 'same', now } end
   else
-    op[a.kind .. '_at'] = now
+    op[H[a.kind .. '_at']] = now
     redis.call('ZREM', root .. KEY.dead .. op.namespace, a.id .. '.' .. a.run .. '.' .. a.kind)
     emit(op, E.redelivered, now, a.kind)
   end

@@ -20,7 +20,7 @@ end
 local function head_of(root, id)
   local packed = redis.call('HGET', root .. KEY.operation .. id, 'h')
   if not packed then return nil end
-  local sound, h = pcall(cmsgpack.unpack, packed)
+  local sound, h = pcall(decode_head, packed)
   return sound and h or nil
 end
 

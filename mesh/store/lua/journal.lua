@@ -10,8 +10,8 @@ local function repeated(key, task, argv, first)
   local there = redis.call('LRANGE', key, task.at, task.at + task.count - 1)
   if #there < task.count then return false end
   for number, element in ipairs(there) do
-    local child, _, attempt = struct.unpack(LINE, element)
-    if child == 1 or attempt ~= task.attempt or string.sub(element, LINE_BYTES + 1) ~= argv[first + number - 1] then return false end
+    local about_child, _, attempt = struct.unpack(LINE, element)
+    if about_child == 1 or attempt ~= task.attempt or string.sub(element, LINE_BYTES + 1) ~= argv[first + number - 1] then return false end
   end
   return true
 end

@@ -1,6 +1,7 @@
 -- What every verb stands on: time, keys, load, save, the two machines, timers, ownership. Loaded after line.lua and the generated
--- tables KEY, CHANNEL, OPERATION, DELIVERY, S (operation states), D (delivery states), E (event codes), LIMIT,
--- and decode_head / encode_head made from layout.HEAD.
+-- tables KEY, CHANNEL, OPERATION, DELIVERY, S (operation states), D (delivery states), E (event codes), LIMIT, H (places in
+-- layout.HEAD), and decode_head / blank_head / encode_head made from it. Of `op`, `parent`, `earlier` and `child`, which are
+-- operations and nothing else is, the fields of the head are places of an array (mesh/store/names.py).
 -- Rules: validate everything, then write, for the store does not roll back. An operation has one entry in one timer
 -- index: `held` of the session that leases any of its deliveries, else `due`.
 
@@ -77,6 +78,11 @@ local function emit(op, code, now, detail, attempt, instance)
   if op.seq >= LIMIT.events and op.state < S.succeeded then return end
   op.seq = op.seq + 1
   op.stamp = math.max(op.stamp, now - op.created_at)
+  if not detail and op.journal == 0 and not (instance and instance ~= '') then
+    -- As below, without a table in between: 147 begins an array of three.
+    op.events = op.events .. '\147' .. cmsgpack.pack(code, op.stamp, attempt or op.attempt)
+    return
+  end
   local entry = { code, op.stamp, attempt or op.attempt }
   if detail and detail ~= '' then entry[4] = detail end
   if op.journal == 1 then
@@ -103,10 +109,10 @@ local function apply(op, event)
 end
 
 local function apply_delivery(op, kind, event)
-  local cell = DELIVERY[op[kind]][event]
+  local cell = DELIVERY[op[H[kind]]][event]
   if not cell then return nil end
   if cell == 0 then return 'same' end
-  op[kind] = cell
+  op[H[kind]] = cell
   return 'moved'
 end
 
@@ -240,7 +246,7 @@ local function settle(op, now, code, detail, instance)
   op.blocked = ''
   op.beat_by = 0
   op.suspended = 0
-  op.ended_child = op.parent ~= ''
+  if op.parent ~= '' then op.ended_child = true end
   if op.children == 1 then op.children = 2 end
   if owed(op.start) then apply_delivery(op, 'start', 'drop') end
   if op.state ~= S.timed_out and owed(op.cancel) then

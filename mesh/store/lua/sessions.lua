@@ -14,9 +14,9 @@ local function hand_over(root, session, now, ids)
         emit(op, E.attempt_lost, now, 'gateway')
       end
       for _, kind in ipairs({ 'cancel', 'callback' }) do
-        if op[kind] == D.leased then
-          op[kind] = D.due
-          op[kind .. '_at'] = now
+        if op[H[kind]] == D.leased then
+          op[H[kind]] = D.due
+          op[H[kind .. '_at']] = now
         end
       end
       save(op)

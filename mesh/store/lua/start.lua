@@ -88,18 +88,16 @@ local function mesh1_start(keys, argv, gather)
   local now = gather and gather.now or now_ms()
   local delay_ms = a.delay_ms or (a.starts_at and math.max(a.starts_at - now, 0))
   local begins = now + (delay_ms or 0)
-  local op = {
-    id = a.id, root = root, events = accepted_event(), state = S.scheduled, run = 1, attempt = 0, seq = 1, stamp = 0, created_at = now,
-    closed_at = 0, owner = '', start = D.due, start_at = begins, cancel = D.none, cancel_at = 0, cancel_tries = 0,
-    wants_callback = a.callback, callback = D.none, callback_at = 0, callback_tries = 0,
-    close_by = a.close_ms > 0 and begins + a.close_ms or 0, start_by = a.start_ms > 0 and begins + a.start_ms or 0,
-    run_ms = a.run_ms, finish_by = 0, beat_ms = 0, beat_by = 0, lease_ms = a.lease_ms,
-    attempts_max = a.attempts_max, retention_ms = a.retention_ms, cancel_asked = 0, slot = 0, blocked = '',
-    endpoint = a.endpoint, namespace = a.ns, key = key, digest = a.digest, instance = '', resumes = 0, was_blocked = '',
-    journal = 0, suspended = 0, refused = 0, parent = '', parent_key = '', children = 0,
-    delay_ms = delay_ms or 0, pin = a.pin or '', counted = '', priority = a.priority or 0,
-    gather = gather,
-  }
+  local op = blank_head(a.id, root, accepted_event())
+  op.gather = gather or false
+  op.state, op.run, op.seq, op.created_at = S.scheduled, 1, 1, now
+  op.start, op.start_at = D.due, begins
+  op.wants_callback = a.callback
+  if a.close_ms > 0 then op.close_by = begins + a.close_ms end
+  if a.start_ms > 0 then op.start_by = begins + a.start_ms end
+  op.run_ms, op.lease_ms, op.attempts_max, op.retention_ms = a.run_ms, a.lease_ms, a.attempts_max, a.retention_ms
+  op.endpoint, op.namespace, op.key, op.digest = a.endpoint, a.ns, key, a.digest
+  op.delay_ms, op.pin, op.priority = delay_ms or 0, a.pin or '', a.priority or 0
   -- A missing argument fails here, before the key is claimed below (see `given`).
   local _ = #request + #input + a.callback + a.run_ms + a.lease_ms + a.attempts_max + a.retention_ms
     + #a.id + #a.ns + #a.endpoint + #a.session + #a.digest + #a.blocked
