@@ -36,7 +36,7 @@ class Fetched:
         self._arrivals = arrivals
         self._runs: dict[str, Run] = {}
         self._outside: set[asyncio.Task[None]] = set()
-        self._callbacks: dict[str, Target] = {}
+        self._callbacks: dict[str, tuple[str, Target]] = {}
 
     @property
     def free(self) -> int:
@@ -47,7 +47,7 @@ class Fetched:
         """Run it; whatever comes of it goes into the outbox."""
         try:
             route = self._routes.named(task.service, task.operation)
-            head = head_of(task, gateway, self._callback(gateway))
+            head = head_of(task, gateway, *self._callback(gateway))
             data = task.dataref
             body = input_of(task) if data is None else self._arrivals.pending(route, task, data, gateway)
         except NotFound as error:
@@ -110,9 +110,9 @@ class Fetched:
         if answer.state != "canceling":
             logger.info("%s/%s: not canceled: status %d", run.route.service, run.route.operation, answer.status)
 
-    def _callback(self, gateway: Target) -> Target:
+    def _callback(self, gateway: Target) -> tuple[str, Target]:
         known = self._callbacks.get(gateway.origin)
         if known is None:
-            base = f"{gateway.origin}{gateway.path.decode().rstrip('/')}"
-            known = self._callbacks[gateway.origin] = Target.parse(base + MESH_CALLBACK)
+            url = f"{gateway.origin}{gateway.path.decode().rstrip('/')}{MESH_CALLBACK}"
+            known = self._callbacks[gateway.origin] = url, Target.parse(url)
         return known

@@ -79,7 +79,7 @@ class Host:
         key = f"{route.id} {head.request_id}" if head.request_id else ""
         fingerprint = hash((head.content_type, body if isinstance(body, bytes) else body.sha256))
         run = self._runs.find(key)
-        if run is not None and run.leaving and head.number("mesh-attempt") > run.attempt:
+        if run is not None and run.leaving and head.attempt > run.attempt:
             run = None  # it was woken before we read that it may sleep
         if run is None:
             known = self._runs.answer(key)
@@ -87,7 +87,7 @@ class Host:
                 return _conflict()
             # A handler's own 201 is repeated within its attempt only. The next attempt comes because that work was
             # lost, and with it a new completion token: the handler must hear of it.
-            if known is not None and (known.outcome.state != "running" or head.number("mesh-attempt") <= known.attempt):
+            if known is not None and (known.outcome.state != "running" or head.attempt <= known.attempt):
                 return known.outcome
             refused = self._full()
             if refused is not None:
@@ -96,12 +96,11 @@ class Host:
                 value = body if isinstance(body, Blob | Pending) else route.input.decode(head.content_type, body)
             except Undecodable as error:
                 return outcomes.refusal("BAD_REQUEST", f"the input cannot be read: {error}")
-            attempt = head.number("mesh-attempt")
-            run = Run(route, key, fingerprint, head.callback, attempt, now_ms(), Cancellation())
+            run = Run(route, key, fingerprint, head.callback, head.attempt, now_ms(), Cancellation())
             self._work.begin(run, head, value)
         elif run.fingerprint != fingerprint:
             return _conflict()
-        elif head.callback is not None and head.number("mesh-attempt") >= run.attempt:
+        elif head.callback is not None and head.attempt >= run.attempt:
             self._work.adopt(run, head)
         return run
 

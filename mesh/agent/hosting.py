@@ -7,13 +7,14 @@ and its journal are mesh/agent/durable's.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
 from typing import TYPE_CHECKING, Final, cast
 
 from mesh.agent.durable.hub import Item
 from mesh.agent.durable.lines import HttpLink, Lines
 from mesh.agent.durable.link import Hosted, Task, Tools
+from mesh.agent.inbound import number_of
 
 if TYPE_CHECKING:
     from mesh.agent.arrivals import Arrivals
@@ -48,19 +49,20 @@ class Hosting:
 
     def task(self, run: Run, head: StartHead) -> Hosted | None:
         """What the handler of `run` needs; None when no mesh sent it."""
-        operation_id = head.headers.get("mesh-operation-id")
+        headers = head.headers()
+        operation_id = headers.get("mesh-operation-id")
         if run.callback is None or run.callback.gateway is None or operation_id is None:
             return None
         timeout_ms = head.operation_timeout_ms
         task = Task(
             operation_id,
-            head.number("mesh-run"),
+            number_of(headers.get("mesh-run", "1")),
             run.attempt,
-            head.headers.get("mesh-namespace", ""),
-            head.headers,
+            headers.get("mesh-namespace", ""),
+            headers,
             None if timeout_ms is None else run.started_at_ms + timeout_ms,
-            journal_of(head),
-            cancel_requested(head),
+            journal_of(headers),
+            cancel_requested(headers),
             run.detach,
         )
         link = HttpLink(self._lines, _Address(run), run.leave)
@@ -75,8 +77,9 @@ class Hosting:
 
     def adopted(self, attempt: Attempt, head: StartHead) -> None:
         """A later attempt of the same run came here while it goes on; its token is the run's already."""
-        attempt.told(journal_of(head))
-        if cancel_requested(head):
+        headers = head.headers()
+        attempt.told(journal_of(headers))
+        if cancel_requested(headers):
             attempt.cancel()
 
     async def fail(self, run: Run, outcome: Outcome) -> bool:
@@ -125,11 +128,11 @@ class _Address:
         return cast("Target", cast("Callback", self._run.callback).gateway)
 
 
-def journal_of(head: StartHead) -> int:
+def journal_of(headers: Mapping[str, str]) -> int:
     """Entries in the journal when the task was sent out; 0 without the header."""
-    text = head.headers.get("mesh-journal", "")
+    text = headers.get("mesh-journal", "")
     return int(text) if text.isascii() and text.isdigit() and len(text) < 10 else 0  # noqa: PLR2004
 
 
-def cancel_requested(head: StartHead) -> bool:
-    return head.headers.get("mesh-cancel-requested") == "1"
+def cancel_requested(headers: Mapping[str, str]) -> bool:
+    return headers.get("mesh-cancel-requested") == "1"

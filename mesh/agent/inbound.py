@@ -1,7 +1,7 @@
 """A start or cancel request as the host reads it: what its headers and query say (P40).
 
-Reads every header once; callback URLs are remembered, since a gateway names the same one in every request. Knows no
-operation and keeps no call.
+Most handlers never look at the headers, so what the host needs is read and the rest is left until they do. Callback
+URLs are remembered, since a gateway names the same one in every request. Knows no operation and keeps no call.
 """
 
 from __future__ import annotations
@@ -9,12 +9,14 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
+from itertools import filterfalse
 from typing import Any, Final
 from urllib.parse import parse_qsl
 
 import msgspec
 import nexusrpc
 
+from mesh import trace
 from mesh.errors import Malformed
 from mesh.pool import Target
 from mesh.wire import (
@@ -34,20 +36,8 @@ MESH_CALLBACK: Final = "/nexus/callback"
 """Where a mesh takes completions, below its base URL (P50)."""
 
 _CALLBACK: Final = b"nexus-callback-"
-
-
-class _Names(dict[bytes, str]):
-    """Names of headers as handlers see them; empty for those they do not. The same few come again and again."""
-
-    def __missing__(self, name: bytes) -> str:
-        hidden = name == b"nexus-link" or name.startswith((_CALLBACK, b"content-"))
-        shown = "" if hidden else name.decode("latin-1")
-        if len(self) < NAMES_REMEMBERED_MAX and len(name) <= NAME_BYTES_REMEMBERED_MAX:
-            self[name] = shown
-        return shown
-
-
-_names: Final = _Names()
+_plain: Final[set[bytes]] = set()
+"""Names seen that are no callback header's; the same few come again and again."""
 
 _is_token: Final = re.compile(rb"[!-~]{1,1024}").fullmatch
 _duration_ms = lru_cache(maxsize=512)(parse_duration_ms)
@@ -69,22 +59,53 @@ class Callback(msgspec.Struct, frozen=True, eq=False, gc=False):
 
 
 class StartHead(msgspec.Struct, frozen=True, eq=False, gc=False):
-    """All of a start request but its body. `headers` is what a handler sees."""
+    """All of a start but its input, as a request or a task brought it. `attempt`: 1 when no mesh sent it."""
 
-    headers: dict[str, str]
     content_type: str | None
     request_id: str | None
+    attempt: int
     request_timeout_ms: int | None
     operation_timeout_ms: int | None
     links: list[nexusrpc.Link]
     callback: Callback | None
 
-    def number(self, name: str) -> int:
-        """A `Mesh-Run` or `Mesh-Attempt`; 1 when there is none."""
-        text = self.headers.get(name, "1")
-        if text == "1":
-            return 1
-        return int(text) if text.isascii() and text.isdigit() and len(text) < 10 else 1  # noqa: PLR2004
+    def headers(self) -> dict[str, str]:
+        """What a handler sees, names in lower case; made anew for each who asks."""
+        raise NotImplementedError
+
+    def replayed(self) -> dict[str, str]:
+        """What the caller wants in the callback's headers."""
+        headers = () if self.callback is None else self.callback.headers
+        return {name.decode("latin-1"): value.decode("latin-1") for name, value in headers}
+
+    def trace(self) -> dict[str, str]:
+        """The trace context among `headers`."""
+        raise NotImplementedError
+
+
+class SentHead(StartHead, frozen=True, eq=False, gc=False):
+    """Of a request; `first` has the first value of each of its headers."""
+
+    first: Mapping[bytes, bytes]
+
+    def headers(self) -> dict[str, str]:
+        return {
+            name.decode("latin-1"): value.decode("latin-1")
+            for name, value in self.first.items()
+            if name != b"nexus-link" and not name.startswith((_CALLBACK, b"content-"))
+        }
+
+    def trace(self) -> dict[str, str]:
+        first = self.first
+        known = b"traceparent" in first or b"tracestate" in first or b"baggage" in first
+        return trace.received(self.headers()) if known else {}
+
+
+def number_of(text: str) -> int:
+    """Of a `Mesh-Run` or `Mesh-Attempt`; 1 for what is none."""
+    if text == "1":
+        return 1
+    return int(text) if text.isascii() and text.isdigit() and len(text) < 10 else 1  # noqa: PLR2004
 
 
 def path_of(scope: Mapping[str, Any]) -> bytes:
@@ -102,36 +123,41 @@ def read_start(headers: Sequence[RawHeader], first: Mapping[bytes, bytes], query
 
     Raises Malformed: timeouts, links, callback URL or callback headers that cannot be used, an encoded body.
     """
-    names = _names
-    visible: dict[str, str] = {}
-    replayed: list[RawHeader] = []
-    for name, value in first.items():
-        shown = names[name]
-        if shown:
-            visible[shown] = value.decode("latin-1")
-        elif name[:15] == _CALLBACK:
-            replayed.append((name[15:], value))
-    if replayed and len(first) != len(headers):
-        replayed = [(name[15:], value) for name, value in headers if name[:15] == _CALLBACK]
     links: list[str] = []
     if b"nexus-link" in first:
         links = [value.decode("latin-1") for name, value in headers if name == b"nexus-link"]
     if b"content-encoding" in first and first[b"content-encoding"].lower() not in (b"identity", b""):
         message = "the body is encoded; send it without Content-Encoding"
         raise Malformed(message)
-    request_id = visible.get("nexus-request-id") or None
+    field = first.get
+    request_id = field(b"nexus-request-id", b"").decode("latin-1") or None
     if request_id is not None and len(request_id) > KEY_CHARS_MAX:
         raise Malformed(f"Nexus-Request-Id is longer than {KEY_CHARS_MAX} characters")
-    request_timeout, operation_timeout = visible.get("request-timeout"), visible.get("operation-timeout")
-    return StartHead(
-        visible,
-        first[b"content-type"].decode("latin-1") or None if b"content-type" in first else None,
+    attempt = field(b"mesh-attempt", b"1")
+    request_timeout, operation_timeout = field(b"request-timeout"), field(b"operation-timeout")
+    return SentHead(
+        field(b"content-type", b"").decode("latin-1") or None,
         request_id,
-        _duration_ms(request_timeout) if request_timeout else None,
-        _duration_ms(operation_timeout) if operation_timeout else None,
+        1 if attempt == b"1" else number_of(attempt.decode("latin-1")),
+        _duration_ms(request_timeout.decode("latin-1")) if request_timeout else None,
+        _duration_ms(operation_timeout.decode("latin-1")) if operation_timeout else None,
         [nexusrpc.Link(link.url, link.type) for link in parse_links(links)] if links else [],
-        _callback(query, replayed, mesh="mesh-operation-id" in visible) if query else None,
+        _callback(query, _replayed(headers, first), mesh=b"mesh-operation-id" in first) if query else None,
+        first,
     )
+
+
+def _replayed(headers: Sequence[RawHeader], first: Mapping[bytes, bytes]) -> list[RawHeader]:
+    """The caller's `Nexus-Callback-*`, prefix stripped, repeats kept."""
+    found: list[RawHeader] = []
+    for name in filterfalse(_plain.__contains__, first):
+        if name.startswith(_CALLBACK):
+            found.append((name[len(_CALLBACK) :], first[name]))
+        elif len(_plain) < NAMES_REMEMBERED_MAX and len(name) <= NAME_BYTES_REMEMBERED_MAX:
+            _plain.add(name)
+    if found and len(first) != len(headers):
+        return [(name[len(_CALLBACK) :], value) for name, value in headers if name.startswith(_CALLBACK)]
+    return found
 
 
 def read_cancel(headers: Iterable[RawHeader], query: bytes) -> tuple[dict[str, str], str, int | None]:

@@ -12,8 +12,9 @@ from typing import Final
 import msgspec
 import nexusrpc
 
+from mesh import trace
 from mesh.agent.codec import JSON
-from mesh.agent.inbound import MESH_CALLBACK, Callback, StartHead
+from mesh.agent.inbound import Callback, StartHead
 from mesh.agent.outcome import Outcome
 from mesh.errors import Malformed
 from mesh.pool import Target
@@ -86,40 +87,53 @@ read_statuses: Final = msgspec.json.Decoder(Statuses).decode
 encode: Final = msgspec.json.Encoder().encode
 
 
-def head_of(task: Task, gateway: Target, callback: Target) -> StartHead:
-    """The head of the start that this task stands for; `callback` is the gateway's URL for completions.
+class FetchedHead(StartHead, frozen=True, eq=False, gc=False):
+    """Of a task."""
+
+    task: Task
+
+    def headers(self) -> dict[str, str]:
+        task = self.task
+        headers = {
+            **task.headers,
+            "nexus-request-id": f"{task.operation_id}.{task.run}",
+            "mesh-operation-id": task.operation_id,
+            "mesh-run": str(task.run),
+            "mesh-attempt": str(task.attempt),
+            "mesh-namespace": task.namespace,
+        }
+        headers.pop("nexus-link", None)
+        if task.journal:
+            headers["mesh-journal"] = str(task.journal)
+        if task.cancel:
+            headers["mesh-cancel-requested"] = "1"
+        if task.timeout_ms is not None:
+            headers["operation-timeout"] = f"{task.timeout_ms}ms"
+        return headers
+
+    def trace(self) -> dict[str, str]:
+        return trace.received(self.task.headers)
+
+
+def head_of(task: Task, gateway: Target, callback_url: str, callback: Target) -> StartHead:
+    """The head of the start that this task stands for; `callback` is the gateway's URL for completions, read.
 
     Raises Malformed: links that cannot be read.
     """
-    number = f"{task.operation_id}.{task.run}"
-    headers = {
-        **task.headers,
-        "nexus-request-id": number,
-        "mesh-operation-id": task.operation_id,
-        "mesh-run": str(task.run),
-        "mesh-attempt": str(task.attempt),
-        "mesh-namespace": task.namespace,
-    }
-    if task.journal:
-        headers["mesh-journal"] = str(task.journal)
-    if task.cancel:
-        headers["mesh-cancel-requested"] = "1"
-    if task.timeout_ms is not None:
-        headers["operation-timeout"] = f"{task.timeout_ms}ms"
-    links = headers.pop("nexus-link", "") if task.headers else ""
+    token = task.task_token
+    links = task.headers.get("nexus-link", "")
     content_type = task.content_type
     if content_type is None and task.input is not msgspec.UNSET:
         content_type = JSON
-    url = f"{gateway.origin}{gateway.path.decode().rstrip('/')}{MESH_CALLBACK}"
-    sender = Callback(url, callback, [(b"token", task.task_token.encode("latin-1"))], task.task_token, gateway)
-    return StartHead(
-        headers,
+    return FetchedHead(
         content_type,
-        number,
+        f"{task.operation_id}.{task.run}",
+        task.attempt,
         None,
         task.timeout_ms,
         [nexusrpc.Link(link.url, link.type) for link in parse_links([links])] if links else [],
-        sender,
+        Callback(callback_url, callback, [(b"token", token.encode("latin-1"))], token, gateway),
+        task,
     )
 
 

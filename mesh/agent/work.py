@@ -25,7 +25,7 @@ from mesh.agent.context import Call, running, start_context
 from mesh.agent.durable.errors import LeaseLost, Suspended
 from mesh.agent.durable.link import Hosted, hosted
 from mesh.agent.hosting import Hosting
-from mesh.agent.inbound import Callback, StartHead
+from mesh.agent.inbound import Callback, StartHead, number_of
 from mesh.agent.leases import Leases
 from mesh.agent.outcome import Outcome
 from mesh.agent.runs import Run, Runs
@@ -86,16 +86,13 @@ class Work:
         # With a callback the request's own timeout binds nobody: the work outlives it.
         limit_ms = head.request_timeout_ms if callback is None else head.operation_timeout_ms
         request_id = head.request_id or short_id("request")
-        replayed = () if callback is None else callback.headers
-        ctx = run.ctx = start_context({
+        ctx = run.ctx = start_context(head, {
             "service": route.service,
             "operation": route.operation,
-            "headers": head.headers,
             "task_cancellation": run.cancellation,
             "request_deadline": None if limit_ms is None else moment(at_ms + limit_ms),
             "request_id": request_id,
             "callback_url": None if callback is None else callback.url,
-            "callback_headers": {name.decode("latin-1"): text.decode("latin-1") for name, text in replayed},
             "inbound_links": head.links,
             "outbound_links": [],
         })  # fmt: skip
@@ -108,23 +105,23 @@ class Work:
             limit_s = head.operation_timeout_ms / 1000 + EXPIRY_GRACE_S
             run.expiry = loop.call_later(limit_s, partial(self.cancel, run, TIMED_OUT))
         given = self._hosting.task(run, head) if route.durable else None
-        execution = self._execute(run, ctx, context, value, given)
+        execution = self._execute(run, head, ctx, context, value, given)
         execution.send(None)  # up to `_entered`: who cancels the task before its first step is heard in it all the same
         run.task = loop.create_task(execution)
 
     def _call(self, run: Run, head: StartHead, request_id: str) -> Call:
         if run.call is None:
-            timeout_ms = head.operation_timeout_ms
+            timeout_ms, headers = head.operation_timeout_ms, head.headers()
             run.call = Call(
-                self._endpoint, run.route.service, run.route.operation, head.headers.get("mesh-operation-id"),
-                head.number("mesh-run"), head.number("mesh-attempt"), head.headers.get("mesh-namespace"), request_id,
-                head.headers, None if timeout_ms is None else run.started_at_ms + timeout_ms, run.cancellation,
+                self._endpoint, run.route.service, run.route.operation, headers.get("mesh-operation-id"),
+                number_of(headers.get("mesh-run", "1")), head.attempt, headers.get("mesh-namespace"), request_id,
+                headers, None if timeout_ms is None else run.started_at_ms + timeout_ms, run.cancellation,
             )  # fmt: skip
         return run.call
 
     def adopt(self, run: Run, head: StartHead) -> None:
         """A later attempt of the same run has come: its token supersedes the one we had, its lease the one we lost."""
-        run.callback, run.attempt = head.callback, head.number("mesh-attempt")
+        run.callback, run.attempt = head.callback, head.attempt
         if run.durable is not None:
             self._hosting.adopted(run.durable, head)
         if run.doubt is not None:
@@ -174,7 +171,13 @@ class Work:
     # -- the handler's task
 
     async def _execute(
-        self, run: Run, ctx: StartOperationContext, context: Callable[[], Call], value: Any, given: Hosted | None
+        self,
+        run: Run,
+        head: StartHead,
+        ctx: StartOperationContext,
+        context: Callable[[], Call],
+        value: Any,
+        given: Hosted | None,
     ) -> None:
         try:
             try:
@@ -183,7 +186,7 @@ class Work:
                 if given is not None:
                     hosted.set(given)
                 home.set(self._home)
-                trace.enter(ctx.headers)
+                trace.enter(head.trace())
                 if isinstance(value, Pending):
                     value = await value.get()
                 answer = await run.route.start(ctx, value)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 from contextvars import ContextVar
-from dataclasses import fields
+from dataclasses import FrozenInstanceError, fields, replace
 from typing import Any
 
 import pytest
@@ -13,6 +13,7 @@ from nexusrpc.handler import StartOperationContext
 
 from mesh import Agent
 from mesh.agent.context import Cancellation, start_context
+from mesh.agent.inbound import read_start
 from mesh.clock import sleep
 from mesh.edge import Answer, HotRoute, Request
 from mesh.edge.protocol import Edge
@@ -152,13 +153,21 @@ class TestHandlersTask:
 
 
 def test_a_context_is_what_its_class_makes_of_the_same() -> None:
-    """What nexusrpc makes, field for field: middleware may replace some of them."""
+    """What nexusrpc makes, field for field, those that are read late too: middleware may replace some of them."""
+    raw = [(b"a", b"b"), (b"content-type", b"application/json"), (b"nexus-callback-token", b"t")]
+    head = read_start(raw, dict(raw), b"callback=http%3A%2F%2Fh%2Fc")
     given: dict[str, Any] = {
-        "service": "s", "operation": "o", "headers": {"a": "b"}, "task_cancellation": Cancellation(),
-        "request_deadline": None, "request_id": "r", "callback_url": None, "callback_headers": {}, "inbound_links": [],
-        "outbound_links": [],
+        "service": "s", "operation": "o", "task_cancellation": Cancellation(), "request_deadline": None,
+        "request_id": "r", "callback_url": "http://h/c", "inbound_links": [], "outbound_links": [],
     }  # fmt: skip
-    assert set(given) == {field.name for field in fields(StartOperationContext)}
-    made = start_context(dict(given))
-    assert made == StartOperationContext(**given)
-    assert type(made) is StartOperationContext
+    late: dict[str, Any] = {"headers": {"a": "b"}, "callback_headers": {"token": "t"}}
+    names = {field.name for field in fields(StartOperationContext)}
+    assert {*given, *late} == names
+    made = start_context(head, dict(given))
+    assert {name: getattr(made, name) for name in names} == given | late
+    assert made.headers is made.headers
+    with pytest.raises(FrozenInstanceError):
+        made.headers = {}  # type: ignore[misc]
+    other: dict[str, Any] = {"headers": {"c": "d"}, "request_id": "other"}
+    changed = replace(made, **other)
+    assert {name: getattr(changed, name) for name in names} == given | late | other
