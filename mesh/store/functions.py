@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 from mesh.errors import MeshError, StoreUnavailable
 from mesh.store.keys import Keys
 from mesh.store.layout import encode
 from mesh.store.library import NAME, source
 from mesh.store.link import Link, StoreReply
-from mesh.store.merging import MERGED_BYTES_MAX, Merging, of_one
+from mesh.store.merging import MERGED_BYTES_MAX, Merging, Parts
 
-type_of_reply = list[Any]
+R = TypeVar("R")
 
 
 class Refused(MeshError):
@@ -52,15 +53,24 @@ class Functions:
         except StoreReply as reply:
             return await self._again(reply, verb, *parts)
 
-    async def merged(self, merging: Merging, verb: str, arguments: object, *payload: bytes) -> list[Any]:
-        """The same for a verb that every operation comes by: it travels with those of its kind of this turn."""
-        parts = (encode(arguments), *payload)
+    async def merged(
+        self, merging: Merging, verb: str, parts: Parts, read: Callable[[list[Any]], R], refused: Callable[[Refused], R]
+    ) -> R:
+        """The same for a verb that every operation comes by: it travels with those of its kind of this turn.
+
+        What the reply says is for `read` or `refused`, so that no coroutine has to stand between this and the caller.
+        """
         try:
-            if sum(map(len, payload)) <= MERGED_BYTES_MAX:
-                return of_one(await self.link.join(merging, verb, parts))
-            return await self.link.call(b"FCALL", verb, 1, self.keys.root, *parts)
-        except StoreReply as reply:
-            return await self._again(reply, verb, *parts)
+            if sum(map(len, parts)) <= MERGED_BYTES_MAX:
+                reply = await self.link.join(merging, verb, parts)
+            else:
+                reply = await self.link.call(b"FCALL", verb, 1, self.keys.root, *parts)
+        except StoreReply as fault:
+            try:
+                reply = await self._again(fault, verb, *parts)
+            except Refused as refusal:
+                return refused(refusal)
+        return read(reply)
 
     async def _again(self, reply: StoreReply, verb: str, *parts: bytes) -> list[Any]:
         """After an error reply: raises what it means, or repeats what was not applied."""

@@ -23,7 +23,7 @@ from mesh.ids import jittered
 from mesh.store.address import Address
 from mesh.store.connection import Arg, Call, Connection, StoreReply, Waiting, fresh, pack, words
 from mesh.store.dial import Fence, dial
-from mesh.store.merging import MERGED_MAX, Asked, Merging, Parts
+from mesh.store.merging import MERGED_MAX, Merging, Parts
 from mesh.store.subscriber import Subscriber
 
 __all__ = ["Call", "Hook", "Link", "StoreReply", "Subscriber"]
@@ -158,7 +158,7 @@ class Link:
         asked = merging.asked
         if not asked:
             self._merging.append(merging)
-        asked.append(Asked(future, verb, parts))
+        asked.append((future, verb, parts))
         self._room -= 1
         if len(asked) >= MERGED_MAX:
             self._pack_merged()

@@ -10,23 +10,23 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, TypeAlias
 
 from mesh.store.connection import Arg, Asker, StoreReply, fresh, pack
 
 MERGED_MAX: Final = 64
 """Calls in one: it is one turn of the store's only thread."""
 MERGED_BYTES_MAX: Final = 16_384
-"""Payload of a call that may travel with others; a larger one goes alone."""
+"""Arguments of a call that may travel with others; a larger one goes alone."""
 
 Parts = Sequence[bytes]
 """Arguments, behind the keys."""
 
 
-class Asked(NamedTuple):
-    future: asyncio.Future[Any]
-    verb: str
-    parts: Parts
+Asked: TypeAlias = tuple[asyncio.Future[Any], str, Parts]
+"""A call: who gets the reply, the verb, its arguments."""
+
+_FAULTS: Final = (b"refused", b"broken")
 
 
 class Merging:
@@ -71,7 +71,11 @@ class Shared:
     def set_result(self, replies: Sequence[Any]) -> None:
         self._ended = True
         for future, reply in zip(self._futures, replies, strict=True):
-            if not future.done():  # its caller left
+            if future.done():  # its caller left
+                continue
+            if reply[0] in _FAULTS:
+                future.set_exception(fault_of(reply))
+            else:
                 future.set_result(reply)
 
     def set_exception(self, error: BaseException) -> None:
@@ -81,11 +85,13 @@ class Shared:
                 future.set_exception(fresh(error))
 
 
+def fault_of(reply: list[Any]) -> StoreReply:
+    """What the function says of one of several calls that it could not do."""
+    return StoreReply(reply[1].decode() if reply[0] == b"refused" else f"ERR {reply[1].decode()}")
+
+
 def of_one(reply: list[Any]) -> list[Any]:
-    """The reply to one call. Raises StoreReply where the function says of this one that it could not be done."""
-    word = reply[0]
-    if word == b"refused":
-        raise StoreReply(reply[1].decode())
-    if word == b"broken":
-        raise StoreReply(f"ERR {reply[1].decode()}")
+    """The reply to one of several calls. Raises StoreReply where the function could not do it."""
+    if reply[0] in _FAULTS:
+        raise fault_of(reply)
     return reply

@@ -12,7 +12,7 @@ from mesh.machine import Event, Kind
 from mesh.store.functions import Refused
 from mesh.store.layout import decode_head, decode_links, decode_request
 from mesh.store.merging import Asked, Parts
-from mesh.store.verbs import Completed, Completion, Work
+from mesh.store.verbs import Completed, Completion, Moved, Work
 
 CALLBACK_LEASE_MS: Final = 35_000
 CANCEL_LEASE_MS: Final = 35_000
@@ -44,7 +44,7 @@ LETTERS: Final = {
 
 def letters(asked: Sequence[Asked]) -> Parts:
     """What mesh1_answers reads first."""
-    return ("".join([LETTERS[one.verb] for one in asked]).encode(),)
+    return ("".join([LETTERS[verb] for _, verb, _ in asked]).encode(),)
 
 
 def read_work(packed: list[Any]) -> Work:
@@ -56,6 +56,16 @@ def read_work(packed: list[Any]) -> Work:
 
 def read_optional_work(packed: Any) -> Work | None:
     return read_work(packed) if packed else None
+
+
+def read_begun(reply: list[Any]) -> Moved:
+    """A reply of mesh1_started."""
+    return Moved(reply[0].decode(), "", read_optional_work(reply[3]))
+
+
+def refused_move(_: Refused) -> Moved:
+    """A refusal of what moves an operation: it is not there, or not any more."""
+    return Moved("unknown")
 
 
 class Report(msgspec.Struct, gc=False):

@@ -59,6 +59,14 @@ def refusal_of(refused: Refused) -> KeyReused | Exception:
     return KeyReused(refused.about) if refused.word == "KEY_REUSED" else _REFUSALS[refused.word](refused.about)
 
 
+def read_refused(refused: Refused) -> KeyReused:
+    """The reply that a refused start has, if it has one. Raises what else it stands for."""
+    refusal = refusal_of(refused)
+    if isinstance(refusal, KeyReused):
+        return refusal
+    raise refusal from None
+
+
 def described(asked: Sequence[Asked]) -> Parts:
     """What mesh1_start_many reads first: how many arguments each has. One of them may be leased."""
-    return bytes([48 + len(one.parts) for one in asked]), b""
+    return bytes([48 + len(parts) for _, _, parts in asked]), b""

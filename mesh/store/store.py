@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from typing import Any
 
 from mesh.ids import PARTITION
@@ -18,13 +18,15 @@ from mesh.store.parcels import (
     CANCEL_LEASE_MS,
     complete_arguments,
     letters,
+    read_begun,
     read_completed,
     read_optional_work,
     read_work,
     refused_completion,
+    refused_move,
 )
-from mesh.store.starting import NoSession, Reply, described, read_started, refusal_of
-from mesh.store.verbs import Beat, Claimed, Completed, KeyReused, Moved, Record, Start, Work
+from mesh.store.starting import NoSession, Reply, described, read_refused, read_started, refusal_of
+from mesh.store.verbs import Beat, Claimed, Completed, Moved, Record, Start, Work
 
 SESSION_DEAD_AFTER_MS = 3_000
 CLAIM_BYTES = 8 << 20
@@ -56,21 +58,15 @@ class Store(Durable):
 
     # Callers ------------------------------------------------------------------------------------------------------
 
-    async def start(
+    def start(
         self, start: Start, request: Request, body: bytes, seat: tuple[bytes, ...] = ()
-    ) -> Reply:
+    ) -> Coroutine[Any, Any, Reply]:
         """Accept an operation and lease its first attempt; `seat` is PullStore.seat.
 
         Raises NoEndpoint, NoSession, ParentLost, OtherParent, BacklogFull.
         """
-        try:
-            reply = await self.merged(self._starts, "mesh1_start", start, encode(request), body, *seat)
-        except Refused as refused:
-            refusal = refusal_of(refused)
-            if isinstance(refusal, KeyReused):
-                return refusal
-            raise refusal from None
-        return read_started(reply)
+        parts = (encode(start), encode(request), body, *seat)
+        return self.merged(self._starts, "mesh1_start", parts, read_started, read_refused)
 
     async def start_many(self, starts: Sequence[tuple[Start, Request, bytes]]) -> list[Reply | Exception]:
         """Accept operations that nobody leases yet (`delay_ms`, `starts_at`), at most START_MANY_MAX, in one step.
@@ -108,10 +104,10 @@ class Store(Durable):
 
     # Agents -------------------------------------------------------------------------------------------------------
 
-    async def started(
+    def started(
         self, operation_id: str, run: int, attempt: int, session: str, token: str, beat_ms: int, instance: str = "",
         links: Sequence[str] = (), *, counted: bool = False,
-    ) -> Moved:  # fmt: skip
+    ) -> Coroutine[Any, Any, Moved]:  # fmt: skip
         """`instance` answered 201 with its `token` and `links`; `beat_ms` > 0 makes the attempt leased.
 
         `counted`: shown among what runs at the instance.
@@ -127,14 +123,10 @@ class Store(Durable):
         }
         if counted:
             arguments["counted"] = 1
-        try:
-            packed = encode(links) if links else b""
-            reply = await self.merged(self._answers, "mesh1_started", arguments, token.encode(), packed)
-        except Refused:
-            return Moved("unknown")
-        return Moved(reply[0].decode(), "", read_optional_work(reply[3]))
+        parts = (encode(arguments), token.encode(), encode(links) if links else b"")
+        return self.merged(self._answers, "mesh1_started", parts, read_begun, refused_move)
 
-    async def complete(
+    def complete(
         self,
         operation_id: str,
         run: int,
@@ -145,15 +137,13 @@ class Store(Durable):
         session: str,
         answered: bool = False,
         instance: str = "",
-    ) -> Completed:
+    ) -> Coroutine[Any, Any, Completed]:
         """Record an outcome (packed `Outcome`) and lease the callback it owes; `instance` answered a start with it."""
         arguments = complete_arguments(
             operation_id, run, attempt, event, session=session, answered=answered, alone=self.alone, instance=instance
         )
-        try:
-            return read_completed(await self.merged(self._answers, "mesh1_complete", arguments, outcome))
-        except Refused as refused:
-            return refused_completion(refused)
+        parts = (encode(arguments), outcome)
+        return self.merged(self._answers, "mesh1_complete", parts, read_completed, refused_completion)
 
     async def retry(
         self, operation_id: str, run: int, attempt: int, *, delay_ms: int, detail: str, outcome: bytes,
@@ -223,12 +213,10 @@ class Store(Durable):
             raise NoSession(refused.about) from None
         return [read_work(work) for work in works], stopped.decode()
 
-    async def delivered(self, operation_id: str, run: int, kind: Kind) -> None:
-        """The receiver has the cancel or callback."""
-        try:
-            await self.merged(self._answers, "mesh1_delivered", {"id": operation_id, "run": run, "kind": str(kind)})
-        except Refused:
-            return  # nobody waits for it any more
+    def delivered(self, operation_id: str, run: int, kind: Kind) -> Coroutine[Any, Any, object]:
+        """The receiver has the cancel or callback. Where it is refused nobody waits for it any more."""
+        parts = (encode({"id": operation_id, "run": run, "kind": str(kind)}),)
+        return self.merged(self._answers, "mesh1_delivered", parts, list, refused_move)
 
     async def defer(
         self, operation_id: str, run: int, kind: Kind, *, tries: int, delay_ms: int, dead: bool, detail: str

@@ -17,7 +17,7 @@ from mesh.machine import Event, Kind
 from mesh.store.catalog import CatalogStore
 from mesh.store.functions import Functions, Refused
 from mesh.store.layout import encode
-from mesh.store.merging import Merging
+from mesh.store.merging import Merging, Parts
 from mesh.store.pulls import Ended, PullStore
 from mesh.store.store import Store
 from mesh.store.verbs import Append, ChildStart, Seat, Suspend, Task
@@ -151,8 +151,8 @@ async def test_a_missing_argument_changes_nothing_or_does_not_matter(
         seen.append((verb, first if named else {}, parts[1:] if named else parts))
         raise StoreUnavailable("only asked what would be sent")
 
-    async def listen_merged(self: Functions, _: Merging, verb: str, arguments: object, *payload: bytes) -> list[Any]:
-        return await listen(self, verb, encode(arguments), *payload)
+    async def listen_merged(self: Functions, _: Merging, verb: str, parts: Parts, *_readers: object) -> list[Any]:
+        return await listen(self, verb, *parts)
 
     one = await prepare(room)
     with monkeypatch.context() as patched:
