@@ -112,8 +112,10 @@ def _speaks_nexus(reply: Reply) -> bool:
 
 def _links(reply: Reply) -> list[str]:
     """Those that can be read: handed on, a bad one makes Temporal's callers repeat the start."""
+    if reply.header(b"nexus-link") is None:
+        return []
     values = [value.decode("latin-1") for name, value in reply.headers if name == b"nexus-link"]
-    return [format_link(link) for link in sound_links(values)] if values else values
+    return [format_link(link) for link in sound_links(values)]
 
 
 def read_start_reply(reply: Reply) -> StartAnswer:  # noqa: PLR0911 - one return per row of the table

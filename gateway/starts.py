@@ -18,6 +18,7 @@ from mesh.clock import now_ms
 from mesh.errors import Malformed, MeshError, NotSent, PeerFault, Refusal, TooLarge, TooMany, Unavailable
 from mesh.ids import jittered
 from mesh.machine import Event, State
+from mesh.pool import Lines, header_lines
 from mesh.pool.target import under
 from mesh.store.layout import Outcome
 from mesh.store.store import pack
@@ -69,6 +70,20 @@ def start_path(url_path: bytes, service: str, operation: str, query: bytes) -> b
     return under(url_path, f"/{quote_segment(service)}/{quote_segment(operation)}".encode(), query)
 
 
+@lru_cache(maxsize=4096)
+def _common_lines(namespace: str, run: int, attempt: int, timeout_ms: int, content_type: str | None) -> Lines:
+    """What many starts say alike; nothing that their callers send on. Raises Malformed."""
+    headers = [
+        (b"request-timeout", b"%dms" % timeout_ms),
+        (b"mesh-run", b"%d" % run),
+        (b"mesh-attempt", b"%d" % attempt),
+        (b"mesh-namespace", namespace.encode()),
+    ]
+    if content_type is not None:
+        headers.append((b"content-type", content_type.encode("latin-1")))
+    return header_lines(headers)
+
+
 def _patience_ms(work: Work, policy_ms: int) -> int:
     """What a start request may take, the sending of a large input aside."""
     head, request = work.head, work.request
@@ -113,7 +128,7 @@ class Starts:
 
     async def send(self, work: Work, endpoint: Endpoint, admitted: Admitted) -> None:
         """One try; its instance is settled with whatever happens."""
-        request, data = work.request, work.request.data
+        head, request, data = work.head, work.request, work.request.data
         routed = _NEUTRAL
         try:
             timeout_ms = _patience_ms(work, endpoint.policy.request_timeout_ms)
@@ -123,10 +138,11 @@ class Starts:
                 reply = await self._pool.post(
                     target,
                     start_path(target.path, request.service, request.operation, self._query),
-                    self._start_headers(work, timeout_ms),
+                    self._start_headers(work),
                     body,
                     timeout_s=(timeout_ms + transfer_ms(data)) / 1000,
-                    large=self._payloads.replies(work.head.namespace),
+                    large=self._payloads.replies(head.namespace),
+                    lines=_common_lines(head.namespace, head.run, head.attempt, timeout_ms, request.content_type),
                 )
                 answer = read_start_reply(reply)
                 if reply.intake is not None:
@@ -207,17 +223,15 @@ class Starts:
         self._wake(moved.line)
         return Routed.NEUTRAL
 
-    def _start_headers(self, work: Work, timeout_ms: int) -> list[tuple[bytes, bytes]]:
+    def _start_headers(self, work: Work) -> list[tuple[bytes, bytes]]:
+        """Those of this start alone."""
         head, request = work.head, work.request
         expires_at_s = now_ms() // 1000 + TOKEN_LIFE_S
         headers = [
             (b"nexus-request-id", f"{work.id}.{head.run}".encode()),
             (b"nexus-callback-token", self._tokens.mint(work.id, head.run, head.attempt, expires_at_s).encode()),
-            (b"request-timeout", b"%dms" % timeout_ms),
             (b"mesh-operation-id", work.id.encode()),
-            (b"mesh-run", b"%d" % head.run),
-            (b"mesh-attempt", b"%d" % head.attempt),
-            (b"mesh-namespace", head.namespace.encode()),
+            *request.headers,
         ]
         if head.close_by:
             left_ms = head.close_by - (head.start_at - head.lease_ms)
@@ -228,12 +242,10 @@ class Starts:
             headers.append((b"mesh-cancel-requested", b"1"))
         if head.pin[:1] == CANARY:
             headers.append((b"mesh-canary", b"1"))
-        if request.content_type is not None:
-            headers.append((b"content-type", request.content_type.encode("latin-1")))
         if request.data is not None:
             headers.append((CONTENT_DIGEST, digest_field(request.data.sha256).encode()))
-        headers += [(b"nexus-link", link.encode("latin-1")) for link in request.links]
-        headers += request.headers
+        if request.links:
+            headers += [(b"nexus-link", link.encode("latin-1")) for link in request.links]
         return headers
 
     async def _started(self, work: Work, answer: Started, policy_beat_ms: int, admitted: Admitted) -> None:

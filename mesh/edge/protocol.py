@@ -142,7 +142,7 @@ class Edge(HttpToolsProtocol):
             return False
         method = self.parser.get_method()
         method = _METHODS.get(method) or method.decode("ascii")
-        if url[:1] == b"/" and b"#" not in url:
+        if url[:1] == b"/" and url.find(b"#") < 0:  # `in` looks for a number first, and raises inside
             raw_path, _, query = url.partition(b"?")
         else:
             parsed = httptools.parse_url(url)

@@ -251,7 +251,7 @@ class Exchange:
             lines += b"\r\n"
         end = b"\r\n" if self.keep_alive else b"connection: close\r\n\r\n"
         status_line = STATUS_LINE.get(answer.status) or b"HTTP/1.1 %d \r\n" % answer.status
-        return b"%b%b%bcontent-length: %d\r\n%b" % (status_line, self._edge.default_lines(), lines, size, end)
+        return b"".join((status_line, self._edge.default_lines(), lines, b"content-length: %d\r\n" % size, end))
 
     async def gone(self) -> None:
         """Return once the caller has hung up."""

@@ -16,8 +16,9 @@ Never followed: redirects. Never read: proxy settings of the environment. Never 
 
 from __future__ import annotations
 
+from mesh.pool.head import Lines, header_lines
 from mesh.pool.pool import POOL_CLOSED, Pool, PoolStats
 from mesh.pool.reply import Large, Reply
 from mesh.pool.target import URL_BYTES_MAX, Target
 
-__all__ = ["POOL_CLOSED", "URL_BYTES_MAX", "Large", "Pool", "PoolStats", "Reply", "Target"]
+__all__ = ["POOL_CLOSED", "URL_BYTES_MAX", "Large", "Lines", "Pool", "PoolStats", "Reply", "Target", "header_lines"]

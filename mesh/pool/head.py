@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from operator import itemgetter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NewType
 
 from mesh.errors import Malformed
 
@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from mesh.pool.target import Target
 
 Headers = Sequence[tuple[bytes, bytes]]
+Lines = NewType("Lines", bytes)
+"""What `header_lines` made."""
+NO_LINES = Lines(b"")
 
 NAMES_REMEMBERED_MAX = 2048
 _TOKEN = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,256}")
@@ -23,33 +26,55 @@ _POOL_OWNED = frozenset(
     b"host content-length transfer-encoding accept-encoding connection keep-alive proxy-connection "
     b"proxy-authorization te trailer upgrade expect".split()
 )
-_PATH_BYTES = bytes(code for code in range(0x21, 0x7F) if code != ord("#"))
-_LINE_BYTES = bytes([0x09, *range(0x20, 0x7F), *range(0x80, 0x100)])
+
+
+def _legal(*codes: int) -> bytes:
+    """For `translate`: what consists of `codes` stays as it is, anything else changes it. To delete them is slower."""
+    return bytes(code if code in codes else (code + 1) % 256 for code in range(256))
+
+
+_PATH = _legal(*(code for code in range(0x21, 0x7F) if code != ord("#")))
+_VALUES = _legal(0x09, *range(0x20, 0x7F), *range(0x80, 0x100))
 _good_names: set[bytes] = set()
 _colon = b": ".join
-_name = itemgetter(0)
+_name, _value = itemgetter(0), itemgetter(1)
 
 
-def request_head(method: bytes, target: Target, path: bytes, headers: Headers, body_bytes: int) -> bytes:
-    """Request line to empty line, Content-Length always set.
+def request_head(
+    method: bytes, target: Target, path: bytes, headers: Headers, body_bytes: int, lines: Lines = NO_LINES
+) -> bytes:
+    """Request line to empty line, Content-Length always set; `lines` are further headers.
 
-    Raises Malformed (code `request_invalid`) for a path that is not an encoded origin-form, a name that is
-    not a token or belongs to the pool (Host, Content-Length, hop-by-hop), a value with control characters,
-    CR and LF above all.
+    Raises Malformed (code `request_invalid`) for a path that is not an encoded origin-form, and as `header_lines`.
     """
-    if path[:1] != b"/" or path.translate(None, _PATH_BYTES):
+    if path[:1] != b"/" or path.translate(_PATH) != path:
         message = "A request path must start with / and hold only percent-encoded visible ASCII."
         raise Malformed(message, code="request_invalid")
+    length = b"content-length: %d\r\n" % body_bytes
+    return b"".join((method, b" ", path, target.tail, length, lines, _checked(headers), b"\r\n"))
+
+
+def header_lines(headers: Headers) -> Lines:
+    """The lines of `headers`, for many requests without another look at them.
+
+    Raises Malformed (code `request_invalid`) for a name that is not a token or belongs to the pool (Host,
+    Content-Length, hop-by-hop), a value with control characters, CR and LF above all.
+    """
+    return Lines(_checked(headers))
+
+
+def _checked(headers: Headers) -> bytes:
+    if not headers:
+        return b""
     if not _good_names.issuperset(map(_name, headers)):
         for name, _ in headers:
             if name not in _good_names:
                 _check_name(name)
-    lines = b"\r\n".join(map(_colon, headers)) + b"\r\n" if headers else b""
-    # What is left of all lines without their good bytes must be our own line ends, and nothing else.
-    if lines.translate(None, _LINE_BYTES) != b"\r\n" * len(headers):
+    values = b"".join(map(_value, headers))
+    if values.translate(_VALUES) != values:
         message = "A header value holds a control character."
         raise Malformed(message, code="request_invalid")
-    return b"%b %b%bcontent-length: %d\r\n%b\r\n" % (method, path, target.tail, body_bytes, lines)
+    return b"\r\n".join(map(_colon, headers)) + b"\r\n"
 
 
 def check_method(method: bytes) -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypedDict
 from mesh.errors import NotSent, ReplyLost, ReplyTimeout
 from mesh.pool.connection import Connection
 from mesh.pool.dial import Dialer
-from mesh.pool.head import Headers, check_method, request_head
+from mesh.pool.head import NO_LINES, Headers, Lines, check_method, request_head
 from mesh.pool.lane import Lane
 from mesh.pool.reply import Large, Reply, StaleConnection
 
@@ -104,11 +104,13 @@ class Pool:
         timeout_s: float,
         reply_bytes_max: int | None = None,
         large: Large | None = None,
+        lines: Lines = NO_LINES,
     ) -> Coroutine[Any, Any, Reply]:
         """`request` with POST."""
         return self.request(
-            b"POST", target, path, headers, body, timeout_s=timeout_s, reply_bytes_max=reply_bytes_max, large=large
-        )
+            b"POST", target, path, headers, body,
+            timeout_s=timeout_s, reply_bytes_max=reply_bytes_max, large=large, lines=lines,
+        )  # fmt: skip
 
     async def request(  # noqa: C901 - one request, in the order of what may happen to it
         self,
@@ -121,6 +123,7 @@ class Pool:
         timeout_s: float,
         reply_bytes_max: int | None = None,
         large: Large | None = None,
+        lines: Lines = NO_LINES,
     ) -> Reply:
         """Send one request, give the final reply whatever its status (1xx skipped, redirects not followed).
 
@@ -139,7 +142,7 @@ class Pool:
         if method != b"POST":
             check_method(method)
         source, body = (None, body) if isinstance(body, bytes) else (body, b"")
-        head = request_head(method, target, path, headers, len(body) if source is None else source.size)
+        head = request_head(method, target, path, headers, len(body) if source is None else source.size, lines)
         lane = self._lanes.get(target.origin)
         if lane is None:
             loop = asyncio.get_running_loop()

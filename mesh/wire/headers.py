@@ -26,8 +26,8 @@ KEY_CHARS_MAX: Final = 255
 NAMES_REMEMBERED_MAX: Final = 4096
 NAME_BYTES_REMEMBERED_MAX: Final = 64
 
-_LEGAL: Final = b"\t" + bytes(range(0x20, 0x7F))
-"""What a header value may hold; `bytes.translate` deletes it, so anything left over is illegal."""
+_LEGAL: Final = bytes(code if code in (0x09, *range(0x20, 0x7F)) else 0x20 for code in range(256))
+"""What a header value may hold: `bytes.translate` leaves it as it is, and changes anything else."""
 _token = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,256}").fullmatch
 """A header name that the connection pool can send (mesh/pool/head.py)."""
 _key = re.compile(r"[!-~]{1,255}").fullmatch
@@ -70,7 +70,7 @@ def is_json_type(content_type: bytes | None) -> bool:
 
 def _refuse_illegal(headers: RawHeaders, kind: str) -> None:
     for name, value in headers:
-        if value.translate(None, _LEGAL):
+        if value.translate(_LEGAL) != value:
             raise Malformed(
                 f"the {kind} header {name!r} has bytes that are not visible ASCII", code="header_invalid"
             )
@@ -145,7 +145,8 @@ def caller_headers(raw: RawHeaders) -> CallerHeaders:
             named.update(option.strip() for option in one[1].lower().split(b","))
     if named:
         forwarded = [one for one in forwarded if one[0] not in named]
-    _check_forwarded(forwarded)
+    if forwarded:
+        _check_forwarded(forwarded)
     return CallerHeaders(
         forwarded,
         check_callback_headers(callback) if callback else callback,
@@ -159,7 +160,7 @@ def _check_forwarded(forwarded: list[RawHeader]) -> None:
     if len(values) + sum([len(one[0]) for one in forwarded]) > FORWARDED_BYTES_MAX:
         detail = f"the headers are larger than {FORWARDED_BYTES_MAX} bytes"
         raise Malformed(detail, code="header_too_large")
-    if values.translate(None, _LEGAL):
+    if values.translate(_LEGAL) != values:
         _refuse_illegal(forwarded, "request")
 
 
