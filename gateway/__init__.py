@@ -2,8 +2,8 @@
 
 A process    server.py runs one, app.py joins its parts (`Mesh`), settings.py, settings_file.py are what can be set
 HTTP in      http.py, auth.py and problems.py at the door; nexus.py, api.py, endpoints.py, tasks.py, streams.py are the
-             surfaces, start_body.py and tasks_body.py what they take, batches.py with batch_lines.py takes many starts,
-             step_results.py what stands outside journals,
+             surfaces, start_body.py, wishes.py and tasks_body.py what they take, batches.py with batch_lines.py takes
+             many starts, step_results.py what stands outside journals,
              routes.py has what is not hot; declared.py, declared_tasks.py, openapi.py say so
 One door     operations.py: everything about operations goes through it; many.py, orders.py, starts.py, reading.py,
              journals.py and listing.py do what it is asked, history.py and details.py what a look at one shows

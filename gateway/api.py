@@ -10,9 +10,10 @@ from gateway.callbacks import operation_link
 from gateway.outcomes import encode_json, known_fields, nexus_answer, record_fields
 from gateway.payloads import DIGESTS, check_told
 from gateway.problems import problem
-from gateway.start_body import MESH_START, TIMEOUT_MS_MAX, as_v1, beside, read_order, read_start, with_parent
+from gateway.start_body import MESH_START, TIMEOUT_MS_MAX, as_v1, beside, read_order, read_start
 from gateway.step_results import StepResults
 from gateway.tasks import header_token
+from gateway.wishes import WISHES, with_parent
 from mesh.clock import now_ms
 from mesh.edge import Answer, HotRoute, Request
 from mesh.errors import Conflict, Malformed, Refusal, TooLarge, Unprocessable
@@ -95,7 +96,8 @@ class OperationsSurface:
             order = beside(body, principal.namespace, headers, content_type, content)
             if request.intake is not None:
                 order = replace(order, large=await request.intake.finish())
-        order = with_parent(order, request.first)
+        if not WISHES.isdisjoint(request.first):
+            order = with_parent(order, request.first)
         if order.later is not None and order.later.left_ms() >= wait_ms:
             wait_ms = 0
         try:
@@ -119,10 +121,11 @@ class OperationsSurface:
         return self._wait_default_ms, b""
 
     def _answer(self, placed: Placed, known: Known | None, applied: bytes) -> Answer:
+        operation = placed.id.encode()
         headers = [
             _JSON,
-            (b"location", b"/v1/operations/" + placed.id.encode()),
-            (b"mesh-operation-id", placed.id.encode()),
+            (b"location", b"/v1/operations/" + operation),
+            (b"mesh-operation-id", operation),
             (b"nexus-link", operation_link(self._public_url, placed.id).encode()),
             (b"cache-control", b"no-store"),
         ]

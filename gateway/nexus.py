@@ -7,7 +7,7 @@ faults of the gateway itself carry `Mesh-Failure-Source: gateway`.
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final
 
 from msgspec.structs import replace
 
@@ -16,7 +16,7 @@ from gateway.operations import Order
 from gateway.outcomes import GATEWAY, encode_json, nexus_answer
 from gateway.payloads import DIGESTS, check_told
 from gateway.problems import STORE_REFUSED, STORE_REFUSED_DETAIL
-from gateway.start_body import WISHES, later_of_headers, parent_of_headers, pin_of_headers, priority_of_headers
+from gateway.wishes import wishes_of
 from mesh.edge import Answer, HotRoute, Request
 from mesh.errors import (
     ConfigError,
@@ -43,11 +43,10 @@ from mesh.wire import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine, Mapping
+    from collections.abc import Coroutine
 
     from gateway.auth import Auth
     from gateway.operations import Known, Operations, Placed
-    from gateway.orders import Later, Parent
     from mesh.blobs.spool import Spooled
     from mesh.streams import Intake
 
@@ -106,25 +105,6 @@ def _segments(raw_path: bytes) -> tuple[str, ...]:
         check_service(segments[2])
         check_operation(segments[3])
     return tuple(segments)
-
-
-class _Wishes(NamedTuple):
-    """What a start may ask for by headers of the mesh's own, which most do not."""
-
-    priority: int = 0
-    later: Later | None = None
-    parent: Parent | None = None
-    pin: str = ""
-
-
-_NO_WISHES: Final = _Wishes()
-
-
-def _wishes(first: Mapping[bytes, bytes]) -> _Wishes:
-    """Raises Malformed."""
-    return _Wishes(
-        priority_of_headers(first), later_of_headers(first), parent_of_headers(first), pin_of_headers(first)
-    )
 
 
 class NexusSurface:
@@ -206,7 +186,7 @@ class NexusSurface:
         first = request.first
         content_type = first.get(b"content-type")
         close_ms = parse_duration_ms(first.get(b"operation-timeout", b"").decode("latin-1"))
-        wishes = _NO_WISHES if WISHES.isdisjoint(first) else _wishes(first)
+        wishes = wishes_of(first)
         later = wishes.later
         if later is not None and later.left_ms() >= wait_ms:
             wait_ms = 0

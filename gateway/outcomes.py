@@ -144,6 +144,9 @@ def record_fields(
     `journal` entries stand among its events, `started` are the links of the agent's 201.
     """
     state = STATES[head.state]
+    updated = to_rfc3339(head.created_at + head.stamp)
+    # Nearly always its end was the last that happened to it.
+    ended = updated if head.closed_at == head.created_at + head.stamp else to_rfc3339(head.closed_at)
     record: dict[str, Any] = {
         "id": operation_id,
         "state": _WORDS[state],
@@ -155,8 +158,8 @@ def record_fields(
         "namespace": head.namespace,
         "labels": request.labels,
         "created_at": to_rfc3339(head.created_at),
-        "updated_at": to_rfc3339(head.created_at + head.stamp),
-        "closed_at": to_rfc3339(head.closed_at) if head.closed_at else None,
+        "updated_at": updated,
+        "closed_at": ended if head.closed_at else None,
         "deadline": to_rfc3339(head.close_by) if head.close_by else None,
         "events": head.seq + journal,
     }
@@ -216,7 +219,10 @@ def durable_fields(head: Head, journal: int, beat: Line | None) -> dict[str, Any
 
 def _shown_links(request: Request, started: Sequence[str], outcome: Outcome | None) -> list[dict[str, str]]:
     """Each link with who gave it."""
-    agent = dict.fromkeys((*started, *(outcome.links if outcome is not None else ())))
+    told = outcome.links if outcome is not None else ()
+    if not (request.links or started or told):
+        return []
+    agent = dict.fromkeys((*started, *told))
     given = [("caller", request.links), ("agent", agent)]
     return [
         {"url": link.url, "type": link.type, "by": by} for by, texts in given if texts for link in parse_links(texts)

@@ -6,6 +6,7 @@ neither routes nor the registry. Pure.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import TYPE_CHECKING, Annotated, Final, Literal, TypeVar
 
 import msgspec
@@ -21,14 +22,12 @@ from mesh.wire import (
     check_endpoint,
     check_operation,
     check_service,
-    parse_duration_ms,
     parse_rfc3339,
 )
 from registry.choice import VERSION
 from registry.spec import check_version
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
 
     from mesh.wire import CallerHeaders
 
@@ -38,18 +37,10 @@ LABEL_CHARS_MAX: Final = 128
 PARENT_KEY_BYTES_MAX: Final = 1_024
 FAULTS_MAX: Final = 16
 """Told in one answer."""
-DELAY: Final = b"mesh-delay"
-START_AT: Final = b"mesh-start-at"
-PARENT_TOKEN: Final = b"mesh-parent-token"
-PARENT_KEY: Final = b"mesh-parent-key"
-PARENT_CLOSE: Final = b"mesh-parent-close"
 MESH_START: Final = b"mesh-start"
 """The header that has the order as JSON when the body of the request is the input itself (P391)."""
 _OF_ORDER: Final = DIGESTS | {b"accept"}
 """Headers that are about the order and its answer, and not about the input."""
-VERSION_HEADER: Final = b"mesh-version"
-PRIORITY: Final = b"mesh-priority"
-WISHES: Final = frozenset((DELAY, START_AT, PARENT_TOKEN, PARENT_KEY, PARENT_CLOSE, VERSION_HEADER, PRIORITY))
 PRIORITY_MAX: Final = 9
 
 
@@ -168,8 +159,19 @@ def as_v1(refusal: MeshError) -> MeshError:
     return Unprocessable(refusal.detail, code=refusal.code, operation_id=refusal.operation_id)
 
 
-def _timeout(timeouts: TimeoutsBody, name: str) -> int:
-    value: int | None = getattr(timeouts, name)
+def _timeouts(timeouts: TimeoutsBody | None) -> tuple[int, int, int, int]:
+    """In the order of the fields; 0: as the endpoint's policy says."""
+    if timeouts is None:
+        return 0, 0, 0, 0
+    return (
+        _timeout("schedule_to_close_ms", timeouts.schedule_to_close_ms),
+        _timeout("schedule_to_start_ms", timeouts.schedule_to_start_ms),
+        _timeout("start_to_close_ms", timeouts.start_to_close_ms),
+        _timeout("request_timeout_ms", timeouts.request_timeout_ms),
+    )
+
+
+def _timeout(name: str, value: int | None) -> int:
     if value is None:
         return 0
     if not 1 <= value <= TIMEOUT_MS_MAX:
@@ -177,19 +179,24 @@ def _timeout(timeouts: TimeoutsBody, name: str) -> int:
     return value
 
 
-def _names(body: StartBody) -> None:
+@lru_cache(maxsize=1024)
+def _check_names(endpoint: str, service: str, operation: str) -> None:
+    """The same few come again and again; what is refused is not remembered."""
     for pointer, check, value in (
-        ("/endpoint", check_endpoint, body.endpoint),
-        ("/service", check_service, body.service),
-        ("/operation", check_operation, body.operation),
+        ("/endpoint", check_endpoint, endpoint),
+        ("/service", check_service, service),
+        ("/operation", check_operation, operation),
     ):
         try:
             check(value)
         except Malformed as error:
             raise body_invalid(pointer, error.detail) from None
-    if len(body.labels) > LABELS_MAX:
+
+
+def _check_labels(labels: dict[str, str]) -> None:
+    if len(labels) > LABELS_MAX:
         raise body_invalid("/labels", f"there are at most {LABELS_MAX} labels")
-    for name, value in body.labels.items():
+    for name, value in labels.items():
         if not name or len(name) > LABEL_CHARS_MAX or len(value) > LABEL_CHARS_MAX:
             raise body_invalid("/labels", f"label names and values have at most {LABEL_CHARS_MAX} characters")
 
@@ -200,15 +207,7 @@ def _priority(priority: int) -> int:
     return priority
 
 
-def priority_of_headers(first: Mapping[bytes, bytes]) -> int:
-    """`Mesh-Priority` of a start over Nexus. Raises Malformed."""
-    text = first.get(PRIORITY, b"0")
-    if len(text) != 1 or not text.isdigit():
-        raise Malformed(f"Mesh-Priority is one digit, 0 to {PRIORITY_MAX}", code="priority_invalid")
-    return int(text)
-
-
-def _later(delay_ms: int | None, start_at: str | None) -> Later | None:
+def later_of(delay_ms: int | None, start_at: str | None) -> Later | None:
     """When it is to begin; None: at once. Raises Unprocessable."""
     if start_at is None:
         if delay_ms is None:
@@ -228,50 +227,12 @@ def _later(delay_ms: int | None, start_at: str | None) -> Later | None:
     return Later(0, at_ms)
 
 
-def later_of_headers(first: Mapping[bytes, bytes]) -> Later | None:
-    """`Mesh-Delay` (a Nexus duration) or `Mesh-Start-At` (RFC 3339) of a start over Nexus. Raises Malformed."""
-    delay, at = first.get(DELAY), first.get(START_AT)
-    if delay is None and at is None:
-        return None
-    try:
-        delay_ms = None if delay is None else parse_duration_ms(delay.decode("latin-1")) or 0
-        return _later(delay_ms, None if at is None else at.decode("latin-1"))
-    except Unprocessable as breach:
-        named = breach.detail.replace("delay_ms", "Mesh-Delay").replace("start_at", "Mesh-Start-At")
-        raise Malformed(named, code="start_time_invalid") from None
-
-
-def parent_of_headers(first: Mapping[bytes, bytes]) -> Parent | None:
-    """`Mesh-Parent-Token`, `-Key` and `-Close` of a start (P236). Raises Malformed."""
-    token = first.get(PARENT_TOKEN)
-    if token is None:
-        if PARENT_KEY in first or PARENT_CLOSE in first:
-            detail = "Mesh-Parent-Key and -Close are about the attempt that Mesh-Parent-Token names, which is missing"
-            raise Malformed(detail, code="parent_invalid")
-        return None
-    key, close = first.get(PARENT_KEY, b""), first.get(PARENT_CLOSE, b"cancel")
-    if not 1 <= len(key) <= PARENT_KEY_BYTES_MAX or not key.isascii():
-        detail = f"Mesh-Parent-Key is the child's name in the parent's journal, 1 to {PARENT_KEY_BYTES_MAX} in ASCII"
-        raise Malformed(detail, code="parent_invalid")
-    if close not in (b"cancel", b"keep"):
-        raise Malformed("Mesh-Parent-Close is cancel or keep", code="parent_invalid")
-    return Parent(token.decode("latin-1").strip(), key.decode(), close == b"cancel")
-
-
-def with_parent(order: Order, first: Mapping[bytes, bytes]) -> Order:
-    """`order` as the child that its request's headers make it, if they do. Raises Malformed."""
-    parent = parent_of_headers(first)
-    if parent is None:
-        return order
-    if order.parent is not None:
-        raise Malformed("the parent is named twice, in the body and by Mesh-Parent-Token", code="parent_invalid")
-    return replace(order, parent=parent)
-
-
 def read_order(body: StartBody, namespace: str, headers: CallerHeaders) -> Order:
     """What `body` asks for, checked as far as that can be said without the registry. Raises Unprocessable."""
-    _names(body)
-    timeouts = body.timeouts or TimeoutsBody()
+    _check_names(body.endpoint, body.service, body.operation)
+    if body.labels:
+        _check_labels(body.labels)
+    close_ms, start_ms, run_ms, request_ms = _timeouts(body.timeouts)
     content = None if isinstance(body.input, msgspec.UnsetType) else bytes(body.input)
     callback = body.callback
     if callback is not None and callback.format not in FORMATS:
@@ -289,15 +250,15 @@ def read_order(body: StartBody, namespace: str, headers: CallerHeaders) -> Order
         callback.url if callback else "",
         callback.format if callback else NEXUS,
         _callback_headers(callback) if callback else [],
-        _timeout(timeouts, "schedule_to_close_ms"),
-        _timeout(timeouts, "schedule_to_start_ms"),
-        _timeout(timeouts, "start_to_close_ms"),
-        _timeout(timeouts, "request_timeout_ms"),
+        close_ms,
+        start_ms,
+        run_ms,
+        request_ms,
         body.labels,
         headers.links,
         parent=_parent(body.parent) if body.parent else None,
-        priority=_priority(body.priority),
-        later=_later(body.delay_ms, body.start_at),
+        priority=_priority(body.priority) if body.priority else 0,
+        later=None if body.delay_ms is None and body.start_at is None else later_of(body.delay_ms, body.start_at),
         pin=_pin(body.version, "/version"),
     )
 
@@ -325,12 +286,6 @@ def _pin(version: str | None, at: str) -> str:
         return VERSION + check_version(version)
     except Malformed as error:
         raise body_invalid(at, error.detail) from None
-
-
-def pin_of_headers(first: Mapping[bytes, bytes]) -> str:
-    """`Mesh-Version` of a start over Nexus. Raises Malformed."""
-    version = first.get(VERSION_HEADER)
-    return "" if version is None else VERSION + check_version(version.decode("latin-1").strip())
 
 
 def _parent(parent: ParentBody) -> Parent:
