@@ -63,6 +63,10 @@ def read_begun(reply: list[Any]) -> Moved:
     return Moved(reply[0].decode(), "", read_optional_work(reply[3]))
 
 
+def unread(_: object) -> None:
+    """A reply, or refusal, that says nothing."""
+
+
 def refused_move(_: Refused) -> Moved:
     """A refusal of what moves an operation: it is not there, or not any more."""
     return Moved("unknown")

@@ -24,6 +24,7 @@ from mesh.store.parcels import (
     read_work,
     refused_completion,
     refused_move,
+    unread,
 )
 from mesh.store.starting import NoSession, Reply, described, read_refused, read_started, refusal_of
 from mesh.store.verbs import Beat, Claimed, Completed, Moved, Record, Start, Work
@@ -213,10 +214,10 @@ class Store(Durable):
             raise NoSession(refused.about) from None
         return [read_work(work) for work in works], stopped.decode()
 
-    def delivered(self, operation_id: str, run: int, kind: Kind) -> Coroutine[Any, Any, object]:
+    def delivered(self, operation_id: str, run: int, kind: Kind) -> Coroutine[Any, Any, None]:
         """The receiver has the cancel or callback. Where it is refused nobody waits for it any more."""
         parts = (encode({"id": operation_id, "run": run, "kind": str(kind)}),)
-        return self.merged(self._answers, "mesh1_delivered", parts, list, refused_move)
+        return self.merged(self._answers, "mesh1_delivered", parts, unread, unread)
 
     async def defer(
         self, operation_id: str, run: int, kind: Kind, *, tries: int, delay_ms: int, dead: bool, detail: str
