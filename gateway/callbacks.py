@@ -152,8 +152,11 @@ def _cloud_event(work: Work, outcome: Outcome, plan: CallbackPlan) -> tuple[Head
 
 def _trace(request: Request) -> Headers:
     """The caller's trace context, as the agent got it, unless the callback headers bring their own."""
+    trace = trace_headers(request)
+    if not trace or not request.callback_headers:
+        return trace
     own = {name for name, _ in request.callback_headers}
-    return [one for one in trace_headers(request) if one[0] not in own]
+    return [one for one in trace if one[0] not in own]
 
 
 def judge_callback(callback_format: str, reply: Reply) -> Verdict:

@@ -10,6 +10,7 @@ import asyncio
 import time
 from datetime import UTC, datetime
 from functools import lru_cache
+from typing import Final
 
 
 def now_ms() -> int:
@@ -44,8 +45,10 @@ def pause(seconds: float) -> None:
 
 def to_rfc3339(at_ms: int) -> str:
     """`1700000000123` -> `2023-11-14T22:13:20.123Z` (RFC 3339, UTC, milliseconds)."""
-    seconds, millis = divmod(at_ms, 1000)
-    return f"{_second(seconds)}.{millis:03d}Z"
+    return _second(at_ms // 1000) + _MILLIS[at_ms % 1000]
+
+
+_MILLIS: Final = [f".{millis:03d}Z" for millis in range(1000)]
 
 
 @lru_cache(maxsize=64)

@@ -91,30 +91,28 @@ class CallerHeaders(msgspec.Struct, frozen=True, gc=False):
     key: str
 
 
-_STAY, _TRAVEL, _CALL_BACK, _LINK, _KEY, _NAME_OTHERS = range(6)
+_STAY, _TRAVEL, _CALL_BACK, _LINK, _KEY, _NAME_OTHERS = range(1, 7)
 
 
-class _Kinds(dict[bytes, int]):
-    """Which way a name goes. The same few names come again and again, so each is judged once."""
-
-    def __missing__(self, name: bytes) -> int:
-        kind = _TRAVEL
-        if name == b"connection":
-            kind = _NAME_OTHERS
-        elif name in (b"nexus-request-id", b"idempotency-key"):
-            kind = _KEY
-        elif name.startswith(_CALLBACK):
-            kind = _CALL_BACK
-        elif name == b"nexus-link":
-            kind = _LINK
-        elif name in _STAYS or name.startswith(_STAYS_PREFIX):
-            kind = _STAY
-        if len(self) < NAMES_REMEMBERED_MAX and len(name) <= NAME_BYTES_REMEMBERED_MAX:
-            self[name] = kind
-        return kind
+_kinds: Final[dict[bytes, int]] = {}
+"""Which way a name goes. The same few names come again and again, so each is judged once."""
 
 
-_kinds: Final = _Kinds()
+def _kind_of(name: bytes) -> int:
+    kind = _TRAVEL
+    if name == b"connection":
+        kind = _NAME_OTHERS
+    elif name in (b"nexus-request-id", b"idempotency-key"):
+        kind = _KEY
+    elif name.startswith(_CALLBACK):
+        kind = _CALL_BACK
+    elif name == b"nexus-link":
+        kind = _LINK
+    elif name in _STAYS or name.startswith(_STAYS_PREFIX):
+        kind = _STAY
+    if len(_kinds) < NAMES_REMEMBERED_MAX and len(name) <= NAME_BYTES_REMEMBERED_MAX:
+        _kinds[name] = kind
+    return kind
 
 
 def caller_headers(raw: RawHeaders) -> CallerHeaders:
@@ -128,8 +126,9 @@ def caller_headers(raw: RawHeaders) -> CallerHeaders:
     links: list[str] = []
     key = ""
     named: set[bytes] = set()
+    known = _kinds.get
     for one in raw:
-        kind = _kinds[one[0]]
+        kind = known(one[0]) or _kind_of(one[0])
         if kind == _TRAVEL:
             forwarded.append(one)
         elif kind == _CALL_BACK:
@@ -137,10 +136,7 @@ def caller_headers(raw: RawHeaders) -> CallerHeaders:
         elif kind == _LINK:
             links.append(one[1].decode("latin-1"))
         elif kind == _KEY:
-            text = _parse_key(*one)
-            if key and text != key:
-                raise Malformed("two different idempotency keys", code="idempotency_key_invalid")
-            key = text
+            key = _parse_key(one, key)
         elif kind == _NAME_OTHERS:
             named.update(option.strip() for option in one[1].lower().split(b","))
     if named:
@@ -200,11 +196,15 @@ def check_key(text: str) -> str:
     return text
 
 
-def _parse_key(name: bytes, value: bytes) -> str:
-    text = value.decode("latin-1").strip(" \t")
-    if name == b"idempotency-key" and text.startswith('"'):
+def _parse_key(one: RawHeader, before: str) -> str:
+    """The key in a header; `before`: what an earlier one said, or ""."""
+    text = one[1].decode("latin-1").strip(" \t")
+    if one[0] == b"idempotency-key" and text.startswith('"'):
         match = _quoted_key(text)
         if match is None:
             raise Malformed("Idempotency-Key is not a quoted string", code="idempotency_key_invalid")
         text = _unescape(r"\1", match[1])
-    return check_key(text)
+    check_key(text)
+    if before and text != before:
+        raise Malformed("two different idempotency keys", code="idempotency_key_invalid")
+    return text

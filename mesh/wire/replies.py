@@ -22,8 +22,8 @@ OPERATION_TOKEN_BYTES_MAX: Final = 4096
 _token = re.compile(r"[!-~](?:[\t -~]*[!-~])?").fullmatch
 
 _OF_COMPLETION: Final = frozenset(
-    b"token content-type content-encoding nexus-operation-state nexus-operation-token nexus-operation-start-time"
-    b" nexus-operation-close-time".split()
+    b"token content-type content-encoding nexus-link nexus-operation-state nexus-operation-token"
+    b" nexus-operation-start-time nexus-operation-close-time".split()
 )
 
 Terminal: TypeAlias = Literal["succeeded", "failed", "canceled"]
@@ -100,40 +100,45 @@ def parse_completion(headers: RawHeaders, body: bytes) -> Completion:
     """
     fields: dict[bytes, str] = {}
     links: list[str] = []
-    for key, raw_value in headers:
-        name = key.lower()
+    for name, value in headers:
+        if name not in _OF_COMPLETION:
+            name = name.lower()  # noqa: PLW2901 - mostly in lower case, and none of these
+            if name not in _OF_COMPLETION:
+                continue
         if name == b"nexus-link":
-            links.append(raw_value.decode("latin-1"))
-        elif name in _OF_COMPLETION:
-            fields.setdefault(name, raw_value.decode("latin-1"))
-    state = fields.get(b"nexus-operation-state", "")
-    started, closed = fields.get(b"nexus-operation-start-time"), fields.get(b"nexus-operation-close-time")
-    operation_token = fields.get(b"nexus-operation-token", "")
+            links.append(value.decode("latin-1"))
+        elif name not in fields:
+            fields[name] = value.decode("latin-1")
+    field = fields.get
+    state = field(b"nexus-operation-state", "")
+    started, closed = field(b"nexus-operation-start-time"), field(b"nexus-operation-close-time")
+    operation_token = field(b"nexus-operation-token", "")
     if operation_token and (len(operation_token) > OPERATION_TOKEN_BYTES_MAX or not _token(operation_token)):
         raise Malformed("Nexus-Operation-Token is too long or not visible ASCII", code="completion_invalid")
-    content_type = fields.get(b"content-type") or None
+    content_type = field(b"content-type") or None
     failure: Failure | None = None
-    if (bad := unsuccessful(state)) is not None:
+    if state != "succeeded":
+        bad = unsuccessful(state)
+        if bad is None:
+            raise Malformed(
+                "Nexus-Operation-State is not succeeded, failed or canceled", code="completion_invalid"
+            )
         failure = _failure(bad, content_type.encode("latin-1") if content_type else None, body)
         content_type, body = None, b""
-    elif state != "succeeded":
-        raise Malformed(
-            "Nexus-Operation-State is not succeeded, failed or canceled", code="completion_invalid"
-        )
-    elif fields.get(b"content-encoding", "identity").lower() != "identity":
+    elif b"content-encoding" in fields and fields[b"content-encoding"].lower() != "identity":
         raise Malformed(
             "an encoded result cannot be kept; send it without Content-Encoding", code="completion_invalid"
         )
     return Completion(
-        state=cast("Terminal", state),
-        token=fields.get(b"token", ""),
-        operation_token=operation_token,
-        started_at_ms=_start_time(started) if started else None,
-        closed_at_ms=parse_rfc3339(closed) if closed else None,
-        links=parse_links(links) if links else [],
-        content_type=content_type,
-        body=body,
-        failure=failure,
+        cast("Terminal", state),
+        field(b"token", ""),
+        operation_token,
+        _start_time(started) if started else None,
+        parse_rfc3339(closed) if closed else None,
+        parse_links(links) if links else [],
+        content_type,
+        body,
+        failure,
     )
 
 

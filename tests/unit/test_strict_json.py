@@ -131,3 +131,35 @@ def test_lone_surrogates_are_found_in_the_text(inner: str) -> None:
             wire.check_json(text.encode())
     else:
         wire.check_json(text.encode())
+
+
+keys = st.sampled_from(['""', '":"', '"a"', '"a:"', '"é"', '"\\u0061"', '"\\\\"'])
+leaves = st.sampled_from(["1", "-0", "1e2", "1.50", "9" * 30, "9" * 310, "true", "null", "nul", '"\x01"', '"::"'])
+objects = st.recursive(
+    leaves | keys,
+    lambda inner: st.lists(inner, max_size=3).map(lambda many: f"[{' , '.join(many)}]")
+    | st.lists(st.tuples(keys, inner), max_size=3).map(
+        lambda members: "{" + ",".join(f"{key} : {value}" for key, value in members) + "}"
+    ),
+    max_leaves=12,
+)
+
+
+def read(body: bytes) -> tuple[str, str]:
+    """The value with its types, or what was wrong, but for the place."""
+    try:
+        return "value", repr(wire.load_json(body))
+    except Malformed as error:
+        return "refused", error.detail.partition(": line")[0]
+
+
+@given(objects)
+@example('{"a":1,"a":2}')
+@example('{"a":{"a":1},"b":{"a":1}}')
+@example('{":":1,"a":"b",":":2}')
+@example("[" * 201 + "]" * 201)
+@example("\ufeff1")
+def test_a_short_text_is_read_as_a_long_one(text: str) -> None:
+    """P64: the quick way through short ones without escapes lets nothing else pass, and gives the same."""
+    short = text.encode()
+    assert read(short) == read(short + LONG)
