@@ -235,7 +235,7 @@ class Caller:
             await sleep(0.02)
 
     async def until_delivery(self, operation: str, state: str, kind: str = "callback") -> dict[str, Any]:
-        end_s = monotonic_s() + 10
+        end_s = monotonic_s() + 30
         while True:
             found = await self.deliveries(operation, kind)
             if found and found[0]["state"] == state:

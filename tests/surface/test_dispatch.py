@@ -208,9 +208,9 @@ class TestLimits:
         assert 0.6 <= took_s <= 15
 
     async def test_the_breaker(self, caller: Caller, agent: Actor) -> None:
-        """P96: failures in a row open it, one probe decides; others are not touched; no attempt is consumed."""
+        """P96: failures in a row open it; others are not touched; no attempt is consumed."""
         agent.replies(Reply(503, b"no healthy upstream"))
-        policy = {"retry": {"initial_ms": 10, "max_ms": 10}, "breaker": {"failures": 3, "open_ms": 2_000}}
+        policy = {"retry": {"initial_ms": 10, "max_ms": 10}, "breaker": {"failures": 3, "open_ms": 60_000}}
         name = await caller.register(agent.url, policy=policy)
         first = await caller.begin(name)
         await agent.until(3)
@@ -221,12 +221,24 @@ class TestLimits:
         assert len(agent.calls) == 3
         record = (await caller.get(f"/v1/endpoints/{name}")).json
         assert (record["health"], "breaker" in str(record)) == ("suspect", True)
-        probe = await agent.until(4)
-        assert 1.9 <= probe.at_s - agent.calls[2].at_s <= 15
         agent.replies(as_json("well"))
+        assert (await caller.nexus(await caller.register(agent.url, policy=policy))).status == 200
+        for operation in (first, later):
+            await caller.cancel(operation)
+
+    async def test_the_probe_of_a_breaker(self, caller: Caller, agent: Actor) -> None:
+        """P96: it decides when the time is over; then the others follow."""
+        agent.replies(Reply(503, b"no healthy upstream"))
+        policy = {"retry": {"initial_ms": 10, "max_ms": 10}, "breaker": {"failures": 3, "open_ms": 1_000}}
+        name = await caller.register(agent.url, policy=policy)
+        first = await caller.begin(name)
+        await agent.until(3)
+        agent.replies(as_json("well"))
+        later = await caller.begin(name)
+        probe = await agent.until(4)
+        assert 0.9 <= probe.at_s - agent.calls[2].at_s <= 15
         for operation in (first, later):
             await caller.until(operation, state="succeeded")
-        assert (await caller.nexus(await caller.register(agent.url, policy=policy))).status == 200
 
     async def test_refusals_do_not_open_the_breaker(self, caller: Caller, agent: Actor) -> None:
         """P96: a caller's mistake is no fault of the agent."""
