@@ -232,7 +232,7 @@ class TestLimits:
         policy = {"retry": {"initial_ms": 10, "max_ms": 10}, "breaker": {"failures": 3, "open_ms": 1_000}}
         name = await caller.register(agent.url, policy=policy)
         first = await caller.begin(name)
-        await agent.until(3)
+        await caller.until(first, blocked="breaker")
         agent.replies(as_json("well"))
         later = await caller.begin(name)
         probe = await agent.until(4)
