@@ -61,6 +61,7 @@ LIMITS: Final = {
     "queue_look_ms": 500,  # when a queue is looked at again whose last run goes on
     "postponed_ms": 1_000,  # after an attempt that counts for nothing, doubled with each
     "postponed_ms_max": 30_000,
+    "remembered": 64,  # arguments of starts that were unpacked, and as many of completions
     "beat_ms": 30_000,  # lease of a heartbeat that names no length when none was named before
 }
 

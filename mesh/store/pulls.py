@@ -123,13 +123,13 @@ _LETTERS: Final = {
 }  # fmt: skip
 
 
-def _arguments(answer: Answer, session: str, *, alone: bool) -> tuple[bytes, bytes]:
+def _arguments(answer: Answer, session: str, *, alone: bool) -> tuple[bytes, ...]:
     """Arguments and payload of one answer."""
     if isinstance(answer, Ended):
         arguments = complete_arguments(
-            answer.id, answer.run, answer.attempt, answer.event, session=session, answered=answer.answered, alone=alone
+            answer.run, answer.attempt, answer.event, session, "", answered=answer.answered, alone=alone
         )
-        return encode(arguments), answer.outcome
+        return arguments, answer.id.encode(), answer.outcome
     if isinstance(answer, Retried):
         fields = answer._asdict()
         outcome = fields.pop("outcome")

@@ -8,10 +8,10 @@ from typing import Any, Final, NamedTuple
 from mesh.errors import NotFound, PreconditionFailed, TooMany
 from mesh.ids import PARTITION
 from mesh.store.functions import Functions, Refused
-from mesh.store.layout import Request, encode
+from mesh.store.layout import Request
 from mesh.store.link import Link
 from mesh.store.parcels import CALLBACK_LEASE_MS, CANCEL_LEASE_MS, read_optional_work
-from mesh.store.starting import refusal_of
+from mesh.store.starting import refusal_of, start_parts
 from mesh.store.verbs import KeyReused, Moved, Start
 
 CLOCK: Final = "clock"
@@ -176,7 +176,7 @@ class ScheduleStore(Functions):
             "callback_lease_ms": CALLBACK_LEASE_MS,
         }  # fmt: skip
         try:
-            reply = await self.fcall("mesh1_schedule_fire", arguments, encode(start), encode(request), body)
+            reply = await self.fcall("mesh1_schedule_fire", arguments, *start_parts(start, request, body))
         except Refused as refused:
             refusal = refusal_of(refused)
             if isinstance(refusal, KeyReused):

@@ -1,14 +1,17 @@
-"""What a start is answered: accepted, known already, or why it was refused. And how several travel in one call."""
+"""What a start asks and is answered: accepted, known already, or why it was refused. And how several travel in one call."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any, TypeAlias
 
+import msgspec
+
 from mesh.machine import State
 from mesh.store.functions import Refused
+from mesh.store.layout import Request, encode
 from mesh.store.merging import Asked, Parts
-from mesh.store.verbs import Accepted, KeyReused, Replayed
+from mesh.store.verbs import Accepted, ChildStart, KeyReused, Replayed, Start
 
 
 class NoEndpoint(Exception):
@@ -65,6 +68,51 @@ def read_refused(refused: Refused) -> KeyReused:
     if isinstance(refusal, KeyReused):
         return refusal
     raise refusal from None
+
+
+class How(msgspec.Struct, gc=False):
+    """The first argument of mesh1_start: of a Start what many have alike."""
+
+    ns: str
+    endpoint: str
+    session: str
+    close_ms: int
+    start_ms: int
+    run_ms: int
+    lease_ms: int
+    attempts_max: int
+    retention_ms: int
+    callback: int
+    blocked: str
+    pin: str
+    delay_ms: int | msgspec.UnsetType
+    starts_at: int | msgspec.UnsetType
+    priority: int | msgspec.UnsetType
+
+
+class ChildHow(How):
+    """The same of a ChildStart."""
+
+    parent: str
+    parent_run: int
+    parent_attempt: int
+    parent_key: str
+    parent_close: int
+
+
+def start_parts(start: Start, request: Request, body: bytes) -> Parts:
+    """The arguments of mesh1_start."""
+    alike = (
+        start.ns, start.endpoint, start.session, start.close_ms, start.start_ms, start.run_ms, start.lease_ms,
+        start.attempts_max, start.retention_ms, start.callback, start.blocked, start.pin,
+        start.delay_ms, start.starts_at, start.priority,
+    )  # fmt: skip
+    if isinstance(start, ChildStart):
+        of_parent = (start.parent, start.parent_run, start.parent_attempt, start.parent_key, start.parent_close)
+        how = encode(ChildHow(*alike, *of_parent))
+    else:
+        how = encode(How(*alike))
+    return how, start.id.encode(), start.key.encode(), start.digest.encode(), encode(request), body
 
 
 def described(asked: Sequence[Asked]) -> Parts:

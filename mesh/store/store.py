@@ -26,7 +26,7 @@ from mesh.store.parcels import (
     refused_move,
     unread,
 )
-from mesh.store.starting import NoSession, Reply, described, read_refused, read_started, refusal_of
+from mesh.store.starting import NoSession, Reply, described, read_refused, read_started, refusal_of, start_parts
 from mesh.store.verbs import Beat, Claimed, Completed, Moved, Record, Start, Work
 
 SESSION_DEAD_AFTER_MS = 3_000
@@ -66,7 +66,7 @@ class Store(Durable):
 
         Raises NoEndpoint, NoSession, ParentLost, OtherParent, BacklogFull.
         """
-        parts = (encode(start), encode(request), body, *seat)
+        parts = (*start_parts(start, request, body), *seat)
         return self.merged(self._starts, "mesh1_start", parts, read_started, read_refused)
 
     async def start_many(self, starts: Sequence[tuple[Start, Request, bytes]]) -> list[Reply | Exception]:
@@ -74,8 +74,8 @@ class Store(Durable):
 
         In place of a reply what `start` would have raised for it.
         """
-        parts = [part for start, request, body in starts for part in (encode(start), encode(request), body)]
-        replies = await self.called("mesh1_start_many", b"3" * len(starts), b"1", *parts)
+        parts = [part for asked in starts for part in start_parts(*asked)]
+        replies = await self.called("mesh1_start_many", b"6" * len(starts), b"1", *parts)
         found: list[Reply | Exception] = []
         for reply in replies:
             try:
@@ -140,10 +140,8 @@ class Store(Durable):
         instance: str = "",
     ) -> Coroutine[Any, Any, Completed]:
         """Record an outcome (packed `Outcome`) and lease the callback it owes; `instance` answered a start with it."""
-        arguments = complete_arguments(
-            operation_id, run, attempt, event, session=session, answered=answered, alone=self.alone, instance=instance
-        )
-        parts = (encode(arguments), outcome)
+        arguments = complete_arguments(run, attempt, event, session, instance, answered=answered, alone=self.alone)
+        parts = (arguments, operation_id.encode(), outcome)
         return self.merged(self._answers, "mesh1_complete", parts, read_completed, refused_completion)
 
     async def retry(

@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from msgspec import to_builtins
+from msgspec.msgpack import decode
 
 from mesh.clock import sleep
 from mesh.machine import Delivery, State
-from mesh.store.layout import encode
-from mesh.store.starting import NoEndpoint, NoSession
+from mesh.store.layout import Request, encode
+from mesh.store.starting import NoEndpoint, NoSession, start_parts
 from mesh.store.verbs import Accepted, KeyReused, Replayed
 from tests.model.fixtures import G2, Room
 from tests.model.snapshot import take
@@ -121,11 +121,11 @@ class TestMany:
     async def test_what_cannot_be_read_stops_no_other(self, room: Room) -> None:
         """P365: a gateway of another version leaves out an argument of one start."""
         good = room.order("a", delay_ms=0)
-        bad = {name: value for name, value in to_builtins(room.order("b", delay_ms=0)).items() if name != "lease_ms"}
-        request = encode([])
-        replies = await room.store.called(
-            "mesh1_start_many", b"33", b"1", encode(bad), request, b"x", encode(good), request, b"x"
-        )
+        request = Request("work", "Svc", "op", None)
+        how, *rest = start_parts(room.order("b", delay_ms=0), request, b"x")
+        bad = {name: value for name, value in decode(how).items() if name != "lease_ms"}
+        parts = (encode(bad), *rest, *start_parts(good, request, b"x"))
+        replies = await room.store.called("mesh1_start_many", b"66", b"1", *parts)
         assert [reply[0] for reply in replies] == [b"broken", b"accepted"]
         assert [*(await take(room.link)).operations] == [good.id]
         await room.link.call("FLUSHALL")

@@ -14,9 +14,9 @@ from msgspec import to_builtins
 from mesh.errors import StoreUnavailable
 from mesh.ids import operation_id
 from mesh.machine import Kind, State
-from mesh.store.layout import encode
+from mesh.store.layout import Request
 from mesh.store.merging import MERGED_BYTES_MAX, MERGED_MAX
-from mesh.store.starting import BacklogFull, NoEndpoint, NoSession, ParentLost
+from mesh.store.starting import BacklogFull, NoEndpoint, NoSession, ParentLost, start_parts
 from mesh.store.verbs import Accepted, ChildStart, Completion, KeyReused, Replayed, Start
 from tests.model.fixtures import ENDPOINT, G1, NS, OTHER_RESULT, RESULT, Room
 
@@ -69,12 +69,12 @@ class TestOneCall:
     async def test_sent_again_it_is_answered_as_the_first_time(self, room: Room) -> None:
         """The link repeats a call whose reply was lost."""
         started = [await room.accepted(), await room.accepted()]
-        request = encode([])
+        request = Request("work", "Svc", "op", "application/json")
         orders = [room.order("a"), room.order("a"), room.order("b"), room.order("b", "other content")]
-        starts = [part for order in orders for part in (encode(order), request, b"1")]
-        first = await room.store.called("mesh1_start_many", b"3333", b"", *starts)
+        starts = [part for order in orders for part in start_parts(order, request, b"1")]
+        first = await room.store.called("mesh1_start_many", b"6666", b"", *starts)
         assert [reply[0] for reply in first] == [b"accepted", b"replayed", b"accepted", b"refused"]
-        again = await room.store.called("mesh1_start_many", b"3333", b"", *starts)
+        again = await room.store.called("mesh1_start_many", b"6666", b"", *starts)
         assert [reply[:1] + reply[2:] for reply in again] == [reply[:1] + reply[2:] for reply in first]
         asked = await at_once(*[room.succeed(one) for one in (*started, started[0])])
         assert [one.verdict for one in asked] == [Completion.DONE, Completion.DONE, Completion.SAME]

@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from msgspec import to_builtins
+from msgspec.msgpack import decode
 from msgspec.structs import replace
 
 from mesh.errors import StoreUnavailable
 from mesh.machine import Delivery, State
-from mesh.store.layout import encode
-from mesh.store.starting import NoEndpoint, NoSession
+from mesh.store.layout import Request, encode
+from mesh.store.library import LIMITS
+from mesh.store.starting import NoEndpoint, NoSession, start_parts
 from mesh.store.verbs import Accepted, KeyReused, Replayed
 from tests.model.fixtures import ENDPOINT, G1, G2, NS, Room
 from tests.model.snapshot import take
@@ -155,16 +156,33 @@ async def test_a_session_that_was_taken_for_dead_accepts_nothing(room: Room) -> 
     assert await room.accepted("key-1")
 
 
-@pytest.mark.parametrize("missing", ["close_ms", "lease_ms", "digest", "ns", "callback"])
-async def test_arguments_that_make_no_sense_leave_nothing_half_written(room: Room, missing: str) -> None:
+async def test_arguments_that_the_store_remembers_are_each_starts_own(room: Room) -> None:
+    """More of them than it remembers, come round twice, also in one call."""
+    times = [*range(60_000, 60_000 + LIMITS["remembered"] + 2)] * 2
+    orders = [room.order(close_ms=time, priority=time % 3) for time in times]
+    for order in orders[:20]:
+        await room.start(order)
+    await asyncio.gather(*[room.start(order) for order in orders[20:]])
+    kept = (await room.snapshot()).operations
+    heads = [kept[order.id].head for order in orders]
+    assert [head.close_by - head.created_at for head in heads] == times
+    assert [head.priority for head in heads] == [time % 3 for time in times]
+
+
+@pytest.mark.parametrize("missing", ["close_ms", "lease_ms", "ns", "callback", 1, 2, 3, 4, 5])
+async def test_arguments_that_make_no_sense_leave_nothing_half_written(room: Room, missing: str | int) -> None:
     """A gateway of another version may leave out an argument. The function fails before its first write."""
     order = room.order("key-1")
-    arguments = {name: value for name, value in to_builtins(order).items() if name != missing}
-    request = encode([])
+    first, *rest = start_parts(order, Request("work", "Svc", "op", None), b"x")
+    how = {name: value for name, value in decode(first).items() if name != missing}
+    parts = [part for number, part in enumerate(rest, start=1) if number != missing]
+    for _ in range(2):
+        with pytest.raises(StoreUnavailable):
+            await room.store.called("mesh1_start", encode(how), *parts)
     with pytest.raises(StoreUnavailable):
-        await room.store.fcall("mesh1_start", arguments, request, b"x")
+        await room.store.called("mesh1_start", encode(how))
     with pytest.raises(StoreUnavailable):
-        await room.store.fcall("mesh1_start", order)
+        await room.store.fcall("mesh1_start", order, *parts[3:])
     snapshot = await take(room.link)
     assert (snapshot.operations, snapshot.idempotency, snapshot.index) == ({}, {}, {})
     assert snapshot.timers == {}

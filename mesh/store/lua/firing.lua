@@ -97,7 +97,7 @@ local function mesh1_schedule_fire(keys, argv)
     look_again(root, a.id, now, 0)
     return { 'skipped', now }
   end
-  local reply = mesh1_start(keys, { argv[2], argv[3], argv[4] })
+  local reply = start_one(root, nil, unpack(argv, 2, 7))
   local id = not reply.err and reply[1] == 'replayed' and reply[3]
   if reply.err then
     -- Another document ran at this time already.
@@ -106,7 +106,7 @@ local function mesh1_schedule_fire(keys, argv)
   end
   time.over()
   local again = id and true or false
-  id = id or cmsgpack.unpack(argv[2]).id
+  id = id or argv[3]
   local canceled = false
   if not again then
     redis.call('HSET', key, 'last', id, 'last_at', a.at)

@@ -24,13 +24,31 @@ local function each(sound, reply)
 end
 
 -- The arguments, with all that the verb cannot do without: what a gateway of another version leaves out has to fail before
--- the first write. The two hot verbs say the same in one sum, which is cheaper.
+-- the first write.
 local function given(packed, ...)
   local a = cmsgpack.unpack(packed)
   for _, name in ipairs({ ... }) do
     if a[name] == nil then error('argument ' .. name .. ' is missing') end
   end
   return a
+end
+
+-- The same for the two verbs that every operation comes by: what their calls have alike is unpacked and looked at once, and
+-- kept by its bytes until there are too many. Nobody changes what it gives.
+local function remembered(...)
+  local names, seen, count = { ... }, {}, 0
+  return function(packed)
+    local a = seen[packed]
+    if not a then
+      a = cmsgpack.unpack(packed)
+      for position = 1, #names do
+        if a[names[position]] == nil then error('argument ' .. names[position] .. ' is missing') end
+      end
+      if count >= LIMIT.remembered then seen, count = {}, 0 end
+      seen[packed], count = a, count + 1
+    end
+    return a
+  end
 end
 
 -- A session that was taken for dead must lease nothing: nobody would look at it there. What it asks to lease stays due.

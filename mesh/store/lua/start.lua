@@ -1,6 +1,6 @@
 -- start: accept an operation and take its first dispatch lease in one step.
--- Keys: partition root. Arguments: msgpack {id, ns, endpoint, key, digest, session, close_ms, start_ms, run_ms,
---   lease_ms, attempts_max, retention_ms, callback, blocked [, pin, priority]}, request, input
+-- Keys: partition root. Arguments: msgpack {ns, endpoint, session, close_ms, start_ms, run_ms, lease_ms, attempts_max,
+--   retention_ms, callback, blocked [, pin, priority]}, which many have alike (`remembered`), id, key, digest, request, input
 --   [, instance, lease ms [, '1': it has a version]: it polls at the caller's for this endpoint of kind pull and gets the
 --   attempt; of pinned work the caller knows that it fits].
 --   One that begins later has {delay_ms} or {starts_at}: it becomes due then. Nobody leases it now, be that at once.
@@ -81,14 +81,17 @@ local function session_known(root, session, gather)
   return gather.sessions[session]
 end
 
-local function mesh1_start(keys, argv, gather)
-  local root = keys[1]
-  local a = cmsgpack.unpack(argv[1])
-  local request, input, key, instance = argv[2], argv[3], a.key, argv[4]
+local start_arguments = remembered('ns', 'endpoint', 'session', 'close_ms', 'start_ms', 'run_ms', 'lease_ms', 'attempts_max',
+  'retention_ms', 'callback', 'blocked')
+
+local function start_one(root, gather, packed, id, key, digest, request, input, instance, lease_ms, counted)
+  local a = start_arguments(packed)
+  -- A missing argument fails here, before the key is claimed below.
+  local _ = #id + #key + #digest + #request + #input
   local now = gather and gather.now or now_ms()
   local delay_ms = a.delay_ms or (a.starts_at and math.max(a.starts_at - now, 0))
   local begins = now + (delay_ms or 0)
-  local op = blank_head(a.id, root, accepted_event())
+  local op = blank_head(id, root, accepted_event())
   op.gather = gather or false
   op.state, op.run, op.seq, op.created_at = S.scheduled, 1, 1, now
   op.start, op.start_at = D.due, begins
@@ -96,12 +99,9 @@ local function mesh1_start(keys, argv, gather)
   if a.close_ms > 0 then op.close_by = begins + a.close_ms end
   if a.start_ms > 0 then op.start_by = begins + a.start_ms end
   op.run_ms, op.lease_ms, op.attempts_max, op.retention_ms = a.run_ms, a.lease_ms, a.attempts_max, a.retention_ms
-  op.endpoint, op.namespace, op.key, op.digest = a.endpoint, a.ns, key, a.digest
+  op.endpoint, op.namespace, op.key, op.digest = a.endpoint, a.ns, key, digest
   op.delay_ms, op.pin, op.priority = delay_ms or 0, a.pin or '', a.priority or 0
-  -- A missing argument fails here, before the key is claimed below (see `given`).
-  local _ = #request + #input + a.callback + a.run_ms + a.lease_ms + a.attempts_max + a.retention_ms
-    + #a.id + #a.ns + #a.endpoint + #a.session + #a.digest + #a.blocked
-  local poll_lease_ms = instance and assert(tonumber(argv[5]))
+  local poll_lease_ms = instance and assert(tonumber(lease_ms))
 
   local parent = a.parent and child_of(op, a)
   if parent == '' then return refuse('PARENT_LOST', a.parent) end
@@ -123,15 +123,15 @@ local function mesh1_start(keys, argv, gather)
   -- One call claims the key or finds who has it; a start that is refused below must not claim it.
   local known
   if key == '' then
-    known = a.id
+    known = id
   elseif hindered or full then
     known = redis.call('GET', root .. KEY.idempotency .. key)
   else
-    known = redis.call('SET', root .. KEY.idempotency .. key, a.id, 'NX', 'GET')
+    known = redis.call('SET', root .. KEY.idempotency .. key, id, 'NX', 'GET')
   end
   local earlier = known and load(root, known)
   if earlier then
-    if known == a.id then
+    if known == id then
       -- Of one that became due by itself somebody else took the attempt: a claim or a pull, which brought the work.
       if delay_ms then return accepted(earlier, 0) end
       local fetched = instance and earlier.instance == instance and held(earlier)
@@ -143,7 +143,7 @@ local function mesh1_start(keys, argv, gather)
       local mine = earlier.attempt == 1 and (fetched or (earlier.start == D.leased and earlier.owner == a.session))
       return accepted(earlier, mine and 1 or 0, fetched)
     end
-    if earlier.digest ~= a.digest then return refuse('KEY_REUSED', known) end
+    if earlier.digest ~= digest then return refuse('KEY_REUSED', known) end
     -- Its end is told to whoever started it; this call would wait for it for ever.
     local stranger = parent and (earlier.parent ~= op.parent or earlier.parent_key ~= op.parent_key)
     if stranger then return refuse('OTHER_PARENT', known) end
@@ -158,7 +158,7 @@ local function mesh1_start(keys, argv, gather)
   if not ep or ep.gone then return refuse('NO_ENDPOINT', a.endpoint) end
   if hindered then return refuse('NO_SESSION', a.session) end
   if full then return refuse('BACKLOG', table.concat(full, ' ')) end
-  if known and key ~= '' then redis.call('SET', root .. KEY.idempotency .. key, a.id) end
+  if known and key ~= '' then redis.call('SET', root .. KEY.idempotency .. key, id) end
 
   if reason ~= '' then
     op.blocked = reason
@@ -166,12 +166,12 @@ local function mesh1_start(keys, argv, gather)
     emit(op, E.blocked, now, reason)
     if ep.pull then call_pollers(op) end
   elseif not delay_ms and ep.pull then
-    hand_out(op, ep, instance, poll_lease_ms, argv[6], now)
+    hand_out(op, ep, instance, poll_lease_ms, counted, now)
   elseif not delay_ms then
     dispatch(op, ep, a.session, now)
   end
   if begins > now and ep.shares then note_later(op, ep) end
-  put(gather, root .. KEY.index .. a.ns, now, a.id)
+  put(gather, root .. KEY.index .. a.ns, now, id)
   if parent then adopt(parent, op, a.parent_close) end
   if input ~= '' then
     save(op, 'q', request, 'i', input)
@@ -179,4 +179,8 @@ local function mesh1_start(keys, argv, gather)
     save(op, 'q', request)
   end
   return accepted(op, op.attempt, op.instance ~= '', room)
+end
+
+local function mesh1_start(keys, argv)
+  return start_one(keys[1], nil, unpack(argv))
 end

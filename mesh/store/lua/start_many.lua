@@ -7,7 +7,7 @@ local function mesh1_start_many(keys, argv)
   for position = 1, #argv[1] do
     local after = at + string.byte(argv[1], position) - 48
     -- What cannot be run is refused before its first write, and those before it are written already.
-    replies[position] = each(pcall(mesh1_start, keys, { unpack(argv, at, after - 1) }, gather))
+    replies[position] = each(pcall(start_one, keys[1], gather, unpack(argv, at, after - 1)))
     at = after
   end
   put_all(gather)
