@@ -127,9 +127,16 @@ def _head_code() -> str:
         "local function blank_head(id, root, events)\n"
         f"  return {{{known}, was_owner = false, was_blocked = '', {blank}}}\n"
         "end\n"
+        "local function head_is_short(op)\n"
+        f"  return {plain}\n"
+        "end\n"
         "local function encode_head(op)\n"
-        f"  if {plain} then return '{short}' .. cmsgpack.pack(unpack(op, 1, {least})) end\n"
+        f"  if head_is_short(op) then return '{short}' .. cmsgpack.pack(unpack(op, 1, {least})) end\n"
         f"  return '{array}' .. cmsgpack.pack(unpack(op, 1, {whole}))\n"
+        "end\n"
+        # Of a short head; key and digest are the last of what it has.
+        "local function head_before_key(op)\n"
+        f"  return '{short}' .. cmsgpack.pack(unpack(op, 1, {least - 2}))\n"
         "end"
     )
 

@@ -1,4 +1,4 @@
-"""What a start asks and is answered: accepted, known already, or why it was refused. And how several travel in one call."""
+"""What a start asks, and is answered: accepted, known already, or why it was refused. And how several travel in one."""
 
 from __future__ import annotations
 

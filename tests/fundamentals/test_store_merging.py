@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from msgspec import to_builtins
+from msgspec import structs, to_builtins
 
 from mesh.errors import StoreUnavailable
 from mesh.ids import operation_id
@@ -19,6 +19,7 @@ from mesh.store.merging import MERGED_BYTES_MAX, MERGED_MAX
 from mesh.store.starting import BacklogFull, NoEndpoint, NoSession, ParentLost, start_parts
 from mesh.store.verbs import Accepted, ChildStart, Completion, KeyReused, Replayed, Start
 from tests.model.fixtures import ENDPOINT, G1, NS, OTHER_RESULT, RESULT, Room
+from tests.model.snapshot import Kept
 
 
 async def calls_of(room: Room) -> int:
@@ -78,6 +79,17 @@ class TestOneCall:
         assert [reply[:1] + reply[2:] for reply in again] == [reply[:1] + reply[2:] for reply in first]
         asked = await at_once(*[room.succeed(one) for one in (*started, started[0])])
         assert [one.verdict for one in asked] == [Completion.DONE, Completion.DONE, Completion.SAME]
+
+
+    async def test_who_comes_again_beside_one_like_it_changes_nothing(self, room: Room) -> None:
+        """With a key and without: neither is written anew, however alike it is to one that is new."""
+        for key in ("", "k"):
+            ended = room.order(key)
+            await room.start(ended)
+            await room.succeed(ended.id)
+            replies = await at_once(room.start(room.order()), room.start(ended), room.start(room.order()))
+            assert [reply.attempt for reply in replies] == [1, 0, 1]
+            assert await room.state(ended.id) is State.SUCCEEDED
 
 
 class TestEachByItself:
@@ -168,6 +180,60 @@ VERBS: dict[str, Verb] = {
     "cancel": lambda room, one: room.cancel(one),
     "retry": lambda room, one: room.retry(one),
 }
+
+
+KINDS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "longer": {"close_ms": 90_000},
+    "told": {"callback": 2},
+    "urgent": {"priority": 3},
+    "pinned": {"pin": "v2"},
+    "waits": {"blocked": "breaker"},
+    "later": {"delay_ms": 60_000},
+    "nowhere": {"endpoint": "ep-of-nobody"},
+}
+FROM_ACCEPTANCE = ("start_at", "close_by", "start_by")
+
+
+def told(reply: Any) -> Any:
+    """What a start is answered, but for ids and times."""
+    if isinstance(reply, Accepted):
+        return reply.attempt, reply.blocked, reply.room
+    return type(reply), getattr(reply, "state", None)
+
+
+@given(asked=st.lists(st.tuples(st.sampled_from(sorted(KINDS)), st.integers(0, 5)), min_size=2, max_size=14))
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@pytest.mark.parametrize("limited", [False, True])
+async def test_starts_together_become_what_they_become_singly(
+    room: Room, limited: bool, asked: list[tuple[str, int]]
+) -> None:
+    """Alike or not, with keys that repeat (0: no key) and the whole of each record compared."""
+    await room.endpoint(max_concurrency=3 if limited else 0)
+    sides = [[room.order(f"k{n}" if n else "", f"c{n}", **KINDS[kind]) for kind, n in asked] for _ in range(2)]
+    together = await at_once(*[room.start(order) for order in sides[0]])
+    at_first = (await room.snapshot()).operations
+    await room.link.call("FLUSHALL")
+    await room.open()
+    await room.endpoint(max_concurrency=3 if limited else 0)
+    singly = [(await at_once(room.start(order)))[0] for order in sides[1]]
+    later = (await room.snapshot()).operations
+    assert [told(one) for one in together] == [told(one) for one in singly]
+    for one, other in zip(*sides, strict=True):
+        first, second = at_first.get(one.id), later.get(other.id)
+        assert (first and whole(first)) == (second and whole(second))
+    await room.link.call("FLUSHALL")
+    await room.open()
+
+
+def whole(kept: Kept) -> Any:
+    """A record, with times from its acceptance on."""
+    head = structs.asdict(kept.head)
+    for name in FROM_ACCEPTANCE:
+        head[name] = head[name] and head[name] - kept.head.created_at
+    del head["created_at"]
+    rest = {name: value for name, value in kept.fields.items() if name not in {"h", "e"}}
+    return head, [event.code for event in kept.events], rest
 
 
 @given(

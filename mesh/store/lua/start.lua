@@ -81,6 +81,32 @@ local function session_known(root, session, gather)
   return gather.sessions[session]
 end
 
+-- A start that differs from an earlier one of its `gather` in nothing but id, key, digest and content becomes what that became,
+-- where no limit counts them: the same head but for key and digest, the same events, lease and reply. Nil where the key or
+-- the operation is known.
+local function start_alike(root, gather, like, id, key, digest, request, input)
+  local record, op = root .. KEY.operation .. id, like.op
+  if key ~= '' then
+    if redis.call('SET', root .. KEY.idempotency .. key, id, 'NX', 'GET') then return nil end
+  elseif redis.call('EXISTS', record) == 1 then
+    return nil
+  end
+  if not like.head then
+    like.head, like.at = head_before_key(op), earliest(op)
+    like.timers, like.index = timer_key(root, op.owner), root .. KEY.index .. op.namespace
+  end
+  local head = like.head .. cmsgpack.pack(key, digest)
+  touch(gather, id)
+  if input ~= '' then
+    redis.call('HSET', record, 'h', head, 'e', op.events, 'q', request, 'i', input)
+  else
+    redis.call('HSET', record, 'h', head, 'e', op.events, 'q', request)
+  end
+  put(gather, like.timers, like.at, id)
+  put(gather, like.index, op.created_at, id)
+  return like.reply
+end
+
 local start_arguments = remembered('ns', 'endpoint', 'session', 'close_ms', 'start_ms', 'run_ms', 'lease_ms', 'attempts_max',
   'retention_ms', 'callback', 'blocked')
 
@@ -88,6 +114,9 @@ local function start_one(root, gather, packed, id, key, digest, request, input, 
   local a = start_arguments(packed)
   -- A missing argument fails here, before the key is claimed below.
   local _ = #id + #key + #digest + #request + #input
+  local like = gather and not instance and gather.alike[packed]
+  local same = like and start_alike(root, gather, like, id, key, digest, request, input)
+  if same then return same end
   local now = gather and gather.now or now_ms()
   local delay_ms = a.delay_ms or (a.starts_at and math.max(a.starts_at - now, 0))
   local begins = now + (delay_ms or 0)
@@ -178,7 +207,12 @@ local function start_one(root, gather, packed, id, key, digest, request, input, 
   else
     save(op, 'q', request)
   end
-  return accepted(op, op.attempt, op.instance ~= '', room)
+  local reply = accepted(op, op.attempt, op.instance ~= '', room)
+  local limited = ep.pull or ep.shares or ep.max > 0 or ep.rate > 0
+  if gather and op.start == D.leased and not limited and not parent and head_is_short(op) then
+    gather.alike[packed] = { op = op, reply = reply }
+  end
+  return reply
 end
 
 local function mesh1_start(keys, argv)
