@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from msgspec.structs import replace
@@ -14,7 +15,7 @@ from gateway.start_body import MESH_START, TIMEOUT_MS_MAX, as_v1, beside, read_o
 from gateway.step_results import StepResults
 from gateway.tasks import header_token
 from gateway.wishes import WISHES, with_parent
-from mesh.clock import now_ms
+from mesh.clock import monotonic_s, now_ms
 from mesh.edge import Answer, HotRoute, Request
 from mesh.errors import Conflict, Malformed, Refusal, TooLarge, Unprocessable
 from mesh.wire import caller_headers, check_json, costly, parse_prefer
@@ -71,7 +72,7 @@ class OperationsSurface:
             return None
         return self._operations.payloads.take_input(request, self._auth.authenticate(request.headers).namespace)
 
-    async def start(self, request: Request) -> Answer:
+    async def start(self, request: Request) -> Answer | None:
         """200 with the finished record, or 202 with `Location` (P60)."""
         principal = self._auth.authenticate(request.headers)
         headers = caller_headers(request.headers)
@@ -104,8 +105,21 @@ class OperationsSurface:
             placed = await self._operations.start(order, wait=wait_ms > 0)
         except Conflict as conflict:
             raise as_v1(conflict) from None
-        known = await self._operations.first_outcome(placed, wait_ms / 1000, request.gone)
-        if known is None and wait_ms > 0:
+        wait_s = wait_ms / 1000
+        until_s = monotonic_s() + wait_s
+        conclude = partial(self._conclude, request, placed, until_s if wait_ms > 0 else None, applied)
+        mine = placed.attempt
+        if mine is not None and not await self._operations.carry(mine, placed.first, wait_s, request, conclude):
+            return None
+        return await conclude()
+
+    async def _conclude(self, request: Request, placed: Placed, until_s: float | None, applied: bytes) -> Answer:
+        """What a start is answered, at the latest then; None: it does not wait."""
+        known = self._operations.ended_here(placed)
+        if known is None:
+            wait_s = 0 if until_s is None else max(until_s - monotonic_s(), 0)
+            known = await self._operations.first_outcome(placed, wait_s, request.gone)
+        if known is None and until_s is not None:
             placed, known = await self._operations.at_last(placed)
         return self._answer(placed, known, applied)
 

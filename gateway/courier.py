@@ -20,8 +20,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterable
 
     from gateway.callbacks import CallbackPlan
+    from gateway.carrying import Carried
     from gateway.egress import Egress
     from gateway.metrics import Metrics
+    from gateway.orders import Attempt
     from gateway.payloads import Payloads
     from gateway.waiters import Waiters
     from mesh.pool import Pool
@@ -94,7 +96,7 @@ class Courier:
         )
         self.complete = self._starts.complete
         """Record an outcome: the one way for an operation to end well."""
-        self._tasks: dict[asyncio.Task[None], str] = {}
+        self._tasks: dict[asyncio.Task[Any], str] = {}
         self.in_flight: dict[str, int] = {}
         """Operations this process is working on: what `held` in the store should say."""
         self.sent_to: dict[str, str] = {}
@@ -133,28 +135,54 @@ class Courier:
         self.sent_to[work.id] = admitted.id
         self._spawn(work.id, self._starts.send(work, endpoint, admitted))
 
+    async def carry(self, attempt: Attempt, carried: Carried) -> bool:
+        """As `start`, in the present task, which is its request's; whether the request has still to be answered."""
+        work, endpoint, admitted = attempt
+        self.sent_to[work.id] = admitted.id
+        self._begin(carried.task, work.id)
+        try:
+            await self._starts.send(work, endpoint, admitted)
+        except Exception as fault:  # noqa: BLE001 - told, as of a task of its own: the request waits for other tries
+            _tell(work.id, fault)
+        finally:
+            carried.end()
+            self._end(carried.task)
+        return not carried.late
+
     async def drain(self, grace_s: float) -> None:
         """Wait for the tries under way."""
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=grace_s)
 
     def _spawn(self, operation_id: str, work: Coroutine[Any, Any, None]) -> None:
-        self.in_flight[operation_id] = self.in_flight.get(operation_id, 0) + 1
         task = asyncio.get_running_loop().create_task(work)
-        self._tasks[task] = operation_id
+        self._begin(task, operation_id)
         task.add_done_callback(self._over)
 
     def _over(self, task: asyncio.Task[None]) -> None:
+        operation_id = self._end(task)
+        fault = None if task.cancelled() else task.exception()
+        if fault is not None:
+            _tell(operation_id, fault)
+
+    def _begin(self, task: asyncio.Task[Any], operation_id: str) -> None:
+        self._tasks[task] = operation_id
+        self.in_flight[operation_id] = self.in_flight.get(operation_id, 0) + 1
+
+    def _end(self, task: asyncio.Task[Any]) -> str:
         operation_id = self._tasks.pop(task)
         left = self.in_flight.pop(operation_id) - 1
         if left:
             self.in_flight[operation_id] = left
         else:
             self.sent_to.pop(operation_id, None)
-        fault = None if task.cancelled() else task.exception()
-        if isinstance(fault, (Unavailable, StoreUnsafe, ConfigError)):
-            # The lease stays; when it ends, or when this gateway finds it among what it holds, the try is repeated.
-            _log.warning("operation %s: not booked: %s", operation_id, fault)
-        elif fault is not None:
-            # One broken try must not take the others down; the lease repeats it.
-            _log.error("operation %s: the courier failed", operation_id, exc_info=fault)
+        return operation_id
+
+
+def _tell(operation_id: str, fault: BaseException) -> None:
+    if isinstance(fault, (Unavailable, StoreUnsafe, ConfigError)):
+        # The lease stays; when it ends, or when this gateway finds it among what it holds, the try is repeated.
+        _log.warning("operation %s: not booked: %s", operation_id, fault)
+    else:
+        # One broken try must not take the others down; the lease repeats it.
+        _log.error("operation %s: the courier failed", operation_id, exc_info=fault)

@@ -6,7 +6,7 @@ faults of the gateway itself carry `Mesh-Failure-Source: gateway`.
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any, Final
 
 from msgspec.structs import replace
@@ -17,6 +17,7 @@ from gateway.outcomes import GATEWAY, encode_json, nexus_answer
 from gateway.payloads import DIGESTS, check_told
 from gateway.problems import STORE_REFUSED, STORE_REFUSED_DETAIL
 from gateway.wishes import wishes_of
+from mesh.clock import monotonic_s
 from mesh.edge import Answer, HotRoute, Request
 from mesh.errors import (
     ConfigError,
@@ -148,7 +149,7 @@ class NexusSurface:
         self._operations.check_token(request.first.get(b"token", b"").decode("latin-1"))
         return self._operations.payloads.take_result(request)
 
-    def call(self, request: Request) -> Coroutine[Any, Any, Answer]:
+    def call(self, request: Request) -> Coroutine[Any, Any, Answer | None]:
         """`/{endpoint}/services/{service}/{operation}[/cancel|/result|/{token}/cancel]`."""
         known = len(request.raw_path) <= PATH_BYTES_REMEMBERED_MAX
         segments = _segments(request.raw_path) if known else _segments.__wrapped__(request.raw_path)
@@ -174,7 +175,7 @@ class NexusSurface:
             raise Malformed(f"{request.method} has no meaning here; use POST", code="method_not_supported")
         raise NotFound("there is no such route below an operation", code="unknown_route")
 
-    async def start(self, request: Request, endpoint: str, service: str, operation: str) -> Answer:
+    async def start(self, request: Request, endpoint: str, service: str, operation: str) -> Answer | None:
         """Start an operation; 200 or 424 when the outcome comes within the wait, else 201 (P10 to P12)."""
         principal = self._auth.authenticate(request.headers)
         if not service or not operation:
@@ -221,7 +222,19 @@ class NexusSurface:
         )
         if callback_url and placed.first is not None and b"request-timeout" in first and b"prefer" not in first:
             placed.first.brief = True
-        known = await self._operations.first_outcome(placed, wait_ms / 1000, request.gone)
+        wait_s = wait_ms / 1000
+        until_s = monotonic_s() + wait_s
+        conclude = partial(self._conclude, request, placed, until_s)
+        mine = placed.attempt
+        if mine is not None and not await self._operations.carry(mine, placed.first, wait_s, request, conclude):
+            return None
+        return await conclude()
+
+    async def _conclude(self, request: Request, placed: Placed, until_s: float) -> Answer:
+        """What a start is answered, at the latest then."""
+        known = self._operations.ended_here(placed)
+        if known is None:
+            known = await self._operations.first_outcome(placed, max(until_s - monotonic_s(), 0), request.gone)
         answer = self._answer(placed, known)
         if known is not None and known.outcome is not None and known.outcome.data is not None:
             return await self._operations.payloads.answering(answer, request, placed.id, known.outcome.data)

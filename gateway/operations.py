@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Final
 from msgspec.structs import replace
 
 from gateway.admission import room
+from gateway.carrying import Carrying
 from gateway.journals import Journals, foreign_token, raise_for
 from gateway.many import Many
 from gateway.orders import (
+    Attempt,
     Known,
     Order,
     Parent,
@@ -48,7 +50,7 @@ if TYPE_CHECKING:
     from gateway.metrics import Metrics
     from gateway.payloads import Payloads
     from gateway.pull.desk import Desk
-    from gateway.waiters import Waiters
+    from gateway.waiters import FirstRequest, Waiters
     from gateway.watermark import Watermark
     from mesh.blobs.spool import Spooled
     from mesh.tokens import Claim, CompletionTokens
@@ -71,7 +73,7 @@ AGENTS: Final = ""
 __all__ = ["Known", "Operations", "Order", "Parent", "Placed"]
 
 
-class Operations(Many, Journals):
+class Operations(Carrying, Many, Journals):
     """Operations as callers and agents see them, for one gateway."""
 
     def __init__(
@@ -122,6 +124,8 @@ class Operations(Many, Journals):
     def start(self, order: Order, *, wait: bool) -> Coroutine[Any, Any, Placed]:
         """Accept an operation durably and send its first attempt; `wait`: the caller's request stays open for it.
 
+        Whoever waits is to `carry` the attempt then.
+
         Raises NotFound (endpoint, service, operation), Malformed (callback URL), Conflict `key_reused`, Unavailable.
         """
         # Each coroutine between a request and the store costs at every wait.
@@ -160,7 +164,7 @@ class Operations(Many, Journals):
             order, endpoint, session=self._session.name, blocked=blocked, retention_ms=self._retention_ms, claim=claim
         )
         first = self._waiters.open(start.id) if wait else None
-        sent = False
+        sent, attempt = False, None
         try:
             reply = await self._accept(start, request, order.body)
             if isinstance(reply, Accepted):
@@ -169,11 +173,13 @@ class Operations(Many, Journals):
                 quota = room(endpoint, order.namespace, reply)
                 if reply.attempt and not isinstance(admitted, str):
                     sent = True
-                    self._courier.start(Work(start.id, _START, head, request, order.body), endpoint, admitted)
+                    attempt = self._sent((Work(start.id, _START, head, request, order.body), endpoint, admitted), first)
                 elif reply.attempt:
                     # Resent after a lost reply: the lease was taken although this gateway knew a hindrance.
                     self._courier.take([Work(start.id, Kind.START, head, request, order.body)])
-                placed = Placed(start.id, replayed=False, head=head, request=request, first=first, quota=quota)
+                placed = Placed(
+                    start.id, replayed=False, head=head, request=request, first=first, quota=quota, attempt=attempt
+                )
                 first = None
                 return placed
             return await self._earlier(reply)
@@ -182,6 +188,13 @@ class Operations(Many, Journals):
                 self._waiters.close(start.id, first)
             if not sent and not isinstance(admitted, str):
                 self._router.settle(endpoint, admitted, Routed.NEUTRAL)
+
+    def _sent(self, attempt: Attempt, first: FirstRequest | None) -> Attempt | None:
+        """Begin it, unless it is for the request that waits for it, which gets it back."""
+        if first is not None:
+            return attempt
+        self._courier.start(*attempt)
+        return None
 
     async def _as_child(self, order: Order, parent: Parent) -> tuple[Order, Claim]:
         """`order` in the trace of its parent, unless it names one itself. Raises Unauthenticated, Gone."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 from binascii import b2a_base64
 from functools import lru_cache
 from hashlib import blake2b, sha256
-from typing import TYPE_CHECKING, Final, NamedTuple, cast
+from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias, cast
 
 import msgspec
 
@@ -28,8 +28,10 @@ if TYPE_CHECKING:
 
     from gateway.waiters import FirstRequest
     from mesh.blobs.spool import Spooled
+    from mesh.store.verbs import Work
     from mesh.tokens import Claim
     from registry.catalog import Endpoint
+    from registry.routing import Admitted
 
 CANARY_RETENTION_MS: Final = 600_000
 """Canaries are many and of interest for a short while."""
@@ -100,6 +102,9 @@ class Order(msgspec.Struct, frozen=True, gc=False):
     """As in mesh/store/layout.py: `v` and the version that must run it, or `c` and the instance that a canary tests."""
 
 
+Attempt: TypeAlias = "tuple[Work, Endpoint, Admitted]"
+
+
 class Placed(msgspec.Struct, frozen=True, gc=False):
     """An accepted (or replayed) operation. `first` is open when this request may still carry the outcome."""
 
@@ -113,6 +118,8 @@ class Placed(msgspec.Struct, frozen=True, gc=False):
     """Of a repeat: as in `Known`."""
     quota: Sequence[tuple[bytes, bytes]] = ()
     """Headers that say what the caller may still have waiting."""
+    attempt: Attempt | None = None
+    """The first one, leased, which the request is to make itself (carrying.py)."""
 
     @property
     def agent_links(self) -> Sequence[str]:

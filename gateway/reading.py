@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
 import msgspec
 from msgspec.structs import replace
 
+from gateway.carrying import QUICK_S
 from gateway.history import Events, merged, span
 from gateway.orders import Known, Placed
 from gateway.waiters import wait_for
@@ -31,8 +32,6 @@ if TYPE_CHECKING:
 Gone: TypeAlias = "Callable[[], Awaitable[None]]"
 """Returns when the caller hangs up."""
 
-QUICK_S: Final = 0.1
-"""Most answers come within this; a longer wait is worth a subscription and an eye on the caller's connection."""
 LAST_LOOK_S: Final = 0.05
 """What a look at the store may take when the wait is as good as over."""
 BOOKING_S: Final = 6.0
@@ -62,6 +61,14 @@ class Reading:
         self._store = store
         self._waiters = waiters
 
+    def ended_here(self, placed: Placed) -> Known | None:
+        """As `first_outcome`, where it came already and nothing has to be looked up for it."""
+        first = placed.first
+        if first is None or first.ending is None or first.ending.journal:
+            return None
+        self._waiters.close(placed.id, first)
+        return _ended(placed, first.ending)
+
     async def first_outcome(self, placed: Placed, wait_s: float, gone: Gone) -> Known | None:
         """The outcome within `wait_s`, for the request that started the operation; None when it is not there yet.
 
@@ -71,11 +78,12 @@ class Reading:
         if first is None:
             return await self.outcome(placed, wait_s, gone) if placed.replayed else None
         deadline_s = monotonic_s() + wait_s
+        quick_s = 0 if first.waited else QUICK_S
         try:
-            ending = await first.wait(min(wait_s, QUICK_S), self._waiters.alarms)
+            ending = await first.wait(min(wait_s, quick_s), self._waiters.alarms) if quick_s else first.ending
             if ending is not None:
                 return await self._known(placed, ending)
-            if wait_s > QUICK_S and not first.settled:
+            if wait_s > quick_s and not first.settled:
                 found = await self._watch_first(placed, first, deadline_s, gone)
                 if found is not None:
                     return found

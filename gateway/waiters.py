@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import msgspec
 
@@ -53,6 +53,8 @@ class FirstRequest(msgspec.Struct, eq=False):
     """What the agent's 201 linked to, when it came here."""
     brief: bool = False
     """The caller is told by callback and said nothing of waiting: once the agent gives a 201, so do we."""
+    waited: bool = False
+    """As long as most answers take."""
     unsure: bool = False
     """The store did not say whether it recorded a claimed outcome, so the callback may have been spared already."""
     _waiter: asyncio.Future[None] | None = None
@@ -104,9 +106,7 @@ class FirstRequest(msgspec.Struct, eq=False):
         if not self.settled:
             loop = asyncio.get_running_loop()
             self._waiter = waiter = loop.create_future()
-            alarm = None
-            if alarms is None or not alarms.set(loop, seconds, waiter):
-                alarm = loop.call_later(seconds, _wake, waiter)
+            alarm = loop.call_later(seconds, _wake, waiter) if alarms is None else alarms.set(loop, seconds, waiter)
             try:
                 await waiter
             finally:
@@ -116,7 +116,14 @@ class FirstRequest(msgspec.Struct, eq=False):
         return self.ending
 
 
-def _wake(waiter: asyncio.Future[None]) -> None:
+class Waiter(Protocol):
+    """Who is woken: a future, or what stands for one."""
+
+    def done(self) -> bool: ...
+    def set_result(self, result: Any, /) -> None: ...
+
+
+def _wake(waiter: Waiter) -> None:
     if not waiter.done():
         waiter.set_result(None)
 
@@ -125,17 +132,17 @@ class Alarms:
     """One timer for many short waits: to set and cancel one for each costs 2 us. It rings in the order of setting."""
 
     def __init__(self) -> None:
-        self._due: deque[tuple[float, asyncio.Future[None]]] = deque()
+        self._due: deque[tuple[float, Waiter]] = deque()
 
-    def set(self, loop: asyncio.AbstractEventLoop, seconds: float, waiter: asyncio.Future[None]) -> bool:
-        """Wake `waiter` in `seconds`, if it is not woken before; False when another that was set is due later."""
+    def set(self, loop: asyncio.AbstractEventLoop, seconds: float, waiter: Waiter) -> asyncio.TimerHandle | None:
+        """Wake `waiter` in `seconds`, if it is not woken before; by a timer of its own when another is due later."""
         due_s = loop.time() + seconds
         if not self._due:
             loop.call_at(due_s, self._ring, loop)
         elif due_s < self._due[-1][0]:
-            return False
+            return loop.call_later(seconds, _wake, waiter)
         self._due.append((due_s, waiter))
-        return True
+        return None
 
     def _ring(self, loop: asyncio.AbstractEventLoop) -> None:
         now_s = loop.time()

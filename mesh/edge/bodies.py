@@ -34,6 +34,9 @@ class Caller:
     def left(self) -> bool:
         return self.disconnected
 
+    def let_go(self, task: asyncio.Task[Any]) -> None:
+        """Nobody waits for the tasks of ordinary routes."""
+
 
 def request_of(scope: Scope, caller: Caller) -> Request:
     """An ASGI request without its body."""

@@ -52,6 +52,9 @@ class Sink(Protocol):
         """Whether the caller has hung up, also where only its line can tell yet."""
         ...
 
+    def let_go(self, task: asyncio.Task[Any]) -> None:
+        """The request is no longer that task's, which goes on with something else: the server need not wait for it."""
+
 
 class Request:
     """One request. `headers` have lower-case names, in order, repeats kept; `first` has the first value of each.
@@ -102,8 +105,13 @@ class Request:
         """Whether it is known by now that nobody waits for the answer: one look at the line itself."""
         return self.sink.left()
 
-    def later(self, answering: Coroutine[Any, Any, Answer]) -> None:
-        """Another task answers this request; its route function returns None."""
+    def later(self, answering: Coroutine[Any, Any, Answer], instead_of: asyncio.Task[Any] | None = None) -> None:
+        """Another task answers this request; its route function returns None.
+
+        `instead_of`: the task of the route function, where that has something else to do first.
+        """
+        if instead_of is not None:
+            self.sink.let_go(instead_of)
         task = asyncio.get_running_loop().create_task(self._answer_later(answering))
         _later.add(task)
         task.add_done_callback(_later.discard)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
@@ -186,7 +186,8 @@ class Exchange:
             else:
                 answer = route.render(fault)
         except BaseException:
-            self._edge.transport.abort()
+            if not self.response_complete:
+                self._edge.transport.abort()
             raise
         finally:
             if request.intake is not None:
@@ -259,6 +260,10 @@ class Exchange:
             if self._gone is None:
                 self._gone = asyncio.get_running_loop().create_future()
             await asyncio.shield(self._gone)
+
+    def let_go(self, task: asyncio.Task[Any]) -> None:
+        """Another task answers: the server need not wait for this one."""
+        self._edge.tasks.discard(task)
 
     def left(self) -> bool:
         """Whether the caller has hung up."""

@@ -208,6 +208,24 @@ class TestWaiting:
         answer = await asked
         assert (answer.status, answer.json) == (200, "in time")
 
+    async def test_the_connection_of_a_201_takes_the_next_request(self, caller: Caller, agent: Actor) -> None:
+        """P14: while the attempt is out, whose end answers none of them."""
+        gate = agent.holds()
+        target = f"/nexus/endpoints/{await caller.register(agent.url)}/services/s/o"
+        async with await Connection.open(caller.gateway.port) as connection:
+            operations: list[str] = []
+            for _ in range(3):
+                connection.send("POST", target, {"prefer": "wait=0.15"})
+                answer = await connection.answer()
+                assert answer.status == 201
+                operations.append(answer.json["token"])
+            gate.set()
+            for operation in operations:
+                connection.send("GET", f"/v1/operations/{operation}/result?wait=30")
+                answer = await connection.answer()
+                assert (answer.status, answer.json, answer["mesh-operation-id"]) == (200, "held", operation)
+        assert len(agent.calls) == 3
+
     async def test_a_caller_that_hangs_up_cancels_nothing(self, caller: Caller, agent: Actor, receiver: Actor) -> None:
         """P14: and is told by callback."""
         gate = agent.holds()

@@ -83,6 +83,9 @@ class _Caller:
     def left(self) -> bool:
         return False
 
+    def let_go(self, task: asyncio.Task[Any]) -> None:
+        raise AssertionError
+
 
 def _begin(agent: Agent, body: bytes = b'"a"', query: bytes = b"", **headers: str) -> asyncio.Future[Answer]:
     """One start, as the server hands it over."""

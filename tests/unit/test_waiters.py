@@ -12,16 +12,17 @@ async def test_waits_of_equal_length_share_a_timer_and_shorter_ones_do_not() -> 
     for _ in range(2):  # once more when all are over
         first, over, second, shorter = (loop.create_future() for _ in range(4))
         begun_s = loop.time()
-        assert alarms.set(loop, 0.05, first)
-        assert alarms.set(loop, 0.06, over)
+        assert alarms.set(loop, 0.05, first) is None
+        assert alarms.set(loop, 0.06, over) is None
         over.cancel()
-        assert alarms.set(loop, 0.07, second)
-        assert not alarms.set(loop, 0.0, shorter)
+        assert alarms.set(loop, 0.07, second) is None
+        own = alarms.set(loop, 0.0, shorter)
+        assert own is not None
         async with asyncio.timeout(10):
             await second
         assert loop.time() - begun_s > 0.06
         assert first.done()
-        assert not shorter.done()
+        assert shorter.done()
 
 
 async def test_a_first_request_waits_no_longer_than_told_and_may_wait_again() -> None:

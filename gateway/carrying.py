@@ -1,0 +1,84 @@
+"""A start whose request waits for its outcome: its first attempt is made in the request's own task.
+
+Most come back at once, and a task beside the request's costs more than much of what it does. One that takes longer
+goes on where it is, and the request is answered by another task. Knows no route and no wire.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any, Final, TypeAlias, cast
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine
+
+    from gateway.courier import Courier
+    from gateway.orders import Attempt
+    from gateway.waiters import Alarms, FirstRequest, Waiters
+    from mesh.edge import Answer, Request
+
+Conclude: TypeAlias = "Callable[[], Coroutine[Any, Any, Answer]]"
+"""Waits as long as is left, and answers."""
+
+QUICK_S: Final = 0.1
+"""Most answers come within this; a longer wait is worth a task, a subscription, an eye on the caller's connection."""
+
+
+class Carried:
+    """A request whose task makes an attempt, and what is done when that takes longer.
+
+    For its alarm it is what a future would be: `done` when it is over, and woken by `set_result`.
+    """
+
+    __slots__ = ("_alarm", "_conclude", "_first", "_request", "late", "task")
+
+    def __init__(self, first: FirstRequest | None, request: Request, conclude: Conclude) -> None:
+        self._first = first
+        self._request = request
+        self._conclude: Conclude | None = conclude
+        self._alarm: asyncio.TimerHandle | None = None
+        self.task = cast("asyncio.Task[Any]", asyncio.current_task())
+        self.late = False
+        """Another task answers the request."""
+
+    def begin(self, alarms: Alarms, seconds: float) -> None:
+        """It is late after so long."""
+        self._alarm = alarms.set(asyncio.get_running_loop(), seconds, self)
+
+    def end(self) -> None:
+        """The attempt is over."""
+        self._conclude = None
+        if self._alarm is not None:
+            self._alarm.cancel()
+
+    def done(self) -> bool:
+        """Whether the alarm has nothing to do."""
+        return self._conclude is None
+
+    def set_result(self, _: None) -> None:
+        """The alarm: the attempt is still out."""
+        conclude, self._conclude = self._conclude, None
+        if conclude is not None:
+            self.late = True
+            if self._first is not None:
+                self._first.waited = True
+            self._request.later(conclude(), instead_of=self.task)
+
+
+class Carrying:
+    """Requests that carry their attempts."""
+
+    _courier: Courier
+    _waiters: Waiters
+
+    def carry(
+        self, attempt: Attempt, first: FirstRequest | None, wait_s: float, request: Request, conclude: Conclude
+    ) -> Coroutine[Any, Any, bool]:
+        """Make the `attempt` in the present task, which is that of `request`.
+
+        False: it took longer than the request was to wait, or than is worth it; then `conclude` answers the request, in
+        another task, and this one has nothing left to do.
+        """
+        carried = Carried(first, request, conclude)
+        carried.begin(self._waiters.alarms, min(wait_s, QUICK_S))
+        return self._courier.carry(attempt, carried)
