@@ -22,7 +22,7 @@ def enter(headers: Mapping[str, str]) -> None:
 
     With OpenTelemetry its spans become children of the caller's.
     """
-    found = received(headers)
+    found = received(headers) if headers else {}
     if not found and not _inbound.get(None):
         return
     _inbound.set(found)

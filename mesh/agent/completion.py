@@ -9,13 +9,13 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from contextvars import ContextVar
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 from nexusrpc import HandlerError, Link, OperationError
 
 from mesh import trace
 from mesh.agent.codec import Codec
+from mesh.agent.context import Home, running
 from mesh.agent.inbound import MESH_CALLBACK, Callback, destination_of, merged, sound_callback_headers
 from mesh.agent.outcome import Outcome, digested, linked, raised, succeeded
 from mesh.clock import now_ms, sleep, to_http_date, to_rfc3339
@@ -47,24 +47,16 @@ logger: Final = logging.getLogger("mesh.agent")
 
 _anything: Final = Codec(Any)
 
-class Home(NamedTuple):
-    """The host that a handler runs on, for `complete` in what it starts.
-
-    outer   the token under which the caller knows work that a handler names otherwise
-    """
-
-    loop: asyncio.AbstractEventLoop
-    pool: Pool
-    outer: Callable[[str], str]
-
-
-home: ContextVar[Home | None] = ContextVar("mesh_agent_home", default=None)
-
 
 def agent_pool() -> Pool | None:
     """The host's pool where it can be used: code that a handler started, on the host's own loop."""
-    found = home.get()
+    found = _home()
     return found.pool if found is not None and found.loop is asyncio.get_running_loop() else None
+
+
+def _home() -> Home | None:
+    here = running.get(None)
+    return None if here is None else here.home
 
 
 def completion_of(outcome: Outcome, operation_token: str, started_at_ms: int) -> tuple[list[RawHeader], bytes]:
@@ -180,7 +172,7 @@ async def complete(
         replayed = [*[header for header in replayed if header[0] != b"token"], (b"token", token.encode("latin-1"))]
     destination = Callback(callback_url, target, sound_callback_headers(replayed), token, gateway)
     outcome = succeeded(_anything, result) if error is None else raised(error, "complete")
-    host = home.get()
+    host = _home()
     operation_token = operation_token if host is None else host.outer(operation_token)
     outcome = linked(outcome, links)
     if outcome.blob is not None:

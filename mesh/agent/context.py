@@ -11,12 +11,13 @@ import threading
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from nexusrpc.handler import OperationTaskCancellation, StartOperationContext
 
 if TYPE_CHECKING:
     from mesh.agent.inbound import StartHead
+    from mesh.pool import Pool
 
 _creation = threading.Lock()
 
@@ -27,13 +28,10 @@ class Cancellation(OperationTaskCancellation):
     `watched` says whether the handler ever looked: one that did gets time to end in its own way.
     """
 
-    __slots__ = ("_event", "_futures", "reason", "watched")
-
-    def __init__(self) -> None:
-        self.reason: str | None = None
-        self.watched = False
-        self._event: threading.Event | None = None
-        self._futures: list[asyncio.Future[None]] = []
+    reason: str | None = None
+    watched = False
+    _event: threading.Event | None = None
+    _futures: tuple[asyncio.Future[None], ...] = ()
 
     def set(self, reason: str) -> None:
         """Tell everybody who waits; the first reason stays."""
@@ -43,7 +41,7 @@ class Cancellation(OperationTaskCancellation):
         self.reason = reason
         if self._event is not None:
             self._event.set()
-        for future in tuple(self._futures):
+        for future in self._futures:
             try:
                 future.get_loop().call_soon_threadsafe(_wake, future)
             except RuntimeError:
@@ -67,12 +65,14 @@ class Cancellation(OperationTaskCancellation):
     async def wait_until_cancelled(self) -> None:
         self.watched = True
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._futures.append(future)
+        with _creation:
+            self._futures = (*self._futures, future)
         try:
             if self.reason is None:
                 await future
         finally:
-            self._futures.remove(future)
+            with _creation:
+                self._futures = tuple([one for one in self._futures if one is not future])
 
 
 def _wake(future: asyncio.Future[None]) -> None:
@@ -104,6 +104,18 @@ class Call:
     headers: Mapping[str, str]
     deadline_at_ms: int | None
     cancellation: Cancellation
+
+
+class Home(NamedTuple):
+    """The host that a handler runs on, for `complete` in what it starts.
+
+    outer   the token under which the caller knows work that a handler names otherwise
+    """
+
+    loop: asyncio.AbstractEventLoop
+    pool: Pool
+    endpoint: str
+    outer: Callable[[str], str]
 
 
 class _Late:
@@ -139,14 +151,25 @@ def start_context(head: StartHead, fields: dict[str, Any]) -> StartOperationCont
     return ctx
 
 
-running: ContextVar[Callable[[], Call]] = ContextVar("mesh_agent_context")
-"""Gives the call, the same one each time; most handlers never ask."""
+class Running(Protocol):
+    """What code of a handler runs for."""
+
+    @property
+    def home(self) -> Home | None:
+        """The host it runs on."""
+
+    def current(self) -> Call:
+        """The call, the same one each time; most handlers never ask."""
+        ...
+
+
+running: ContextVar[Running] = ContextVar("mesh_agent_context")
 
 
 def current() -> Call:
     """The call that this code runs for. Raises LookupError outside of a handler."""
     try:
-        return running.get()()
+        return running.get().current()
     except LookupError:
         message = "mesh.agent.current() is for code that runs inside an operation handler"
         raise LookupError(message) from None

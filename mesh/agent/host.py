@@ -96,8 +96,9 @@ class Host:
                 value = body if isinstance(body, Blob | Pending) else route.input.decode(head.content_type, body)
             except Undecodable as error:
                 return outcomes.refusal("BAD_REQUEST", f"the input cannot be read: {error}")
-            run = Run(route, key, fingerprint, head.callback, head.attempt, now_ms(), Cancellation())
-            self._work.begin(run, head, value)
+            home = self._work.home()
+            run = Run(route, key, fingerprint, head, home, head.callback, head.attempt, now_ms(), Cancellation())
+            self._work.begin(run, value)
         elif run.fingerprint != fingerprint:
             return _conflict()
         elif head.callback is not None and head.attempt >= run.attempt:

@@ -6,7 +6,6 @@ URLs are remembered, since a gateway names the same one in every request. Knows 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from itertools import filterfalse
@@ -32,6 +31,8 @@ CALLBACKS_REMEMBERED_MAX: Final = 256
 QUERY_FIELDS_MAX: Final = 16
 NAMES_REMEMBERED_MAX: Final = 1024
 NAME_BYTES_REMEMBERED_MAX: Final = 64
+TOKEN_CHARS_MAX: Final = 1024
+"""Of a completion token that is looked at no further."""
 MESH_CALLBACK: Final = "/nexus/callback"
 """Where a mesh takes completions, below its base URL (P50)."""
 
@@ -39,7 +40,6 @@ _CALLBACK: Final = b"nexus-callback-"
 _plain: Final[set[bytes]] = set()
 """Names seen that are no callback header's; the same few come again and again."""
 
-_is_token: Final = re.compile(rb"[!-~]{1,1024}").fullmatch
 _duration_ms = lru_cache(maxsize=512)(parse_duration_ms)
 
 
@@ -192,9 +192,11 @@ def _callback(query: bytes, replayed: list[RawHeader], *, mesh: bool) -> Callbac
 
 def sound_callback_headers(headers: list[RawHeader]) -> list[RawHeader]:
     """`check_callback_headers`, of which what every mesh sends needs nothing: a token alone. Raises Malformed."""
-    if not headers or (len(headers) == 1 and headers[0][0] == b"token" and _is_token(headers[0][1])):
-        return headers
-    return check_callback_headers(headers)
+    if len(headers) == 1 and headers[0][0] == b"token":
+        text = headers[0][1].decode("latin-1")
+        if len(text) <= TOKEN_CHARS_MAX and text.isascii() and text.isprintable():
+            return headers
+    return check_callback_headers(headers) if headers else headers
 
 
 @lru_cache(maxsize=CALLBACKS_REMEMBERED_MAX)

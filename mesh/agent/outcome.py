@@ -63,7 +63,8 @@ def succeeded(codec: Codec, value: Any, links: Sequence[nexusrpc.Link] = ()) -> 
     if isinstance(value, Blob) and codec.takes_blobs:
         return linked(Outcome(200, _blob_headers(value), b"", "succeeded", blob=value), links)
     media_type, body = codec.encode(value)
-    return linked(Outcome(200, _SUCCEEDED[media_type], body, "succeeded"), links)
+    outcome = Outcome(200, _SUCCEEDED[media_type], body, "succeeded")
+    return linked(outcome, links) if links else outcome
 
 
 async def digested(outcome: Outcome) -> Outcome:

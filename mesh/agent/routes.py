@@ -228,8 +228,9 @@ class Function(OperationHandler[Any, Any]):
 
     def apply(self, ctx: StartOperationContext, value: Any) -> Any:
         """Call the function with what it takes."""
-        arguments = ([ctx] if self._wants_context else []) + ([value] if self._wants_input else [])
-        return self._function(*arguments)
+        if self._wants_context:
+            return self._function(ctx, value) if self._wants_input else self._function(ctx)
+        return self._function(value) if self._wants_input else self._function()
 
 
 class AsyncFunction(Function):

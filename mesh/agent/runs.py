@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Final, Protocol
 import msgspec
 from nexusrpc.handler import StartOperationContext
 
-from mesh.agent.context import Call, Cancellation
-from mesh.agent.inbound import Callback
+from mesh.agent.context import Call, Cancellation, Home
+from mesh.agent.inbound import Callback, StartHead, number_of
 from mesh.agent.outcome import Outcome
 from mesh.agent.routes import Route
 from mesh.clock import monotonic_s
@@ -63,6 +63,7 @@ class Run(msgspec.Struct, eq=False):
     durable    the attempt of a durable handler while it runs
     detached   the run goes on by itself: no request needs to be held for its outcome
     leaving    the run may have been handed back already: a later attempt is other work
+    callback   of the latest attempt that came here; `head` is the first one's
     call       what `current()` gives in the handler, once it asked
     sink       who fetched the task and is told of its end; None: a request brought it, which is answered
     """
@@ -70,6 +71,8 @@ class Run(msgspec.Struct, eq=False):
     route: Route
     key: str
     fingerprint: int
+    head: StartHead
+    home: Home
     callback: Callback | None
     attempt: int
     started_at_ms: int
@@ -101,6 +104,19 @@ class Run(msgspec.Struct, eq=False):
         if self.waiting:
             # Not within this turn: what detaches may end right after, and that is the better answer.
             asyncio.get_running_loop().call_soon(self._tell)
+
+    def current(self) -> Call:
+        """As context.Running."""
+        if self.call is None:
+            head, route = self.head, self.route
+            headers, timeout_ms = head.headers(), head.operation_timeout_ms
+            request_id = self.ctx.request_id if self.ctx is not None else ""
+            self.call = Call(
+                self.home.endpoint, route.service, route.operation, headers.get("mesh-operation-id"),
+                number_of(headers.get("mesh-run", "1")), head.attempt, headers.get("mesh-namespace"), request_id,
+                headers, None if timeout_ms is None else self.started_at_ms + timeout_ms, self.cancellation,
+            )  # fmt: skip
+        return self.call
 
     def leave(self, leaving: int) -> None:
         self.leaving = leaving > 0

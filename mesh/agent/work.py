@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Generator, Sequence
 from datetime import UTC, datetime
 from functools import partial
 from types import coroutine
@@ -20,12 +20,12 @@ from mesh import trace
 from mesh.agent import outcome as outcomes
 from mesh.agent.arrivals import Pending
 from mesh.agent.codec import Undecodable
-from mesh.agent.completion import FINAL, Home, completion_of, deliver, home, traced
-from mesh.agent.context import Call, running, start_context
+from mesh.agent.completion import FINAL, completion_of, deliver, traced
+from mesh.agent.context import Home, running, start_context
 from mesh.agent.durable.errors import LeaseLost, Suspended
 from mesh.agent.durable.link import Hosted, hosted
 from mesh.agent.hosting import Hosting
-from mesh.agent.inbound import Callback, StartHead, number_of
+from mesh.agent.inbound import Callback, StartHead
 from mesh.agent.leases import Leases
 from mesh.agent.outcome import Outcome
 from mesh.agent.runs import Run, Runs
@@ -80,44 +80,37 @@ class Work:
         self._pool = pool
         self._gateways = gateways
 
-    def begin(self, run: Run, head: StartHead, value: Any) -> None:
+    def home(self) -> Home:
+        """Of the runs that begin now; an agent may come back on another loop."""
+        loop = asyncio.get_running_loop()
+        if self._home is None or self._home.loop is not loop:
+            self._home = Home(loop, self._pool, self._endpoint, self.runs.outer)
+        return self._home
+
+    def begin(self, run: Run, value: Any) -> None:
         """Call the handler in a task of its own."""
-        route, at_ms, callback = run.route, run.started_at_ms, head.callback
+        route, at_ms, head, callback = run.route, run.started_at_ms, run.head, run.callback
         # With a callback the request's own timeout binds nobody: the work outlives it.
         limit_ms = head.request_timeout_ms if callback is None else head.operation_timeout_ms
-        request_id = head.request_id or short_id("request")
         ctx = run.ctx = start_context(head, {
             "service": route.service,
             "operation": route.operation,
             "task_cancellation": run.cancellation,
             "request_deadline": None if limit_ms is None else moment(at_ms + limit_ms),
-            "request_id": request_id,
+            "request_id": head.request_id or short_id("request"),
             "callback_url": None if callback is None else callback.url,
             "inbound_links": head.links,
             "outbound_links": [],
         })  # fmt: skip
-        context = partial(self._call, run, head, request_id)
         self.runs.open(run)
-        loop = asyncio.get_running_loop()
-        if self._home is None or self._home.loop is not loop:
-            self._home = Home(loop, self._pool, self.runs.outer)
+        loop = run.home.loop
         if head.operation_timeout_ms is not None:
             limit_s = head.operation_timeout_ms / 1000 + EXPIRY_GRACE_S
             run.expiry = loop.call_later(limit_s, partial(self.cancel, run, TIMED_OUT))
         given = self._hosting.task(run, head) if route.durable else None
-        execution = self._execute(run, head, ctx, context, value, given)
+        execution = self._execute(run, ctx, value, given)
         execution.send(None)  # up to `_entered`: who cancels the task before its first step is heard in it all the same
         run.task = loop.create_task(execution)
-
-    def _call(self, run: Run, head: StartHead, request_id: str) -> Call:
-        if run.call is None:
-            timeout_ms, headers = head.operation_timeout_ms, head.headers()
-            run.call = Call(
-                self._endpoint, run.route.service, run.route.operation, headers.get("mesh-operation-id"),
-                number_of(headers.get("mesh-run", "1")), head.attempt, headers.get("mesh-namespace"), request_id,
-                headers, None if timeout_ms is None else run.started_at_ms + timeout_ms, run.cancellation,
-            )  # fmt: skip
-        return run.call
 
     def adopt(self, run: Run, head: StartHead) -> None:
         """A later attempt of the same run has come: its token supersedes the one we had, its lease the one we lost."""
@@ -170,23 +163,14 @@ class Work:
 
     # -- the handler's task
 
-    async def _execute(
-        self,
-        run: Run,
-        head: StartHead,
-        ctx: StartOperationContext,
-        context: Callable[[], Call],
-        value: Any,
-        given: Hosted | None,
-    ) -> None:
+    async def _execute(self, run: Run, ctx: StartOperationContext, value: Any, given: Hosted | None) -> None:
         try:
             try:
                 await _entered()
-                running.set(context)
+                running.set(run)
                 if given is not None:
                     hosted.set(given)
-                home.set(self._home)
-                trace.enter(head.trace())
+                trace.enter(run.head.trace())
                 if isinstance(value, Pending):
                     value = await value.get()
                 answer = await run.route.start(ctx, value)
@@ -220,9 +204,10 @@ class Work:
             run.durable = None
         # Each would keep the other, and all that the attempt was, until the garbage collector comes by.
         run.task = None
-        for timer in (run.doubt, run.expiry):
-            if timer is not None:
-                timer.cancel()
+        if run.doubt is not None:
+            run.doubt.cancel()
+        if run.expiry is not None:
+            run.expiry.cancel()
         self.leases.discard(run)
         self.runs.close(run)
         if run.sink is not None:

@@ -247,8 +247,19 @@ class _Scene:
             "test", "test", self._durable.name, mesh.operation_id, 1, mesh.attempt, "default",
             f"{mesh.operation_id}.1", {}, None, Cancellation(),
         )  # fmt: skip
-        running.set(lambda: call)
+        running.set(_Called(call))
         return await self._durable.run(attempt, self._owner, self._value)
+
+
+class _Called:
+    """The call of an attempt, which no host runs."""
+
+    def __init__(self, call: Call) -> None:
+        self.home = None
+        self._call = call
+
+    def current(self) -> Call:
+        return self._call
 
 
 def _on_virtual_loop(play: Callable[[], Any]) -> Run:
