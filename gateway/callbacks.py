@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Final, NamedTuple
 
+import msgspec
 from cloudevents.core.bindings.http import to_binary
 from cloudevents.core.formats.json import JSONFormat
 from cloudevents.core.v1.event import CloudEvent
@@ -45,7 +46,7 @@ _STRUCTURED: Final = (b"content-type", b"application/cloudevents+json")
 _format: Final = JSONFormat()
 
 
-class Sending(NamedTuple):
+class Sending(msgspec.Struct, frozen=True, gc=False):
     """One try of a callback. Where `data` is set the body is that payload of `operation_id`, and yet to be signed."""
 
     headers: Headers
@@ -67,6 +68,9 @@ class Verdict(NamedTuple):
     final: bool
     detail: str
     retry_after_ms: int
+
+
+_DELIVERED: Final = Verdict(delivered=True, final=True, detail="", retry_after_ms=0)
 
 
 def operation_link(public_url: str, operation_id: str) -> str:
@@ -162,7 +166,7 @@ def _trace(request: Request) -> Headers:
 def judge_callback(callback_format: str, reply: Reply) -> Verdict:
     """What the receiver's status means for the delivery (P85)."""
     if 200 <= reply.status < 300:  # noqa: PLR2004
-        return Verdict(delivered=True, final=True, detail="", retry_after_ms=0)
+        return _DELIVERED
     final = reply.status in (_NEXUS_FINAL if callback_format == NEXUS else _CLOUD_FINAL)
     return Verdict(
         delivered=False,

@@ -55,8 +55,8 @@ async def content(kit: Kit) -> str | None:
             "Replay every Nexus-Callback-* header of the start without that prefix, its value unchanged.",
         )
     try:
-        read = parse_completion([(name.encode("latin-1"), value.encode("latin-1")) for name, value in done.headers],
-                                done.body)  # fmt: skip
+        headers = [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in done.headers]
+        read = parse_completion(headers, done.body)
     except Malformed as error:
         raise Breach(
             error.detail,

@@ -90,6 +90,11 @@ def parse_prefer(values: Iterable[str]) -> Preference:
         return _NO_PREFERENCE
     if len(text) > _PREFER_TEXT_MAX:
         raise Malformed("Prefer is too long", code="prefer_invalid")
+    return _preference(text)
+
+
+@lru_cache(maxsize=64)
+def _preference(text: str) -> Preference:
     wait_s: float | None = None
     respond_async = False
     for preference in _preferences(text) if '"' in text else text.split(","):

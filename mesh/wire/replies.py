@@ -7,7 +7,9 @@ possible is decided by mesh/tokens.py and the store.
 from __future__ import annotations
 
 import re
-from typing import Any, Final, Literal, NamedTuple, TypeAlias, cast
+from typing import Any, Final, Literal, TypeAlias, cast
+
+import msgspec
 
 from mesh.errors import Malformed, ReplyInvalid
 from mesh.wire.durations import parse_http_date, parse_rfc3339
@@ -20,11 +22,6 @@ OPERATION_TOKEN_BYTES_MAX: Final = 4096
 """Temporal's limit."""
 
 _token = re.compile(r"[!-~](?:[\t -~]*[!-~])?").fullmatch
-
-_OF_COMPLETION: Final = frozenset(
-    b"token content-type content-encoding nexus-link nexus-operation-state nexus-operation-token"
-    b" nexus-operation-start-time nexus-operation-close-time".split()
-)
 
 Terminal: TypeAlias = Literal["succeeded", "failed", "canceled"]
 
@@ -59,7 +56,7 @@ def parse_started(headers: RawHeaders, body: bytes) -> str:
     return token
 
 
-class Completion(NamedTuple):
+class Completion(msgspec.Struct, frozen=True, gc=False):
     """A completion as received. Times in milliseconds since the epoch, None when not sent.
 
     `token` is the completion token of the header `Token`, empty when absent; `operation_token` the
@@ -90,7 +87,7 @@ def _failure(state: Literal["failed", "canceled"], content_type: bytes | None, b
 
 
 def parse_completion(headers: RawHeaders, body: bytes) -> Completion:
-    """A request to the completion callback (P50 to P53, cases 76 to 79, 83).
+    """A request to the completion callback (P50 to P53, cases 76 to 79, 83); names in lower case (ASGI).
 
     The header's state rules; an OperationError body of another state is brought in line. Of a repeated
     header the first value counts, links excepted. Raises Malformed on a missing, unknown or `running`
@@ -98,24 +95,17 @@ def parse_completion(headers: RawHeaders, body: bytes) -> Completion:
     close time (RFC 3339) or link, an operation token that is no header value or too long, and an encoded
     result, since only its type is kept.
     """
-    fields: dict[bytes, str] = {}
-    links: list[str] = []
-    for name, value in headers:
-        if name not in _OF_COMPLETION:
-            name = name.lower()  # noqa: PLW2901 - mostly in lower case, and none of these
-            if name not in _OF_COMPLETION:
-                continue
-        if name == b"nexus-link":
-            links.append(value.decode("latin-1"))
-        elif name not in fields:
-            fields[name] = value.decode("latin-1")
-    field = fields.get
-    state = field(b"nexus-operation-state", "")
+    first = dict(reversed(headers))
+    field = first.get
+    state = field(b"nexus-operation-state", b"").decode("latin-1")
     started, closed = field(b"nexus-operation-start-time"), field(b"nexus-operation-close-time")
-    operation_token = field(b"nexus-operation-token", "")
+    operation_token = field(b"nexus-operation-token", b"").decode("latin-1")
     if operation_token and (len(operation_token) > OPERATION_TOKEN_BYTES_MAX or not _token(operation_token)):
         raise Malformed("Nexus-Operation-Token is too long or not visible ASCII", code="completion_invalid")
     content_type = field(b"content-type") or None
+    links: list[str] = []
+    if b"nexus-link" in first:
+        links = [value.decode("latin-1") for name, value in headers if name == b"nexus-link"]
     failure: Failure | None = None
     if state != "succeeded":
         bad = unsuccessful(state)
@@ -123,20 +113,20 @@ def parse_completion(headers: RawHeaders, body: bytes) -> Completion:
             raise Malformed(
                 "Nexus-Operation-State is not succeeded, failed or canceled", code="completion_invalid"
             )
-        failure = _failure(bad, content_type.encode("latin-1") if content_type else None, body)
+        failure = _failure(bad, content_type, body)
         content_type, body = None, b""
-    elif b"content-encoding" in fields and fields[b"content-encoding"].lower() != "identity":
+    elif field(b"content-encoding", b"identity").lower() != b"identity":
         raise Malformed(
             "an encoded result cannot be kept; send it without Content-Encoding", code="completion_invalid"
         )
     return Completion(
         cast("Terminal", state),
-        field(b"token", ""),
+        field(b"token", b"").decode("latin-1"),
         operation_token,
-        _start_time(started) if started else None,
-        parse_rfc3339(closed) if closed else None,
+        _start_time(started.decode("latin-1")) if started else None,
+        parse_rfc3339(closed.decode("latin-1")) if closed else None,
         parse_links(links) if links else [],
-        content_type,
+        content_type.decode("latin-1") if content_type else None,
         body,
         failure,
     )

@@ -139,6 +139,8 @@ def readable_json(body: bytes, depth_max: int = JSON_DEPTH_MAX) -> bool:
 
 def nested_deeper(body: bytes, depth_max: int = JSON_DEPTH_MAX) -> bool:
     """Whether the sound JSON text `body` has more levels; looked at only where it has as many brackets."""
+    if len(body) <= 2 * depth_max:
+        return False
     if body.count(b"[") + body.count(b"{") <= depth_max:
         return False
     return _levels(_outside(body).translate(_ROUND, _NO_BRACKETS)) > depth_max

@@ -62,7 +62,7 @@ def completion_headers(state: bytes, *more: tuple[bytes, bytes]) -> list[tuple[b
 def test_a_succeeded_completion() -> None:
     headers = completion_headers(
         b"succeeded",
-        (b"Nexus-Operation-Token", b"their token"),
+        (b"nexus-operation-token", b"their token"),
         (b"nexus-operation-start-time", to_http_date(1_700_000_000_000).encode()),
         (b"nexus-operation-close-time", to_rfc3339(1_700_000_001_234).encode()),
         (b"nexus-link", b"<a>; type=x, <b>; type=y"),
@@ -79,7 +79,7 @@ def test_a_succeeded_completion() -> None:
 
 def test_null_has_no_type_and_nothing_else_is_required() -> None:
     completion = wire.parse_completion([(b"nexus-operation-state", b"succeeded")], b"")
-    assert completion == ("succeeded", "", "", None, None, [], None, b"", None)  # cases 66, 76
+    assert completion == wire.Completion("succeeded", "", "", None, None, [], None, b"", None)  # cases 66, 76
 
 
 @pytest.mark.parametrize("state", ["failed", "canceled"])
