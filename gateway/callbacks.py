@@ -20,7 +20,7 @@ from gateway.outcomes import all_links, callback_parts, encode_json, record_fiel
 from mesh.clock import now_ms, to_http_date, to_rfc3339
 from mesh.edge import Headers
 from mesh.events import EventKind
-from mesh.machine import State
+from mesh.machine import STATES, State
 from mesh.pool import Reply
 from mesh.store.layout import DataRef, Outcome, Request, decode_outcome
 from mesh.store.verbs import Work
@@ -113,7 +113,7 @@ def _nexus(work: Work, outcome: Outcome, plan: CallbackPlan) -> tuple[Headers, b
     headers: Headers = [
         *request.callback_headers,
         (b"nexus-operation-token", operation_id.encode()),
-        (b"nexus-operation-state", State(head.state).nexus.encode()),
+        (b"nexus-operation-state", STATES[head.state].nexus.encode()),
         (b"nexus-operation-start-time", to_http_date(head.created_at).encode()),
         (b"nexus-operation-close-time", to_rfc3339(head.closed_at).encode()),
         (b"nexus-link", operation_link(plan.public_url, operation_id).encode()),

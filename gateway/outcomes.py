@@ -181,8 +181,7 @@ def record_fields(
         record["trace"] = {name.decode(): value.decode("latin-1") for name, value in trace}
     if request.data is not None:
         record["input_dataref"] = dataref(f"/v1/operations/{operation_id}/input", request.data, request.content_type)
-    record.update(result_fields(operation_id, state, outcome))
-    return record
+    return record | result_fields(operation_id, state, outcome) if outcome is not None else record
 
 
 def waiting_fields(head: Head) -> dict[str, Any]:
@@ -231,7 +230,7 @@ def _shown_links(request: Request, started: Sequence[str], outcome: Outcome | No
 
 def trace_headers(request: Request) -> Headers:
     """W3C Trace Context and Baggage of the start: sent on with every attempt, cancel and callback."""
-    return [one for one in request.headers if one[0] in _TRACE]
+    return [one for one in request.headers if one[0] in _TRACE] if request.headers else []
 
 
 encode_json: Final = msgspec.json.Encoder().encode

@@ -33,7 +33,8 @@ _VERSION: Final = "m1"
 _PURPOSE: Final = b"mesh1 complete"
 """blake2b's personalization: the same key signs nothing else under this name."""
 _MAC_BYTES: Final = 32
-_FIELDS: Final = 7
+_FIELDS: Final = 6
+"""That are signed."""
 _kid = re.compile(r"[A-Za-z0-9_-]{1,32}").fullmatch
 _SECRET_PREFIX: Final = "whsec_"  # noqa: S105  the public mark of a secret, not one
 _stamp = re.compile(r"[0-9]{1,12}").fullmatch
@@ -88,12 +89,13 @@ class CompletionTokens:
         Raises Unauthenticated: code `token_invalid` (forged, cut, overlong, unknown key) or `token_expired`.
         """
         if len(token) <= TOKEN_CHARS_MAX and token.isascii():
-            parts = token.split(".")
+            signed, _, given = token.rpartition(".")
+            parts = signed.split(".")
             base = self._hashes.get(parts[1]) if len(parts) == _FIELDS and parts[0] == _VERSION else None
             if base is not None:
                 mac = base.copy()
-                mac.update(token[: -len(parts[-1]) - 1].encode())
-                if hmac.compare_digest(mac.hexdigest(), parts[-1]):
+                mac.update(signed.encode())
+                if hmac.compare_digest(mac.hexdigest(), given):
                     # Genuine from here on: the fields are what mint() wrote.
                     if now_s >= int(parts[5]):
                         raise Unauthenticated("the completion token has expired", code="token_expired")

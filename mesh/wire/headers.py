@@ -64,6 +64,8 @@ def header(raw: RawHeaders, name: bytes) -> bytes | None:
 
 def is_json_type(content_type: bytes | None) -> bool:
     """`application/json` and `+json` types, with or without parameters."""
+    if content_type == b"application/json":
+        return True
     media_type = (content_type or b"").partition(b";")[0].strip().lower()
     return media_type == b"application/json" or media_type.endswith(b"+json")
 
