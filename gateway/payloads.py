@@ -100,6 +100,8 @@ class Payloads:
         self._inputs = Seats(INPUTS_MAX, EACH_INPUTS_MAX)
         self._completions = Seats(COMPLETIONS_MAX, COMPLETIONS_MAX)
         self._steps = Seats(STEPS_MAX, EACH_STEPS_MAX)
+        self._small_steps = Seats(STEPS_MAX, EACH_STEPS_MAX)
+        """Of bodies that came in memory: what stalls on its way keeps none of them out."""
         self._reply_seats = Seats(REPLIES_MAX, EACH_REPLIES_MAX)
         self._replies: dict[str, Large] = {}
         """By namespace, of which settings have few."""
@@ -182,7 +184,7 @@ class Payloads:
 
     async def keep_step(self, owner: str, body: bytes) -> DataRef:
         """As `keep`, of a small one that came in memory, for `take_step`."""
-        return await self._keep_bytes(owner, body, self._steps, owner)
+        return await self._keep_bytes(owner, body, self._small_steps, owner)
 
     async def _keep_bytes(self, owner: str, body: bytes, seats: Seats, whose: str) -> DataRef:
         if self.spooler is None:

@@ -180,7 +180,7 @@ class Desk:
             self._look(window)
 
     def dismiss(self) -> None:
-        """Answer the polls of instances that drain, which hear why when they ask again."""
+        """Answer the polls of instances that drain, which are told so."""
         for window in self._windows.values():
             self._dismiss(window)
 
@@ -192,6 +192,7 @@ class Desk:
         drained = {one.id for one in roster.instances if one.draining}
         for poll in list(window.all) if drained else ():
             if poll.instance in drained:
+                poll.drains = True
                 poll.close()
                 poll.over()
 

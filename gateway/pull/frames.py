@@ -172,8 +172,8 @@ def read_poll(body: bytes) -> PollBody:
         raise _breach("/lease_ms", f"lease_ms is between {LEASE_MS_MIN} and {LEASE_MS_MAX}")
     if len(poll.services) > SERVICES_MAX:
         raise _breach("/services", f"there are at most {SERVICES_MAX} services")
-    if len(poll.version) > VERSION_CHARS_MAX:
-        raise _breach("/version", f"version has at most {VERSION_CHARS_MAX} characters")
+    if len(poll.version) > VERSION_CHARS_MAX or not poll.version.isprintable():
+        raise _breach("/version", f"version has at most {VERSION_CHARS_MAX} characters, all of them printable")
     if len(poll.answers) > TASKS_MAX:
         raise _breach("/answers", f"one frame has at most {TASKS_MAX} answers")
     return poll

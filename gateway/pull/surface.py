@@ -153,7 +153,7 @@ class PullSurface:
             if watcher is not None:
                 watcher.cancel()
             self._desk.close(poll, gone=gone)
-        return _frame(poll.tasks, statuses, body.answers, poll.cancels, draining=False)
+        return _frame(poll.tasks, statuses, body.answers, poll.cancels, draining=poll.drains)
 
     # Verbs --------------------------------------------------------------------------------------------------------
 

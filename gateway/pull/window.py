@@ -39,8 +39,8 @@ class Poll:
     """One poll that waits. `free` seats are left, `held` are promised to starts on their way into the store."""
 
     __slots__ = (
-        "_alarm", "_answered", "_over", "booked", "bytes", "cancels", "claims", "free", "held", "instance", "lease_ms",
-        "open", "pin", "services", "tasks", "window", "wishes",
+        "_alarm", "_answered", "_over", "booked", "bytes", "cancels", "claims", "drains", "free", "held", "instance",
+        "lease_ms", "open", "pin", "services", "tasks", "window", "wishes",
     )  # fmt: skip
 
     def __init__(
@@ -66,6 +66,8 @@ class Poll:
         """Attempts, and the JSON of each."""
         self.cancels: list[CancelBody] = []
         self.open = True
+        self.drains = False
+        """Its instance was told to while it waited."""
         self._over = False
         self._alarm: asyncio.TimerHandle | None = None
         self._answered: asyncio.Future[None] = asyncio.get_running_loop().create_future()

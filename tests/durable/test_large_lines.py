@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
+import threading
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,11 +14,12 @@ import pytest
 import mesh
 from mesh.agent.arrivals import BLOB_BYTES_MAX, Arrivals
 from mesh.agent.durable import blobs
-from mesh.agent.durable.blobs import Blobs, Reference
+from mesh.agent.durable.blobs import HEAVY_MAX, Blobs, Reference
+from mesh.clock import sleep
 from mesh.errors import BlobCorrupt, Conflict, Malformed, TooLarge, Unavailable
 from mesh.pool import Pool, Target
 from mesh.wire.digests import digest_field
-from tests.agents.serving import Response, Scripted, answer, serving
+from tests.agents.serving import Request, Response, Scripted, answer, serving
 from tests.durable.test_lines import Address
 from tests.surface.test_large_payloads import files, until
 
@@ -110,3 +113,36 @@ async def test_what_comes_back_is_what_was_kept(
     assert missed.value.code == "blob_missing"
     blob.close()
     await until(lambda: not files(tmp_path))
+
+
+async def test_two_heavy_ones_at_once(
+    gateway: Scripted, line: tuple[Blobs, Address], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """P415: what takes much memory waits for its turn; what takes little of it passes by."""
+    monkeypatch.setattr(blobs, "HEAVY_BYTES", len(BODY) - 1)
+    small = BODY[:100]
+    light = Reference("/v1/light", hashlib.sha256(small).hexdigest(), len(small), "a/b")
+    heavy, go_on = Reference.of(REF), threading.Event()
+    most = reading = 0
+
+    async def script(request: Request) -> Response:
+        nonlocal most, reading
+        if request.path == light.url:
+            return Response(200, small)
+        reading += 1
+        most = max(most, reading)
+        while not go_on.is_set():
+            await sleep(0.002)
+        reading -= 1
+        return Response(200, BODY)
+
+    gateway.script = script
+    waiting = [asyncio.ensure_future(line[0].fetch(line[1], heavy, as_file=False)) for _ in range(HEAVY_MAX + 3)]
+    file = asyncio.ensure_future(line[0].fetch(line[1], heavy._replace(url="/v1/file"), as_file=True))
+    await until(lambda: gateway.at("/v1/file") and len(gateway.at(heavy.url)) == HEAVY_MAX)
+    for _ in range(3):
+        assert (await line[0].fetch(line[1], light, as_file=False)).read() == small
+    go_on.set()
+    (await file).close()
+    assert [(await one).read() == BODY for one in waiting] == [True] * (HEAVY_MAX + 3)
+    assert most == HEAVY_MAX + 1, "the file is none of them"

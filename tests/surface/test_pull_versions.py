@@ -127,6 +127,15 @@ class TestPins:
             assert not mine.done()
 
 
+async def test_a_poll_says_what_a_start_may_name(caller: Caller) -> None:
+    """P450."""
+    poller = Poller(caller, await pull_endpoint(caller), "one")
+    for odd in ("3\n", "\x00", "v" * 129):
+        check_problem(await poller.ask(version=odd, wait_ms=0), 422, "body_invalid")
+    for good in ("", "v" * 128, "drei ünd"):
+        assert await poller.poll(version=good, wait_ms=0) == {"tasks": []}
+
+
 class TestShares:
     async def test_a_share_is_refused(self, caller: Caller) -> None:
         """P431: it could not be kept, so it is not taken."""
@@ -139,7 +148,7 @@ class TestShares:
 
 class TestDrain:
     async def test_its_instances_get_nothing_more(self, caller: Caller) -> None:
-        """P432: polls that wait are answered, later ones say so; what it has it finishes; resumed, it gets work."""
+        """P432, P451: polls are told, also those that wait; what it has it finishes; resumed, it gets work."""
         name = await pull_endpoint(caller)
         old, new = Poller(caller, name, "old"), Poller(caller, name, "new")
         await caller.begin(name)
@@ -147,7 +156,7 @@ class TestDrain:
         async with old.waiting(version="3", wait_ms=60_000) as poll:
             await drain(caller, name, "3")
             plain, pinned = await caller.begin(name), await caller.begin(name, {"mesh-version": "3"})
-            assert (await asyncio.wait_for(poll, 20))["tasks"] == []
+            assert await asyncio.wait_for(poll, 20) == {"tasks": [], "draining": True}
         for fresh in (False, True):
             assert await old.poll(version="3", fresh=fresh) == {"tasks": [], "draining": True}
         found = await version(caller, name, "3")

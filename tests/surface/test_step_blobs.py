@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import os
 from collections.abc import Callable, Iterator
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
@@ -140,6 +141,26 @@ class TestKeeping:
         assert kept(gateway, operation) == []
         assert (await put(caller, token, BIG)).status == 200
         await until(lambda: not parts(gateway))
+
+    async def test_small_ones_pass_by_what_stalls(self, caller: Caller, agent: Actor) -> None:
+        """P410, P452: 32 under way, 8 of each of four operations, that do not go on."""
+        agent.replies(started(headers=LEASE))
+        name, tokens = await caller.register(agent.url), list[str]()
+        for number in range(1, 6):
+            await caller.until(await caller.begin(name), state="started")
+            tokens.append((await agent.until(number)).completion_token)
+        async with AsyncExitStack() as stack:
+            for token in tokens[:4] * 8:
+                line = await stack.enter_async_context(await Connection.open(caller.gateway.port))
+                head = [("mesh-task-token", token), ("content-length", str(1 << 20))]
+                line.send("PUT", "/v1/tasks/blobs", head, FIVE[: 300 << 10])
+            async with asyncio.timeout(25):
+                while (busy := await put(caller, tokens[4], FIVE)).status == 200:
+                    pass
+            check_problem(busy, 429, "uploads_busy")
+            for token in tokens:
+                assert (await put(caller, token, b"few")).status == 200
+        await until(lambda: not parts(caller.gateway))
 
     async def test_no_room_and_no_place(self, own_gateway: Callable[..., Gateway], agent: Actor) -> None:
         """P410, P399: 507, and nothing was kept; what is missing or damaged is said, with what to do."""
