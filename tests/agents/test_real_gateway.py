@@ -37,7 +37,7 @@ class Dev:
         command += ["--data", str(self.directory), "--port", str(self.port)]
         env = {name: value for name, value in os.environ.items() if not name.startswith("MESH_")}
         self.child = subprocess.Popen(command, cwd=ROOT, env=env | {"PYTHONPATH": str(ROOT)}, stdout=subprocess.DEVNULL)
-        until(self.ready, 15)
+        until(self.ready)
 
     def ready(self) -> bool:
         try:
@@ -70,11 +70,11 @@ def shop(dev: Dev) -> Iterator[ShopHandler]:
     handler = ShopHandler()
     port = lasting_port()
     agent = Agent(
-        "shop", [handler], gateway=dev.url, url=f"http://127.0.0.1:{port}", lease_ms=1000, answer_within_ms=100,
+        "shop", [handler], gateway=dev.url, url=f"http://127.0.0.1:{port}", lease_ms=2000, answer_within_ms=100,
         drain_s=0.2,
     )  # fmt: skip
     with serving(agent, port=port):
-        until(lambda: httpx.get(f"{dev.url}/v1/endpoints/shop", trust_env=False).status_code == 200, 20)
+        until(lambda: httpx.get(f"{dev.url}/v1/endpoints/shop", trust_env=False).status_code == 200)
         with mesh.SyncClient(dev.url) as client:
             assert client.call("shop", Shop.count, 1, timeout_s=20) == 2
         yield handler
@@ -94,7 +94,7 @@ class TestDocumentation:
         call.write_text(example("A call"))
         assert (len(agent.read_text().splitlines()), len(call.read_text().splitlines())) == (5, 3)
         with process([sys.executable, str(agent)], MESH_URL=dev.url), mesh.SyncClient(dev.url) as client:
-            until(lambda: known(client, "greeter"), 10)
+            until(lambda: known(client, "greeter"))
             env = os.environ | {"PYTHONPATH": str(ROOT), "MESH_URL": dev.url}
             said = subprocess.run([sys.executable, str(call)], env=env, capture_output=True, timeout=30, check=True)
         assert said.stdout == b"Hello, Ada!\n"
@@ -126,7 +126,7 @@ class TestThrough:
         assert seen["headers"]["x-mine"] == "a"
 
     def test_long_work_is_leased_and_completed(self, client: mesh.SyncClient) -> None:
-        handle = client.start("shop", Shop.slow, 2.5)
+        handle = client.start("shop", Shop.slow, 3.0)
         types = [event.type for event in handle.watch()]
         assert types == ["accepted", "dispatched", "started", "succeeded"]
         assert handle.result() == "done"
@@ -137,7 +137,7 @@ class TestThrough:
         until(lambda: handle.get()["state"] == "started")
         handle.cancel()
         with pytest.raises(mesh.OperationCanceled):
-            handle.result(timeout_s=10)
+            handle.result(timeout_s=30)
 
     def test_failures(self, client: mesh.SyncClient) -> None:
         with pytest.raises(mesh.OperationFailed, match="top: middle: 'deep'"):
@@ -152,7 +152,7 @@ class TestThrough:
         handle = client.start("shop", Shop.late_error, "UNAVAILABLE")
         until(lambda: handle.get()["state"] == "started")
         threading.Timer(1.0, shop.gate.set).start()
-        until(lambda: handle.get()["attempt"] >= 2, 15)
+        until(lambda: handle.get()["attempt"] >= 2)
         handle.cancel()
 
     def test_the_same_key(self, client: mesh.SyncClient) -> None:
@@ -221,7 +221,7 @@ class TestBadHandlers:
         script = tmp_path / "uneven.py"
         script.write_text(UNEVEN)
         with process([sys.executable, str(script)], MESH_URL=dev.url), mesh.SyncClient(dev.url) as client:
-            until(lambda: known(client, "uneven", "half", 0), 10)
+            until(lambda: known(client, "uneven", "half", 0))
             odd = [client.start("uneven", "uneven", "half", number) for number in range(1, 13, 2)]
             for handle in odd:
                 until(lambda handle=handle: handle.get()["state"] == "backing_off")
@@ -245,7 +245,7 @@ class TestKills:
         with ExitStack() as stack, mesh.SyncClient(own.url) as client:
             first = stack.enter_context(Worker(own, log, "first", 60))
             handle = start_when_known(client)
-            until(lambda: handle.get()["state"] == "started", 10)
+            until(lambda: handle.get()["state"] == "started")
             first.kill()
             stack.enter_context(Worker(own, log, "second", 0.5))
             assert handle.result(timeout_s=20) == "job by second"
@@ -258,7 +258,7 @@ class TestKills:
         results: list[Any] = []
         with Worker(own, log, "only", 3), mesh.SyncClient(own.url) as client:
             handle = start_when_known(client)
-            until(lambda: handle.get()["state"] == "started", 10)
+            until(lambda: handle.get()["state"] == "started")
             waiting = threading.Thread(target=lambda: results.append(handle.result(timeout_s=30)))
             waiting.start()
             own.kill()
@@ -277,7 +277,7 @@ def start_when_known(client: mesh.SyncClient) -> Any:
         except mesh.Refusal:
             return None
 
-    return until(attempt, 10)
+    return until(attempt)
 
 
 class Worker:
