@@ -112,22 +112,19 @@ def _speaks_nexus(reply: Reply) -> bool:
 
 def _links(reply: Reply) -> list[str]:
     """Those that can be read: handed on, a bad one makes Temporal's callers repeat the start."""
-    if reply.header(b"nexus-link") is None:
-        return []
     values = [value.decode("latin-1") for name, value in reply.headers if name == b"nexus-link"]
-    return [format_link(link) for link in sound_links(values)]
+    return [format_link(link) for link in sound_links(values)] if values else values
 
 
 def read_start_reply(reply: Reply) -> StartAnswer:  # noqa: PLR0911 - one return per row of the table
     """The meaning of a reply; never raises for what a peer sent."""
     status = reply.status
     if status == 200:  # noqa: PLR2004
-        content_type = reply.header(b"content-type")
-        return Succeeded(
-            Outcome(
-                "result", "", content_type.decode("latin-1") if content_type else None, reply.body, links=_links(reply)
-            )
-        )
+        said = dict(reply.headers)
+        content_type = reply.header(b"content-type") if b"content-type" in said else None
+        links = _links(reply) if b"nexus-link" in said else []
+        kind = content_type.decode("latin-1") if content_type else None
+        return Succeeded(Outcome("result", "", kind, reply.body, links=links))
     if status == 201:  # noqa: PLR2004
         try:
             token = parse_started(reply.headers, reply.body)

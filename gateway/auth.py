@@ -6,7 +6,7 @@ Never puts a key into a message or a log. What a namespace may do is decided whe
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from hashlib import sha256
 from typing import Final, NamedTuple
 from urllib.parse import urlsplit
@@ -40,7 +40,7 @@ class Auth:
         self._nobody = Principal(DEFAULT_NAMESPACE, admin=True)
         self._hosts: set[bytes] = set()
 
-    def authenticate(self, headers: Iterable[tuple[bytes, bytes]]) -> Principal:
+    def authenticate(self, headers: Sequence[tuple[bytes, bytes]]) -> Principal:
         """`headers` are ASGI's. Raises Unauthenticated; without keys Forbidden, when a web page may be behind it."""
         if not self._keys:
             return self._local(headers)
@@ -61,18 +61,21 @@ class Auth:
             raise Unauthenticated("the key is not known to this gateway", code="key_invalid")
         return principal
 
-    def known(self, headers: Iterable[tuple[bytes, bytes]]) -> Principal | None:
+    def known(self, headers: Sequence[tuple[bytes, bytes]]) -> Principal | None:
         """Who asks, where nobody needs to say so."""
         try:
             return self.authenticate(headers)
         except (Unauthenticated, Forbidden):
             return None
 
-    def _local(self, headers: Iterable[tuple[bytes, bytes]]) -> Principal:
+    def _local(self, headers: Sequence[tuple[bytes, bytes]]) -> Principal:
         """Listening on loopback keeps other machines out, not web pages in a browser on this one.
 
         A page that rebinds its own name to 127.0.0.1 gives itself away by `Host`, one that simply posts by `Origin`.
         """
+        said = dict(headers)
+        if len(said) == len(headers) and b"origin" not in said and said.get(b"host") in self._hosts:
+            return self._nobody
         hosted = False
         for name, value in headers:
             if name not in _LOOKED_AT:

@@ -7,7 +7,7 @@ goes on where it is, and the request is answered by another task. Knows no route
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any, Final, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -37,7 +37,7 @@ class Carried:
         self._request = request
         self._conclude: Conclude | None = conclude
         self._alarm: asyncio.TimerHandle | None = None
-        self.task = cast("asyncio.Task[Any]", asyncio.current_task())
+        self.task: asyncio.Task[Any] = asyncio.current_task()  # pyright: ignore[reportAttributeAccessIssue] - in a task
         self.late = False
         """Another task answers the request."""
 

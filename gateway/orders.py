@@ -211,7 +211,7 @@ def start_arguments(
     order: Order, endpoint: Endpoint, *, session: str, blocked: str, retention_ms: int, claim: Claim | None = None
 ) -> Start:
     """The store call that accepts `order`; `blocked`: why this gateway cannot send it now, or ""."""
-    policy = endpoint.policy
+    bounds = endpoint.bounds
     # The name also where the caller gave the id: a repeat by the other is a repeat.
     called = _address(endpoint.name, order.service, order.operation)
     key, callback = order.key.encode(), order.callback_url.encode()
@@ -231,13 +231,13 @@ def start_arguments(
             b"pin:" + order.pin.encode() if order.pin else b"",
         ),
         session=session,
-        close_ms=order.close_ms or policy.schedule_to_close_ms or 0,
-        start_ms=order.start_ms or policy.schedule_to_start_ms or 0,
-        run_ms=order.run_ms or policy.start_to_close_ms or 0,
-        lease_ms=(order.request_ms or policy.request_timeout_ms) + LEASE_GRACE_MS + transfer_ms(order.data),
-        attempts_max=policy.retry.max_attempts,
+        close_ms=order.close_ms or bounds.close_ms,
+        start_ms=order.start_ms or bounds.start_ms,
+        run_ms=order.run_ms or bounds.run_ms,
+        lease_ms=(order.request_ms or bounds.request_ms) + LEASE_GRACE_MS + transfer_ms(order.data),
+        attempts_max=bounds.attempts_max,
         retention_ms=retention_ms,
-        callback=_owed(order),
+        callback=_owed(order) if order.callback_url else 0,
         blocked=blocked,
         pin=order.pin,
     )
@@ -263,9 +263,7 @@ def start_arguments(
 
 
 def _owed(order: Order) -> int:
-    """Answered with the outcome, a Nexus caller is owed no callback; an event is always told (P80)."""
-    if not order.callback_url:
-        return 0
+    """Of one with a callback URL: a Nexus caller is owed none when answered with the outcome, an event always (P80)."""
     return 1 if order.callback_format == NEXUS else 2
 
 
@@ -292,7 +290,8 @@ def fresh_head(start: Start, accepted: Accepted) -> Head:
     head.start_at = at_ms + start.lease_ms
     head.wants_callback = start.callback
     head.close_by = accepted.close_by_ms or (at_ms + start.close_ms if start.close_ms else 0)
-    head.start_by = at_ms + start.start_ms if start.start_ms else 0
+    if start.start_ms:
+        head.start_by = at_ms + start.start_ms
     head.run_ms = start.run_ms
     head.lease_ms = start.lease_ms
     head.attempts_max = start.attempts_max
@@ -300,7 +299,10 @@ def fresh_head(start: Start, accepted: Accepted) -> Head:
     head.blocked = accepted.blocked
     head.endpoint, head.namespace = start.endpoint, start.ns
     head.key, head.digest = start.key, start.digest
-    head.pin, head.priority = start.pin, start.priority or 0
+    if start.pin:
+        head.pin = start.pin
+    if start.priority:
+        head.priority = start.priority
     if isinstance(start, ChildStart):
         head.parent, head.parent_key = f"{start.parent}.{start.parent_run}", start.parent_key
     return head

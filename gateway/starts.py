@@ -131,7 +131,7 @@ class Starts:
         head, request, data = work.head, work.request, work.request.data
         routed = _NEUTRAL
         try:
-            timeout_ms = _patience_ms(work, endpoint.policy.request_timeout_ms)
+            timeout_ms = _patience_ms(work, endpoint.bounds.request_ms)
             try:
                 body = work.extra if data is None else self._payloads.stored(work.id, data)
                 target = self._egress.cached(admitted.url) or await self._egress.resolve(admitted.url)

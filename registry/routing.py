@@ -113,9 +113,9 @@ class Router:
             chosen = replace(choice.choose(), canary=True)
             chosen.reach.in_flight += 1
             return chosen
-        if not line.breaker.open_for(endpoint.policy.breaker, now):
+        if not line.breaker.open_for(endpoint.bounds.breaker, now):
             return "breaker"
-        if not may_probe and line.breaker.state(endpoint.policy.breaker, now) is not BreakerState.CLOSED:
+        if not may_probe and line.breaker.state(endpoint.bounds.breaker, now) is not BreakerState.CLOSED:
             return "breaker"
         chosen = choice.choose()
         chosen.reach.in_flight += 1
@@ -126,7 +126,7 @@ class Router:
         """Who would be admitted now; nothing is counted and nothing need be settled."""
         now = self.time.now()
         line = self._line(endpoint, now)
-        if line.reason or not line.breaker.open_for(endpoint.policy.breaker, now):
+        if line.reason or not line.breaker.open_for(endpoint.bounds.breaker, now):
             return None
         return line.rotation.choose()
 
@@ -151,12 +151,12 @@ class Router:
         if line is not None and not admitted.canary:
             if outcome is _FAILED and not _present(self._instances.roster(endpoint.id), admitted):
                 outcome = Outcome.NEUTRAL
-            line.breaker.settle(endpoint.policy.breaker, admitted.probe, outcome, now)
+            line.breaker.settle(endpoint.bounds.breaker, admitted.probe, outcome, now)
 
     def probing(self, endpoint: Endpoint) -> bool:
         """Whether the next request admitted is a probe, which should be work that has failed least."""
         now = self.time.now()
-        return self._line(endpoint, now).breaker.state(endpoint.policy.breaker, now) is BreakerState.HALF_OPEN
+        return self._line(endpoint, now).breaker.state(endpoint.bounds.breaker, now) is BreakerState.HALF_OPEN
 
     def hindrance(self, endpoint: Endpoint, pin: str = "") -> str:
         """Why `admit` would refuse now, or ""; takes nothing."""
@@ -165,7 +165,7 @@ class Router:
         _, reason = line.pool(pin, now, self.time)
         if reason:
             return reason
-        return "" if line.breaker.open_for(endpoint.policy.breaker, now) else "breaker"
+        return "" if line.breaker.open_for(endpoint.bounds.breaker, now) else "breaker"
 
     def pins(self, endpoint: Endpoint) -> list[str]:
         """Pins that some live instance satisfies."""
@@ -179,9 +179,9 @@ class Router:
         """How many may be admitted now: 0, 1 for a probe, else CAPACITY."""
         now = self.time.now()
         line = self._line(endpoint, now)
-        if line.pool(pin, now, self.time)[1] or not line.breaker.open_for(endpoint.policy.breaker, now):
+        if line.pool(pin, now, self.time)[1] or not line.breaker.open_for(endpoint.bounds.breaker, now):
             return 0
-        return CAPACITY if line.breaker.state(endpoint.policy.breaker, now) is BreakerState.CLOSED else 1
+        return CAPACITY if line.breaker.state(endpoint.bounds.breaker, now) is BreakerState.CLOSED else 1
 
     def attended(self, endpoint: Endpoint, pin: str = "") -> bool:
         """Whether somebody whom the pin allows asks for the work of an endpoint of kind pull."""
@@ -207,7 +207,7 @@ class Router:
         """Health of the endpoint and of each instance, with why and since when."""
         now = self.time.now()
         line = self._line(endpoint, now)
-        state = line.breaker.state(endpoint.policy.breaker, now)
+        state = line.breaker.state(endpoint.bounds.breaker, now)
         instances = [(one, one.judge(now, self.time)) for one in self._instances.roster(endpoint.id).instances]
         retry_at_ms = self.time.wall(line.breaker.until_ms) if state is BreakerState.OPEN else 0
         judgement = self._judge(endpoint, [one for _, one in instances], line.breaker, state, retry_at_ms)

@@ -99,7 +99,7 @@ class Connection(asyncio.Protocol):
         self.body = b""
         self.large = large
         self.uses += 1
-        cast("asyncio.Transport", self.transport).write(head + body)
+        self.transport.write(head + body)  # pyright: ignore[reportOptionalMemberAccess] - it is made, and not lost
         return future
 
     async def send(self, source: Source, future: asyncio.Future[Reply]) -> None:
@@ -337,7 +337,7 @@ class Connection(asyncio.Protocol):
 
     def _free(self) -> None:
         # An answer that overtook the end of its request leaves the rest of that request in the write buffer.
-        if not self.surplus and not cast("asyncio.Transport", self.transport).get_write_buffer_size():
+        if not self.surplus and self.transport is not None and not self.transport.get_write_buffer_size():
             self.owner.freed(self)
         else:
             self.drop()

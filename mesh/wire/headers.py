@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from operator import itemgetter
 from typing import Final, TypeAlias
 
 import msgspec
@@ -23,13 +24,15 @@ FORWARDED_BYTES_MAX: Final = 8192
 CALLBACK_BYTES_MAX: Final = 8192
 """Names and values of one operation's callback headers."""
 KEY_CHARS_MAX: Final = 255
-NAMES_REMEMBERED_MAX: Final = 4096
-NAME_BYTES_REMEMBERED_MAX: Final = 64
+LISTS_REMEMBERED_MAX: Final = 1024
+LIST_BYTES_REMEMBERED_MAX: Final = 1024
+"""Names of the headers of one request."""
 
 _LEGAL: Final = bytes(code if code in (0x09, *range(0x20, 0x7F)) else 0x20 for code in range(256))
 """What a header value may hold: `bytes.translate` leaves it as it is, and changes anything else."""
 _token = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,256}").fullmatch
 """A header name that the connection pool can send (mesh/pool/head.py)."""
+_name = itemgetter(0)
 _key = re.compile(r"[!-~]{1,255}").fullmatch
 _quoted_key = re.compile(r'"((?:[^"\\]|\\["\\])*+)"').fullmatch
 _unescape = re.compile(r"\\(.)").sub
@@ -93,28 +96,34 @@ class CallerHeaders(msgspec.Struct, frozen=True, gc=False):
     key: str
 
 
-_STAY, _TRAVEL, _CALL_BACK, _LINK, _KEY, _NAME_OTHERS = range(1, 7)
+_STAY, _TRAVEL, _CALL_BACK, _LINK, _KEY, _NAME_OTHERS = range(6)
+
+Ways: TypeAlias = tuple[tuple[int, int], ...]
+_ways: Final[dict[tuple[bytes, ...], Ways]] = {}
+"""By the names of a request, in its order: where those stand that do not stay, and which way each goes.
+
+A caller sends the same names again and again, so they are judged once.
+"""
 
 
-_kinds: Final[dict[bytes, int]] = {}
-"""Which way a name goes. The same few names come again and again, so each is judged once."""
+def _ways_of(names: tuple[bytes, ...]) -> Ways:
+    kinds = enumerate(map(_kind_of, names))
+    ways = tuple([(at, kind) for at, kind in kinds if kind != _STAY])
+    if len(_ways) < LISTS_REMEMBERED_MAX and sum(map(len, names)) <= LIST_BYTES_REMEMBERED_MAX:
+        _ways[names] = ways
+    return ways
 
 
 def _kind_of(name: bytes) -> int:
-    kind = _TRAVEL
     if name == b"connection":
-        kind = _NAME_OTHERS
-    elif name in (b"nexus-request-id", b"idempotency-key"):
-        kind = _KEY
-    elif name.startswith(_CALLBACK):
-        kind = _CALL_BACK
-    elif name == b"nexus-link":
-        kind = _LINK
-    elif name in _STAYS or name.startswith(_STAYS_PREFIX):
-        kind = _STAY
-    if len(_kinds) < NAMES_REMEMBERED_MAX and len(name) <= NAME_BYTES_REMEMBERED_MAX:
-        _kinds[name] = kind
-    return kind
+        return _NAME_OTHERS
+    if name in (b"nexus-request-id", b"idempotency-key"):
+        return _KEY
+    if name.startswith(_CALLBACK):
+        return _CALL_BACK
+    if name == b"nexus-link":
+        return _LINK
+    return _STAY if name in _STAYS or name.startswith(_STAYS_PREFIX) else _TRAVEL
 
 
 def caller_headers(raw: RawHeaders) -> CallerHeaders:
@@ -128,9 +137,10 @@ def caller_headers(raw: RawHeaders) -> CallerHeaders:
     links: list[str] = []
     key = ""
     named: set[bytes] = set()
-    known = _kinds.get
-    for one in raw:
-        kind = known(one[0]) or _kind_of(one[0])
+    names = tuple(map(_name, raw))
+    ways = _ways.get(names)
+    for at, kind in _ways_of(names) if ways is None else ways:
+        one = raw[at]
         if kind == _TRAVEL:
             forwarded.append(one)
         elif kind == _CALL_BACK:
