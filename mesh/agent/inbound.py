@@ -26,12 +26,13 @@ from mesh.wire import (
     parse_duration_ms,
     parse_links,
 )
+from mesh.wire.headers import is_legal
 
 CALLBACKS_REMEMBERED_MAX: Final = 256
 QUERY_FIELDS_MAX: Final = 16
 NAMES_REMEMBERED_MAX: Final = 1024
 NAME_BYTES_REMEMBERED_MAX: Final = 64
-TOKEN_CHARS_MAX: Final = 1024
+TOKEN_BYTES_MAX: Final = 1024
 """Of a completion token that is looked at no further."""
 MESH_CALLBACK: Final = "/nexus/callback"
 """Where a mesh takes completions, below its base URL (P50)."""
@@ -190,12 +191,14 @@ def _callback(query: bytes, replayed: list[RawHeader], *, mesh: bool) -> Callbac
     return Callback(url, target, headers, token, gateway if mesh and token else None)
 
 
+def _plain_token(value: bytes) -> bool:
+    return len(value) <= TOKEN_BYTES_MAX and is_legal(value)
+
+
 def sound_callback_headers(headers: list[RawHeader]) -> list[RawHeader]:
     """`check_callback_headers`, of which what every mesh sends needs nothing: a token alone. Raises Malformed."""
-    if len(headers) == 1 and headers[0][0] == b"token":
-        text = headers[0][1].decode("latin-1")
-        if len(text) <= TOKEN_CHARS_MAX and text.isascii() and text.isprintable():
-            return headers
+    if len(headers) == 1 and headers[0][0] == b"token" and _plain_token(headers[0][1]):
+        return headers
     return check_callback_headers(headers) if headers else headers
 
 

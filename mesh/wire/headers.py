@@ -73,9 +73,14 @@ def is_json_type(content_type: bytes | None) -> bool:
     return media_type == b"application/json" or media_type.endswith(b"+json")
 
 
+def is_legal(value: bytes) -> bool:
+    """Whether a header may have this value: visible ASCII, space and tab."""
+    return value.translate(_LEGAL) == value
+
+
 def _refuse_illegal(headers: RawHeaders, kind: str) -> None:
     for name, value in headers:
-        if value.translate(_LEGAL) != value:
+        if not is_legal(value):
             raise Malformed(
                 f"the {kind} header {name!r} has bytes that are not visible ASCII", code="header_invalid"
             )
@@ -168,7 +173,7 @@ def _check_forwarded(forwarded: list[RawHeader]) -> None:
     if len(values) + sum([len(one[0]) for one in forwarded]) > FORWARDED_BYTES_MAX:
         detail = f"the headers are larger than {FORWARDED_BYTES_MAX} bytes"
         raise Malformed(detail, code="header_too_large")
-    if values.translate(_LEGAL) != values:
+    if not is_legal(values):
         _refuse_illegal(forwarded, "request")
 
 
