@@ -59,7 +59,9 @@ class Many:
 
     async def _allowed(self, order: Order) -> Endpoint:
         """The endpoint, which takes such an order. Raises NotFound, Malformed, Unprocessable."""
-        endpoint = await self._catalog.locate(order.endpoint, order.namespace)
+        endpoint = self._catalog.known(order.endpoint, order.namespace)
+        if endpoint is None:
+            endpoint = await self._catalog.locate(order.endpoint, order.namespace)
         listed = self._catalog.check_operation(endpoint, order.service, order.operation)
         if listed is not None and listed.input is not None:
             check_json_type(order)

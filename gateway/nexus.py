@@ -186,7 +186,8 @@ class NexusSurface:
         headers = caller_headers(request.headers)
         first = request.first
         content_type = first.get(b"content-type")
-        close_ms = parse_duration_ms(first.get(b"operation-timeout", b"").decode("latin-1"))
+        timeout = first.get(b"operation-timeout")
+        close_ms = parse_duration_ms(timeout.decode("latin-1")) if timeout else None
         wishes = wishes_of(first)
         later = wishes.later
         if later is not None and later.left_ms() >= wait_ms:

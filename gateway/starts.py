@@ -163,7 +163,8 @@ class Starts:
     ) -> Coroutine[Any, Any, object]:
         """The store call that an answer means."""
         if isinstance(answer, Succeeded):
-            return self._complete(work, _SUCCEED, answer.outcome, admitted.id)
+            head = work.head
+            return self.complete(work.id, head.run, head.attempt, _SUCCEED, answer.outcome, admitted.id)
         if isinstance(answer, Started):
             return self._started(work, answer, endpoint.policy.heartbeat_ms or 0, admitted)
         if isinstance(answer, Unsuccessful):

@@ -75,21 +75,24 @@ class Catalog(Presence):
 
     # Reads on the hot path ----------------------------------------------------------------------------------------
 
-    def find(self, name: str, namespace: str) -> Endpoint:
-        """The endpoint with this id or name if `namespace` may call it.
+    def known(self, name: str, namespace: str) -> Endpoint | None:
+        """The endpoint with this id or name if `namespace` may call it, as last read.
 
-        Raises NotFound, with one wording for both reasons not to. The id goes first: a name that looks like somebody
-        else's id must not get that one's calls.
+        The id goes first: a name that looks like somebody else's id must not get that one's calls.
         """
         endpoint = self._by_id.get(name) or self._by_name.get(name)
-        if endpoint is None or not endpoint.callable_by(namespace):
+        return endpoint if endpoint is not None and endpoint.callable_by(namespace) else None
+
+    def find(self, name: str, namespace: str) -> Endpoint:
+        """As `known`. Raises NotFound, with one wording for both reasons not to."""
+        endpoint = self.known(name, namespace)
+        if endpoint is None:
             raise unknown_endpoint(name[:NAME_SHOWN_MAX])
         return endpoint
 
     async def locate(self, name: str, namespace: str) -> Endpoint:
         """As `find`, but before it refuses it asks the store whether another gateway registered it a moment ago."""
-        endpoint = self._by_id.get(name) or self._by_name.get(name)
-        if endpoint is None or not endpoint.callable_by(namespace):
+        if self.known(name, namespace) is None:
             await self.refresh(await self._store.version())
         return self.find(name, namespace)
 

@@ -93,8 +93,10 @@ class Reach:
 
     def answered(self, now_ms: int) -> bool:
         """It answered, whatever; whether that is news."""
-        news = bool(self.rest_ms or self.pause_ms)
         self.heard_ms = now_ms
+        if not (self.row or self.rest_ms or self.pause_ms):
+            return False
+        news = bool(self.rest_ms or self.pause_ms)
         self.row = self.rest_ms = self.rest_until_ms = 0
         self.reached()
         return news
@@ -145,6 +147,11 @@ class Breaker:
         self.open_ms = 0
         self.until_ms = 0
         self.since_ms = 0
+
+    @property
+    def closed(self) -> bool:
+        """Whether nothing keeps requests back; the clock cannot change that."""
+        return self._state is _CLOSED
 
     def state(self, policy: BreakerPolicy, now_ms: int) -> BreakerState:
         if self._state is _CLOSED:

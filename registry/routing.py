@@ -113,13 +113,15 @@ class Router:
             chosen = replace(choice.choose(), canary=True)
             chosen.reach.in_flight += 1
             return chosen
-        if not line.breaker.open_for(endpoint.bounds.breaker, now):
-            return "breaker"
-        if not may_probe and line.breaker.state(endpoint.bounds.breaker, now) is not BreakerState.CLOSED:
-            return "breaker"
+        probe = 0
+        if not line.breaker.closed:
+            if not line.breaker.open_for(endpoint.bounds.breaker, now):
+                return "breaker"
+            if not may_probe and line.breaker.state(endpoint.bounds.breaker, now) is not BreakerState.CLOSED:
+                return "breaker"
+            probe = line.breaker.take_probe()
         chosen = choice.choose()
         chosen.reach.in_flight += 1
-        probe = line.breaker.take_probe()
         return replace(chosen, probe=probe) if probe else chosen
 
     def choose(self, endpoint: Endpoint) -> Instance | None:
