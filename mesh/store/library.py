@@ -127,6 +127,9 @@ def _head_code() -> str:
         "local function blank_head(id, root, events)\n"
         f"  return {{{known}, was_owner = false, was_blocked = '', {blank}}}\n"
         "end\n"
+        "local function head_was_short(packed)\n"
+        f"  return string.byte(packed, 3) == {least}\n"
+        "end\n"
         "local function head_is_short(op)\n"
         f"  return {plain}\n"
         "end\n"
@@ -134,9 +137,12 @@ def _head_code() -> str:
         f"  if head_is_short(op) then return '{short}' .. cmsgpack.pack(unpack(op, 1, {least})) end\n"
         f"  return '{array}' .. cmsgpack.pack(unpack(op, 1, {whole}))\n"
         "end\n"
-        # Of a short head; key and digest are the last of what it has.
-        "local function head_before_key(op)\n"
-        f"  return '{short}' .. cmsgpack.pack(unpack(op, 1, {least - 2}))\n"
+        "local function packed_bytes(text)\n"
+        "  return #text + (#text < 32 and 1 or #text < 256 and 2 or 3)\n"
+        "end\n"
+        # Of a short head: how many bytes stand before key and digest, the last of what it has.
+        "local function bytes_before_key(packed, op)\n"
+        f"  return #packed - packed_bytes(op[{least - 1}]) - packed_bytes(op[{least}])\n"
         "end"
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -13,7 +14,7 @@ from msgspec import structs, to_builtins
 
 from mesh.errors import StoreUnavailable
 from mesh.ids import operation_id
-from mesh.machine import Kind, State
+from mesh.machine import Event, Kind, State
 from mesh.store.layout import Request
 from mesh.store.merging import MERGED_BYTES_MAX, MERGED_MAX
 from mesh.store.starting import BacklogFull, NoEndpoint, NoSession, ParentLost, start_parts
@@ -27,6 +28,13 @@ async def calls_of(room: Room) -> int:
     text = (await room.link.call("INFO", "commandstats")).decode()
     (line,) = [line for line in text.splitlines() if line.startswith("cmdstat_fcall:")]
     return int(line.partition("calls=")[2].partition(",")[0])
+
+
+async def published(room: Room) -> int:
+    """Messages so far."""
+    text = (await room.link.call("INFO", "commandstats")).decode()
+    found = re.search(r"cmdstat_publish:calls=(\d+)", text)
+    return int(found[1]) if found else 0
 
 
 async def at_once(*asked: Awaitable[Any]) -> list[Any]:
@@ -90,6 +98,65 @@ class TestOneCall:
             replies = await at_once(room.start(room.order()), room.start(ended), room.start(room.order()))
             assert [reply.attempt for reply in replies] == [1, 0, 1]
             assert await room.state(ended.id) is State.SUCCEEDED
+
+
+    @pytest.mark.parametrize("length", [1, 31, 32, 255, 256])
+    async def test_alike_ones_have_each_its_own_outcome(self, room: Room, length: int) -> None:
+        """And key and digest, however long."""
+        orders = [room.order(f"{n}".zfill(length), f"{n}" * length) for n in range(4)]
+        await at_once(*[room.start(order) for order in orders])
+        outcomes = [RESULT, OTHER_RESULT, RESULT, OTHER_RESULT]
+        told = await at_once(*[room.succeed(o.id, outcome=said) for o, said in zip(orders, outcomes, strict=True)])
+        assert [one.verdict for one in told] == [Completion.DONE] * 4
+        assert [await room.store.outcome(order.id) for order in orders] == outcomes
+        kept = (await room.snapshot()).operations
+        assert [(kept[o.id].head.key, kept[o.id].head.digest) for o in orders] == [(o.key, o.digest) for o in orders]
+        again = await at_once(*[room.succeed(o.id, outcome=OTHER_RESULT) for o in orders])
+        assert [one.verdict for one in again] == [Completion.OTHER, Completion.SAME] * 2
+
+    async def test_alike_ones_leave_each_its_place(self, room: Room) -> None:
+        """Counted at an instance with a version, and at the endpoint's limit."""
+        for most in (0, 8):
+            await room.endpoint(max_concurrency=most)
+            orders = [room.order() for _ in range(3)]
+            await at_once(*[room.start(order) for order in orders])
+            begun = [room.store.started(order.id, 1, 1, G1, "t", 0, "i-1", counted=True) for order in orders]
+            await at_once(*begun)
+            assert await room.link.call("HGET", room.store.keys.running(ENDPOINT), "i-1") == b"3"
+            await at_once(*[room.succeed(order.id) for order in orders])
+            assert await room.link.call("HGET", room.store.keys.running(ENDPOINT), "i-1") is None
+            assert (await room.snapshot()).endpoints[ENDPOINT].get("run", "0") == "0"
+
+    async def test_alike_ones_have_each_its_own_history(self, room: Room) -> None:
+        """What differs is in their events alone: why they waited."""
+        reasons = ["breaker", "no_instance", "breaker"]
+        orders = [room.order(blocked=reason) for reason in reasons]
+        await at_once(*[room.start(order) for order in orders])
+        works, _ = await room.store.unblock(ENDPOINT, G1, 3)
+        assert len(works) == 3
+        await at_once(*[room.succeed(order.id) for order in orders])
+        kept = (await room.snapshot()).operations
+        details = [[event.detail for event in kept[order.id].events] for order in orders]
+        assert details == [[None, reason, None, None] for reason in reasons]
+
+    async def test_alike_ones_leave_the_line(self, room: Room) -> None:
+        """They were given back, and end all the same by what came late."""
+        orders = [room.order() for _ in range(3)]
+        await at_once(*[room.start(order) for order in orders])
+        for order in orders:
+            await room.store.release(order.id, 1, 1, "unreachable", session=G1)
+        told = await at_once(*[room.succeed(order.id, 0) for order in orders])
+        snapshot = await room.snapshot()
+        assert ([one.verdict for one in told], snapshot.waiting) == ([Completion.DONE] * 3, {})
+
+    async def test_alike_ones_are_told_each_by_itself(self, room: Room) -> None:
+        """Gateways that wait for them hear of each, where there are any."""
+        orders = [room.order() for _ in range(3)]
+        await at_once(*[room.start(order) for order in orders])
+        room.store.alone = False
+        before = await published(room)
+        await at_once(*[room.succeed(order.id) for order in orders])
+        assert await published(room) == before + 3
 
 
 class TestEachByItself:
@@ -195,6 +262,10 @@ KINDS: dict[str, dict[str, Any]] = {
 FROM_ACCEPTANCE = ("start_at", "close_by", "start_by")
 
 
+def said(reply: Any) -> Any:
+    return getattr(reply, "verdict", reply)
+
+
 def told(reply: Any) -> Any:
     """What a start is answered, but for ids and times."""
     if isinstance(reply, Accepted):
@@ -202,22 +273,46 @@ def told(reply: Any) -> Any:
     return type(reply), getattr(reply, "state", None)
 
 
-@given(asked=st.lists(st.tuples(st.sampled_from(sorted(KINDS)), st.integers(0, 5)), min_size=2, max_size=14))
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+ENDS: dict[str, Callable[[Room, str], Awaitable[Any]] | None] = {
+    "goes on": None,
+    "succeeds": lambda room, one: room.succeed(one),
+    "succeeds at once": lambda room, one: room.succeed(one, answered=True),
+    "says where": lambda room, one: room.store.complete(one, 1, 1, Event.SUCCEED, RESULT, session=G1, instance="i-1"),
+    "fails": lambda room, one: room.fail(one),
+    "says another": lambda room, one: room.succeed(one, outcome=OTHER_RESULT),
+}
+
+
+@given(
+    asked=st.lists(
+        st.tuples(
+            st.one_of(st.just("plain"), st.sampled_from(sorted(KINDS))),
+            st.integers(0, 9),
+            st.one_of(st.just("succeeds"), st.sampled_from(sorted(ENDS))),
+        ),
+        min_size=2,
+        max_size=12,
+    )
+)
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @pytest.mark.parametrize("limited", [False, True])
-async def test_starts_together_become_what_they_become_singly(
-    room: Room, limited: bool, asked: list[tuple[str, int]]
+async def test_together_they_become_what_they_become_singly(
+    room: Room, limited: bool, asked: list[tuple[str, int, str]]
 ) -> None:
-    """Alike or not, with keys that repeat (0: no key) and the whole of each record compared."""
+    """Alike or not, with keys that repeat (0: no key): starts and their ends, the whole of each record compared."""
     await room.endpoint(max_concurrency=3 if limited else 0)
-    sides = [[room.order(f"k{n}" if n else "", f"c{n}", **KINDS[kind]) for kind, n in asked] for _ in range(2)]
+    sides = [[room.order(f"k{n}" if n else "", f"c{n}", **KINDS[kind]) for kind, n, _ in asked] for _ in range(2)]
+    ends = [ENDS[end] for _, _, end in asked]
     together = await at_once(*[room.start(order) for order in sides[0]])
+    ended = await at_once(*[end(room, order.id) for order, end in zip(sides[0], ends, strict=True) if end])
     at_first = (await room.snapshot()).operations
     await room.link.call("FLUSHALL")
     await room.open()
     await room.endpoint(max_concurrency=3 if limited else 0)
     singly = [(await at_once(room.start(order)))[0] for order in sides[1]]
+    ended_singly = [(await at_once(end(room, order.id)))[0] for order, end in zip(sides[1], ends, strict=True) if end]
     later = (await room.snapshot()).operations
+    assert [said(one) for one in ended] == [said(one) for one in ended_singly]
     assert [told(one) for one in together] == [told(one) for one in singly]
     for one, other in zip(*sides, strict=True):
         first, second = at_first.get(one.id), later.get(other.id)
@@ -231,9 +326,12 @@ def whole(kept: Kept) -> Any:
     head = structs.asdict(kept.head)
     for name in FROM_ACCEPTANCE:
         head[name] = head[name] and head[name] - kept.head.created_at
-    del head["created_at"]
+    for name in ("created_at", "closed_at", "callback_at"):
+        head[name] = head[name] > 0
+    del head["stamp"]
+    events = [(event.code, event.attempt, event.detail, event.instance) for event in kept.events]
     rest = {name: value for name, value in kept.fields.items() if name not in {"h", "e"}}
-    return head, [event.code for event in kept.events], rest
+    return head, events, rest
 
 
 @given(
@@ -264,7 +362,3 @@ async def test_together_is_as_one_after_the_other(
         assert first == second
     await room.link.call("FLUSHALL")
     await room.open()
-
-
-def said(reply: Any) -> Any:
-    return getattr(reply, "verdict", reply)

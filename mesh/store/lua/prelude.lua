@@ -179,7 +179,8 @@ local function save(op, ...)
   local root = op.root
   if op.start ~= D.leased and op.cancel ~= D.leased and op.callback ~= D.leased then op.owner = '' end
   if op.gather then touch(op.gather, op.id) end
-  redis.call('HSET', root .. KEY.operation .. op.id, 'h', encode_head(op), 'e', op.events, ...)
+  op.packed = encode_head(op)
+  redis.call('HSET', root .. KEY.operation .. op.id, 'h', op.packed, 'e', op.events, ...)
   if op.was_owner and op.was_owner ~= op.owner then
     take(op.gather, timer_key(root, op.was_owner), op.id)
   end

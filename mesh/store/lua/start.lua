@@ -92,7 +92,7 @@ local function start_alike(root, gather, like, id, key, digest, request, input)
     return nil
   end
   if not like.head then
-    like.head, like.at = head_before_key(op), earliest(op)
+    like.head, like.at = string.sub(op.packed, 1, bytes_before_key(op.packed, op)), earliest(op)
     like.timers, like.index = timer_key(root, op.owner), root .. KEY.index .. op.namespace
   end
   local head = like.head .. cmsgpack.pack(key, digest)
