@@ -104,9 +104,11 @@ def _head_code() -> str:
     """Every field spelled out, for loops over them are several times as dear in Lua.
 
     cmsgpack takes and gives many values as they stand, without the three bytes of an array's head around them. Behind
-    the last field that must be there a head may end: what most operations have no use for is neither packed nor kept.
+    the last field that must be there a head may end, or behind `instance`, which comes next: what most operations have
+    no use for is neither packed nor kept.
     """
     whole, least = len(HEAD), len(HEAD) - len(HEAD_DEFAULTS)
+    fetched = HEAD.index("instance") + 1
     values = ", ".join(f"h{position}" for position in range(1, whole + 1))
     defaults = dict(enumerate(HEAD_DEFAULTS, start=least + 1))
     filled = ", ".join(
@@ -114,8 +116,10 @@ def _head_code() -> str:
         for position in range(1, whole + 1)
     )
     blank = ", ".join("''" if kind is str else "0" for kind in HEAD_TYPES)
-    plain = " and ".join(f"op[{position}] == {value!r}" for position, value in defaults.items())
-    array, short = ("".join(f"\\{byte}" for byte in (_ARRAY16, *divmod(count, 256))) for count in (whole, least))
+    plain = " and ".join(f"op[{position}] == {value!r}" for position, value in defaults.items() if position != fetched)
+    array, middle, short = (
+        "".join(f"\\{byte}" for byte in (_ARRAY16, *divmod(count, 256))) for count in (whole, fetched, least)
+    )
     owner, blocked = HEAD.index("owner") + 1, HEAD.index("blocked") + 1
     known = "id = id, root = root, events = events, gather = false"
     return (
@@ -128,21 +132,23 @@ def _head_code() -> str:
         f"  return {{{known}, was_owner = false, was_blocked = '', {blank}}}\n"
         "end\n"
         "local function head_was_short(packed)\n"
-        f"  return string.byte(packed, 3) == {least}\n"
+        f"  return string.byte(packed, 3) <= {fetched}\n"
         "end\n"
         "local function head_is_short(op)\n"
         f"  return {plain}\n"
         "end\n"
         "local function encode_head(op)\n"
-        f"  if head_is_short(op) then return '{short}' .. cmsgpack.pack(unpack(op, 1, {least})) end\n"
-        f"  return '{array}' .. cmsgpack.pack(unpack(op, 1, {whole}))\n"
+        f"  if not head_is_short(op) then return '{array}' .. cmsgpack.pack(unpack(op, 1, {whole})) end\n"
+        f"  if op[{fetched}] ~= '' then return '{middle}' .. cmsgpack.pack(unpack(op, 1, {fetched})) end\n"
+        f"  return '{short}' .. cmsgpack.pack(unpack(op, 1, {least}))\n"
         "end\n"
         "local function packed_bytes(text)\n"
         "  return #text + (#text < 32 and 1 or #text < 256 and 2 or 3)\n"
         "end\n"
-        # Of a short head: how many bytes stand before key and digest, the last of what it has.
+        # Of a short head: how many bytes stand before key and digest, which are the last of it but for `instance`.
         "local function bytes_before_key(packed, op)\n"
-        f"  return #packed - packed_bytes(op[{least - 1}]) - packed_bytes(op[{least}])\n"
+        f"  local behind = op[{fetched}] == '' and 0 or packed_bytes(op[{fetched}])\n"
+        f"  return #packed - behind - packed_bytes(op[{least - 1}]) - packed_bytes(op[{least}])\n"
         "end"
     )
 

@@ -28,8 +28,9 @@ _wait = re.compile(r'"?([0-9]{1,15}(?:\.[0-9]{1,9})?)"?').fullmatch
 
 _MONTHS: Final = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
 _YEAR_PIVOT: Final = 70
-_OUR_CHARS: Final = len("2023-11-14T22:13:20.123Z")
 """Two-digit years of RFC 850 dates: 69 is 2069, 70 is 1970."""
+_OUR_CHARS: Final = len("2023-11-14T22:13:20.123Z")
+"""A time as the mesh itself writes it."""
 _date = re.compile(
     r"(?:[A-Z][a-z]{2,8}, *)?([0-9]{1,2})[ -]([A-Z][a-z]{2})[ -]([0-9]{4}|[0-9]{2})"
     r" ([0-9]{2}):([0-9]{2}):([0-9]{2}) (?:GMT|UTC|UT|Z|([+-])([0-9]{2})([0-9]{2}))"

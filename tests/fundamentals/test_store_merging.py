@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from msgspec import structs, to_builtins
 
@@ -17,6 +17,7 @@ from mesh.ids import operation_id
 from mesh.machine import Event, Kind, State
 from mesh.store.layout import Request
 from mesh.store.merging import MERGED_BYTES_MAX, MERGED_MAX
+from mesh.store.pulls import PullStore
 from mesh.store.starting import BacklogFull, NoEndpoint, NoSession, ParentLost, start_parts
 from mesh.store.verbs import Accepted, ChildStart, Completion, KeyReused, Replayed, Start
 from tests.model.fixtures import ENDPOINT, G1, NS, OTHER_RESULT, RESULT, Room
@@ -259,7 +260,15 @@ KINDS: dict[str, dict[str, Any]] = {
     "later": {"delay_ms": 60_000},
     "nowhere": {"endpoint": "ep-of-nobody"},
 }
-FROM_ACCEPTANCE = ("start_at", "close_by", "start_by")
+FROM_ACCEPTANCE = ("start_at", "close_by", "start_by", "beat_by", "finish_by")
+SEATS: tuple[tuple[bytes, ...], ...] = (
+    (),
+    PullStore.seat("i-1", 30_000),
+    PullStore.seat("i-2", 30_000),
+    PullStore.seat("i-1", 20_000),
+    PullStore.seat("i-1", 30_000, "v2"),
+)
+"""Of whoever polls while a start comes: nobody, somebody, with whatever lease, of a version."""
 
 
 def said(reply: Any) -> Any:
@@ -289,27 +298,33 @@ ENDS: dict[str, Callable[[Room, str], Awaitable[Any]] | None] = {
             st.one_of(st.just("plain"), st.sampled_from(sorted(KINDS))),
             st.integers(0, 9),
             st.one_of(st.just("succeeds"), st.sampled_from(sorted(ENDS))),
+            st.one_of(st.just(SEATS[1]), st.sampled_from(SEATS)),
         ),
         min_size=2,
         max_size=12,
     )
 )
+@example([("plain", 0, "goes on", SEATS[1]), ("plain", 0, "goes on", SEATS[4])])
+@example([("plain", 0, "succeeds", SEATS[1]), ("plain", 0, "succeeds", SEATS[2]), ("plain", 0, "fails", SEATS[3])])
 @settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@pytest.mark.parametrize("limited", [False, True])
+@pytest.mark.parametrize("endpoint", [{}, {"max_concurrency": 3}, {"pull": True}, {"pull": True, "max_concurrency": 3}])
 async def test_together_they_become_what_they_become_singly(
-    room: Room, limited: bool, asked: list[tuple[str, int, str]]
+    room: Room, endpoint: dict[str, Any], asked: list[tuple[str, int, str, tuple[bytes, ...]]]
 ) -> None:
     """Alike or not, with keys that repeat (0: no key): starts and their ends, the whole of each record compared."""
-    await room.endpoint(max_concurrency=3 if limited else 0)
-    sides = [[room.order(f"k{n}" if n else "", f"c{n}", **KINDS[kind]) for kind, n, _ in asked] for _ in range(2)]
-    ends = [ENDS[end] for _, _, end in asked]
-    together = await at_once(*[room.start(order) for order in sides[0]])
+    await room.link.call("FLUSHALL")
+    await room.open()
+    await room.endpoint(**endpoint)
+    sides = [[room.order(f"k{n}" if n else "", f"c{n}", **KINDS[kind]) for kind, n, _, _ in asked] for _ in range(2)]
+    seats = [seat if "pull" in endpoint else () for _, _, _, seat in asked]
+    ends = [ENDS[end] for _, _, end, _ in asked]
+    together = await at_once(*[room.start(order, seat=seat) for order, seat in zip(sides[0], seats, strict=True)])
     ended = await at_once(*[end(room, order.id) for order, end in zip(sides[0], ends, strict=True) if end])
     at_first = (await room.snapshot()).operations
     await room.link.call("FLUSHALL")
     await room.open()
-    await room.endpoint(max_concurrency=3 if limited else 0)
-    singly = [(await at_once(room.start(order)))[0] for order in sides[1]]
+    await room.endpoint(**endpoint)
+    singly = [(await at_once(room.start(order, seat=seat)))[0] for order, seat in zip(sides[1], seats, strict=True)]
     ended_singly = [(await at_once(end(room, order.id)))[0] for order, end in zip(sides[1], ends, strict=True) if end]
     later = (await room.snapshot()).operations
     assert [said(one) for one in ended] == [said(one) for one in ended_singly]
@@ -317,8 +332,6 @@ async def test_together_they_become_what_they_become_singly(
     for one, other in zip(*sides, strict=True):
         first, second = at_first.get(one.id), later.get(other.id)
         assert (first and whole(first)) == (second and whole(second))
-    await room.link.call("FLUSHALL")
-    await room.open()
 
 
 def whole(kept: Kept) -> Any:

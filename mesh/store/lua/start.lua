@@ -82,8 +82,8 @@ local function session_known(root, session, gather)
 end
 
 -- A start that differs from an earlier one of its `gather` in nothing but id, key, digest and content becomes what that became,
--- where no limit counts them: the same head but for key and digest, the same events, lease and reply. Nil where the key or
--- the operation is known.
+-- where no limit counts them: the same head but for key and digest, the same events, lease and reply. Of what agents fetch it
+-- is the same only where the same one of them gets it. Nil where the key or the operation is known.
 local function start_alike(root, gather, like, id, key, digest, request, input)
   local record, op = root .. KEY.operation .. id, like.op
   if key ~= '' then
@@ -93,9 +93,10 @@ local function start_alike(root, gather, like, id, key, digest, request, input)
   end
   if not like.head then
     like.head, like.at = string.sub(op.packed, 1, bytes_before_key(op.packed, op)), earliest(op)
+    like.behind = op.instance ~= '' and cmsgpack.pack(op.instance) or ''
     like.timers, like.index = timer_key(root, op.owner), root .. KEY.index .. op.namespace
   end
-  local head = like.head .. cmsgpack.pack(key, digest)
+  local head = like.head .. cmsgpack.pack(key, digest) .. like.behind
   touch(gather, id)
   if input ~= '' then
     redis.call('HSET', record, 'h', head, 'e', op.events, 'q', request, 'i', input)
@@ -114,8 +115,9 @@ local function start_one(root, gather, packed, id, key, digest, request, input, 
   local a = start_arguments(packed)
   -- A missing argument fails here, before the key is claimed below.
   local _ = #id + #key + #digest + #request + #input
-  local like = gather and not instance and gather.alike[packed]
-  local same = like and start_alike(root, gather, like, id, key, digest, request, input)
+  local likes = gather and not counted and gather.alike[packed]
+  local like = likes and likes[instance or '']
+  local same = like and like.lease_ms == lease_ms and start_alike(root, gather, like, id, key, digest, request, input)
   if same then return same end
   local now = gather and gather.now or now_ms()
   local delay_ms = a.delay_ms or (a.starts_at and math.max(a.starts_at - now, 0))
@@ -208,9 +210,10 @@ local function start_one(root, gather, packed, id, key, digest, request, input, 
     save(op, 'q', request)
   end
   local reply = accepted(op, op.attempt, op.instance ~= '', room)
-  local limited = ep.pull or ep.shares or ep.max > 0 or ep.rate > 0
-  if gather and op.start == D.leased and not limited and not parent and head_is_short(op) then
-    gather.alike[packed] = { op = op, reply = reply }
+  local limited = ep.shares or ep.max > 0 or ep.rate > 0 or counted
+  if gather and op.attempt == 1 and not limited and not parent and head_is_short(op) then
+    gather.alike[packed] = gather.alike[packed] or {}
+    gather.alike[packed][instance or ''] = { op = op, reply = reply, lease_ms = lease_ms }
   end
   return reply
 end
