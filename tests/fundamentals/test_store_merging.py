@@ -334,6 +334,36 @@ async def test_together_they_become_what_they_become_singly(
         assert (first and whole(first)) == (second and whole(second))
 
 
+@given(
+    asked=st.lists(
+        st.tuples(st.one_of(st.sampled_from(["plain", "waits"]), st.sampled_from(sorted(KINDS))), st.integers(0, 9)),
+        min_size=2,
+        max_size=12,
+    )
+)
+@example([("waits", 0), ("plain", 0), ("waits", 0), ("waits", 1), ("waits", 1), ("plain", 2)])
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@pytest.mark.parametrize("endpoint", [{}, {"max_concurrency": 3}, {"pull": True}])
+async def test_lines_of_a_batch_become_what_they_become_singly(
+    room: Room, endpoint: dict[str, Any], asked: list[tuple[str, int]]
+) -> None:
+    """Accepted in one call and dispatched later: records and replies, and every index as the records say."""
+    found: list[Any] = []
+    for together in (True, False):
+        await room.link.call("FLUSHALL")
+        await room.open()
+        await room.endpoint(**endpoint)
+        orders = [
+            room.order(f"k{n}" if n else "", f"c{n}", **{"delay_ms": 0, **KINDS[kind]}) for kind, n in asked
+        ]
+        replies = await room.many(orders) if together else [(await room.many([order]))[0] for order in orders]
+        kept = (await room.snapshot()).operations
+        found.append((
+            [told(one) for one in replies], [kept.get(order.id) and whole(kept[order.id]) for order in orders]
+        ))  # fmt: skip
+    assert found[0] == found[1]
+
+
 def whole(kept: Kept) -> Any:
     """A record, with times from its acceptance on."""
     head = structs.asdict(kept.head)

@@ -13,7 +13,7 @@
 local function end_alike(root, gather, like, id, fields, outcome)
   local op = like.op
   if not like.head then
-    like.head, like.at = string.sub(op.packed, 1, bytes_before_key(op.packed, op)), earliest(op)
+    like.head, like.at = string.sub(op.packed, 1, bytes_before_key(op.packed, op)), timer_at(op)
     like.timers, like.held = timer_key(root, ''), timer_key(root, like.owner)
   end
   touch(gather, id)

@@ -178,14 +178,15 @@ local function leave_turns(root, place, namespace, cost)
   return true
 end
 
-local function enter_line(op, place)
+-- `id`: of `op`, or of one that waits for all that `op` waits for.
+local function enter_line(op, place, id)
   local root = op.root
   local line = queue_of(root, place, op.namespace)
   local since = op.created_at + op.delay_ms
   local gather = op.gather and op.gather.apart and op.gather
-  put(gather, root .. KEY.waiting .. place, since, op.id)
+  put(gather, root .. KEY.waiting .. place, since, id)
   -- Of a line with somebody in it the endpoint is told already.
-  if put(gather, line, since - op.priority * LIMIT.priority_ms, op.id, true) == 1 then
+  if put(gather, line, since - op.priority * LIMIT.priority_ms, id, true) == 1 then
     redis.call('SADD', root .. KEY.waiting_endpoints, op.endpoint)
     enter_turns(root, place, op.namespace)
   end

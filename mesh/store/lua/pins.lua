@@ -20,7 +20,7 @@ local function move_line(op)
     end
   end
   if after then
-    enter_line(op, after)
+    enter_line(op, after, op.id)
     if after ~= op.endpoint then redis.call('SADD', op.root .. KEY.pins .. op.endpoint, op.pin) end
   end
 end

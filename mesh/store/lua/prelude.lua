@@ -167,6 +167,13 @@ local function earliest(op)
   return best
 end
 
+-- When to look at it. What no time wakes stands behind all that has one, in the order of acceptance: at the end of a sorted
+-- set a place costs a third of one among thousands of equals.
+local function timer_at(op)
+  local at = earliest(op)
+  return at == INF and op.created_at + LIMIT.never or at
+end
+
 local function timer_key(root, owner)
   if owner == '' then return root .. KEY.due end
   return root .. KEY.held .. owner
@@ -184,10 +191,7 @@ local function save(op, ...)
   if op.was_owner and op.was_owner ~= op.owner then
     take(op.gather, timer_key(root, op.was_owner), op.id)
   end
-  -- What no time wakes stands behind all that has one, in the order of acceptance: at the end of a sorted set a place costs
-  -- a third of one among thousands of equals.
-  local at = earliest(op)
-  put(op.gather, timer_key(root, op.owner), at == INF and op.created_at + LIMIT.never or at, op.id)
+  put(op.gather, timer_key(root, op.owner), timer_at(op), op.id)
   if op.blocked ~= '' or op.was_blocked ~= '' then move_line(op) end
   if op.ended_child then wake_parent(op, select(2, ...)) end
 end

@@ -83,7 +83,8 @@ end
 
 -- A start that differs from an earlier one of its `gather` in nothing but id, key, digest and content becomes what that became,
 -- where no limit counts them: the same head but for key and digest, the same events, lease and reply. Of what agents fetch it
--- is the same only where the same one of them gets it. Nil where the key or the operation is known.
+-- is the same only where the same one of them gets it; of what waits, only where it enters its line with all others (`apart`).
+-- Nil where the key or the operation is known.
 local function start_alike(root, gather, like, id, key, digest, request, input)
   local record, op = root .. KEY.operation .. id, like.op
   if key ~= '' then
@@ -92,7 +93,7 @@ local function start_alike(root, gather, like, id, key, digest, request, input)
     return nil
   end
   if not like.head then
-    like.head, like.at = string.sub(op.packed, 1, bytes_before_key(op.packed, op)), earliest(op)
+    like.head, like.at = string.sub(op.packed, 1, bytes_before_key(op.packed, op)), timer_at(op)
     like.behind = op.instance ~= '' and cmsgpack.pack(op.instance) or ''
     like.timers, like.index = timer_key(root, op.owner), root .. KEY.index .. op.namespace
   end
@@ -105,6 +106,7 @@ local function start_alike(root, gather, like, id, key, digest, request, input)
   end
   put(gather, like.timers, like.at, id)
   put(gather, like.index, op.created_at, id)
+  if op.blocked ~= '' then enter_line(op, op.endpoint, id) end
   return like.reply
 end
 
@@ -211,7 +213,8 @@ local function start_one(root, gather, packed, id, key, digest, request, input, 
   end
   local reply = accepted(op, op.attempt, op.instance ~= '', room)
   local limited = ep.shares or ep.max > 0 or ep.rate > 0 or counted
-  if gather and op.attempt == 1 and not limited and not parent and head_is_short(op) then
+  local alike = gather and (op.attempt == 1 or (gather.apart and not ep.pull)) and not limited and not parent
+  if alike and head_is_short(op) then
     gather.alike[packed] = gather.alike[packed] or {}
     gather.alike[packed][instance or ''] = { op = op, reply = reply, lease_ms = lease_ms }
   end
