@@ -6,6 +6,7 @@ URLs are remembered, since a gateway names the same one in every request. Knows 
 
 from __future__ import annotations
 
+from abc import ABCMeta, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from itertools import filterfalse
@@ -59,7 +60,11 @@ class Callback(msgspec.Struct, frozen=True, eq=False, gc=False):
     gateway: Target | None
 
 
-class StartHead(msgspec.Struct, frozen=True, eq=False, gc=False):
+class _AbstractStruct(msgspec.StructMeta, ABCMeta):
+    pass
+
+
+class StartHead(msgspec.Struct, metaclass=_AbstractStruct, frozen=True, eq=False, gc=False):
     """All of a start but its input, as a request or a task brought it. `attempt`: 1 when no mesh sent it."""
 
     content_type: str | None
@@ -70,18 +75,18 @@ class StartHead(msgspec.Struct, frozen=True, eq=False, gc=False):
     links: list[nexusrpc.Link]
     callback: Callback | None
 
+    @abstractmethod
     def headers(self) -> dict[str, str]:
         """What a handler sees, names in lower case; made anew for each who asks."""
-        raise NotImplementedError
 
     def replayed(self) -> dict[str, str]:
         """What the caller wants in the callback's headers."""
         headers = () if self.callback is None else self.callback.headers
         return {name.decode("latin-1"): value.decode("latin-1") for name, value in headers}
 
+    @abstractmethod
     def trace(self) -> dict[str, str]:
         """The trace context among `headers`."""
-        raise NotImplementedError
 
 
 class SentHead(StartHead, frozen=True, eq=False, gc=False):

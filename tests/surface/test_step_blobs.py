@@ -154,9 +154,10 @@ class TestKeeping:
                 line = await stack.enter_async_context(await Connection.open(caller.gateway.port))
                 head = [("mesh-task-token", token), ("content-length", str(1 << 20))]
                 line.send("PUT", "/v1/tasks/blobs", head, FIVE[: 300 << 10])
-            async with asyncio.timeout(25):
-                while (busy := await put(caller, tokens[4], FIVE)).status == 200:
-                    pass
+            async with asyncio.timeout(25):  # until the gateway has read the last of those heads
+                busy = await put(caller, tokens[4], FIVE)
+                while busy.status == 200:
+                    busy = await put(caller, tokens[4], FIVE)
             check_problem(busy, 429, "uploads_busy")
             for token in tokens:
                 assert (await put(caller, token, b"few")).status == 200
