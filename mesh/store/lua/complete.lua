@@ -7,6 +7,7 @@
 --     or {'same', closed_at, seq}: an equal duplicate
 --     or {'dropped', now, state}: failure of a superseded attempt, or its `canceled` that no caller asked for.
 -- Refuses: UNKNOWN, STALE_RUN, LEASE_LOST, OTHER_OUTCOME. Flag allow-oom: what is under way may always end.
+
 -- An operation that differs from one which ended earlier in this `gather`, by the same answer, in nothing but id, key and
 -- digest ends as that did: those were accepted and sent in one call too. Its head is the other's up to the key, byte for byte,
 -- and so are its events, which say who fetched it.
