@@ -271,10 +271,11 @@ _STARTED: Final = State.STARTED
 _LEASED: Final = Delivery.LEASED
 _DELIVERED: Final = Delivery.DELIVERED
 _FRESH: Final = Head(
+    events=msgspec.Raw(b"\xa0"),
     state=State.SCHEDULED, run=1, attempt=0, seq=2, stamp=0, created_at=0, closed_at=0, owner="", start=Delivery.DUE,
     start_at=0, cancel=0, cancel_at=0, cancel_tries=0, wants_callback=0, callback=0, callback_at=0, callback_tries=0,
     close_by=0, start_by=0, run_ms=0, finish_by=0, beat_ms=0, beat_by=0, lease_ms=0, attempts_max=0, retention_ms=0,
-    cancel_asked=0, slot=1, blocked="", endpoint="", namespace="", key="", digest="",
+    cancel_asked=0, slot=1, blocked="", endpoint="", namespace="",
 )  # fmt: skip
 """Copied, because so many names cost msgspec six times as long as all the rest."""
 _fresh: Final = cast("Callable[[], Head]", _FRESH.__copy__)  # pyright: ignore - `copy.copy` looks for it each time
@@ -298,7 +299,6 @@ def fresh_head(start: Start, accepted: Accepted) -> Head:
     head.retention_ms = start.retention_ms
     head.blocked = accepted.blocked
     head.endpoint, head.namespace = start.endpoint, start.ns
-    head.key, head.digest = start.key, start.digest
     if start.pin:
         head.pin = start.pin
     if start.priority:

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from typing import Final
 
-SCHEMA: Final = 3
+SCHEMA: Final = 4
 """Version of everything below and of the record's layout; the start-up gate compares it."""
 
 PREFIX: Final = "m:"
 
 SUFFIXES: Final = {
-    "operation": ":o:",  # + operation id; hash h q i r t e b, see layout.py
+    "operation": ":o:",  # + operation id; hash h q i r t l b p, see layout.py
     "journal": ":j:",  # + operation id; list of what its handler did, layout.Line
     "stream": ":c:",  # + operation id; list of chunks that its handler emitted, layout.Line
     "children": ":kids:",  # + operation id; zset, operations that its handler started by acceptance, ms

@@ -1,9 +1,9 @@
 """How an operation lies in the store: the one place that knows the record's fields and their packing.
 
-Hash fields: `h` head (msgpack array in the order of HEAD, rewritten by transitions), `q` request (msgpack, written
-once, opaque to Lua), `i` input bytes, `r` outcome (msgpack array), `t` the agent's own token, `l` links of its 201
-(msgpack array of texts), `e` events (msgpack arrays one after the other), `b` the last heartbeat's details (`Line`),
-`p` of a child whose outcome its parent's journal only names.
+Hash fields: `h` head (msgpack array in the order of HEAD, rewritten by transitions), `q` what was sent (`Content`,
+written once; Lua reads no further than the service), `i` input bytes (small ones lie in `q`), `r` outcome (msgpack
+array), `t` the agent's own token, `l` links of its 201 (msgpack array of texts), `b` the last heartbeat's details
+(`Line`), `p` of a child whose outcome its parent's journal only names.
 A field is absent when it is empty. Journal and stream are lists of their own, whose elements are `Line`s.
 """
 
@@ -15,6 +15,7 @@ from typing import Any, Final, NamedTuple
 import msgspec
 
 HEAD: Final = (
+    "events",  # msgpack arrays (`Entry`) one after the other, as one text
     "state",
     "run",
     "attempt",
@@ -46,8 +47,6 @@ HEAD: Final = (
     "blocked",
     "endpoint",
     "namespace",
-    "key",  # digest of the scoped idempotency key, or ""
-    "digest",  # digest of the content
     "instance",  # who fetched the present or the last attempt of an endpoint of kind pull, or ""
     "resumes",  # attempts that do not count against attempts_max
     "journal",  # 1 once it keeps a journal (the list may be empty): only its handler ends it when it is canceled
@@ -66,8 +65,13 @@ keys.SCHEMA on any other change."""
 
 
 class Head(msgspec.Struct, array_like=True):
-    """Decoded `h`; field meanings stand in HEAD."""
+    """Decoded `h`; field meanings stand in HEAD.
 
+    Nothing in it is an operation's own: those that were accepted and went on together have one head, byte for byte.
+    """
+
+    events: msgspec.Raw
+    """Packed; for decode_events."""
     state: int
     run: int
     attempt: int
@@ -99,8 +103,6 @@ class Head(msgspec.Struct, array_like=True):
     blocked: str
     endpoint: str
     namespace: str
-    key: str
-    digest: str
     instance: str = ""
     resumes: int = 0
     journal: int = 0
@@ -150,6 +152,20 @@ class Request(msgspec.Struct, array_like=True, omit_defaults=True):
     links: list[str] = []
     data: DataRef | None = None
     """The input, where it is too large for the record."""
+
+
+class Content(msgspec.Struct, array_like=True):
+    """Decoded `q`. `key`: digest of the scoped idempotency key, or ""; `digest` of the content."""
+
+    key: str
+    digest: str
+    request: Request
+    input: bytes = b""
+    """Where it is no longer than INSIDE_BYTES_MAX."""
+
+
+INSIDE_BYTES_MAX: Final = 512
+"""Each value more of a record costs the store as much as some hundred bytes of it."""
 
 
 class Outcome(msgspec.Struct, array_like=True, omit_defaults=True):
@@ -207,19 +223,22 @@ class Line(NamedTuple):
 _encoder = msgspec.msgpack.Encoder()
 encode = _encoder.encode
 decode_head = msgspec.msgpack.Decoder(Head, strict=False).decode
-decode_request = msgspec.msgpack.Decoder(Request).decode
+decode_content = msgspec.msgpack.Decoder(Content).decode
 decode_outcome = msgspec.msgpack.Decoder(Outcome).decode
 decode_links = msgspec.msgpack.Decoder(list[str]).decode
 _decode_entries = msgspec.msgpack.Decoder(list[Entry]).decode
+_TEXT_FRAME: Final = {0xD9: 2, 0xDA: 3, 0xDB: 5}
+"""Bytes in front of a msgpack text that has 32 or more, by the first of them."""
 _LINE: Final = Struct(">BQII")  # 1: about a child; after_ms, attempt, total
 _CHILD: Final = Struct(">BBH")  # state, bytes of the id, bytes of the key
 _line, _line_bytes = _LINE.unpack_from, _LINE.size
 _child, _child_bytes = _CHILD.unpack_from, _CHILD.size
 
 
-def decode_events(packed: bytes, count: int) -> list[Entry]:
-    """`e` holds `count` msgpack arrays without a frame; put the frame (array 32) in front and decode."""
-    return _decode_entries(b"\xdd" + count.to_bytes(4, "big") + packed) if count else []
+def decode_events(head: Head) -> list[Entry]:
+    """A text of `seq` msgpack arrays: in place of its own frame, which is that of a text, it gets that of an array."""
+    packed = bytes(head.events)
+    return _decode_entries(b"\xdd" + head.seq.to_bytes(4, "big") + packed[_TEXT_FRAME.get(packed[0], 1) :])
 
 
 def decode_line(element: bytes) -> Line:

@@ -115,20 +115,20 @@ def _head_code() -> str:
         f"h{position} or {defaults[position]!r}" if position in defaults else f"h{position}"
         for position in range(1, whole + 1)
     )
-    blank = ", ".join("''" if kind is str else "0" for kind in HEAD_TYPES)
+    blank = ", ".join("0" if kind is int else "''" for kind in HEAD_TYPES)
     plain = " and ".join(f"op[{position}] == {value!r}" for position, value in defaults.items() if position != fetched)
     array, middle, short = (
         "".join(f"\\{byte}" for byte in (_ARRAY16, *divmod(count, 256))) for count in (whole, fetched, least)
     )
     owner, blocked = HEAD.index("owner") + 1, HEAD.index("blocked") + 1
-    known = "id = id, root = root, events = events, gather = false"
+    known = "id = id, root = root, gather = false"
     return (
-        "local function decode_head(packed, id, root, events)\n"
+        "local function decode_head(packed, id, root)\n"
         f"  if string.byte(packed) ~= {_ARRAY16} then error('a record that cannot be read') end\n"
-        f"  local {values} = cmsgpack.unpack(string.sub(packed, 4))\n"
+        f"  local _, {values} = cmsgpack.unpack_limit(packed, {whole}, 3)\n"
         f"  return {{{known}, was_owner = h{owner}, was_blocked = h{blocked}, {filled}}}\n"
         "end\n"
-        "local function blank_head(id, root, events)\n"
+        "local function blank_head(id, root)\n"
         f"  return {{{known}, was_owner = false, was_blocked = '', {blank}}}\n"
         "end\n"
         "local function head_was_short(packed)\n"
@@ -141,14 +141,6 @@ def _head_code() -> str:
         f"  if not head_is_short(op) then return '{array}' .. cmsgpack.pack(unpack(op, 1, {whole})) end\n"
         f"  if op[{fetched}] ~= '' then return '{middle}' .. cmsgpack.pack(unpack(op, 1, {fetched})) end\n"
         f"  return '{short}' .. cmsgpack.pack(unpack(op, 1, {least}))\n"
-        "end\n"
-        "local function packed_bytes(text)\n"
-        "  return #text + (#text < 32 and 1 or #text < 256 and 2 or 3)\n"
-        "end\n"
-        # Of a short head: how many bytes stand before key and digest, which are the last of it but for `instance`.
-        "local function bytes_before_key(packed, op)\n"
-        f"  local behind = op[{fetched}] == '' and 0 or packed_bytes(op[{fetched}])\n"
-        f"  return #packed - behind - packed_bytes(op[{least - 1}]) - packed_bytes(op[{least}])\n"
         "end"
     )
 

@@ -70,7 +70,7 @@ class Shared:
 
     def set_result(self, replies: Sequence[Any]) -> None:
         self._ended = True
-        for future, reply in zip(self._futures, replies, strict=True):
+        for future, reply in zip(self._futures, of_all(replies), strict=True):
             if future.done():  # its caller left
                 continue
             if reply[0] in _FAULTS:
@@ -83,6 +83,11 @@ class Shared:
         for future in self._futures:
             if not future.done():
                 future.set_exception(fresh(error))
+
+
+def of_all(replies: Sequence[Any]) -> list[list[Any]]:
+    """The reply to each of several calls: where it is one that another has too, the function names that one's place."""
+    return [replies[reply - 1] if type(reply) is int else reply for reply in replies]
 
 
 def fault_of(reply: list[Any]) -> StoreReply:

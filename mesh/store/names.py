@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from typing import Final
 
 RUNTIME: Final = (
-    *("id", "root", "events", "gather", "was_owner", "was_blocked", "packed"),
+    *("id", "root", "gather", "was_owner", "was_blocked", "packed"),
     *("cost", "freed", "awaited", "woke", "ended_child"),
 )
 """What a verb knows of an operation beside its head."""

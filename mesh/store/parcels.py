@@ -11,7 +11,7 @@ import msgspec
 from mesh.events import EventKind
 from mesh.machine import Event, Kind
 from mesh.store.functions import Refused
-from mesh.store.layout import decode_head, decode_links, decode_request, encode
+from mesh.store.layout import decode_content, decode_head, decode_links, encode
 from mesh.store.merging import Asked, Parts
 from mesh.store.verbs import Completed, Completion, Moved, Work
 
@@ -50,9 +50,11 @@ def letters(asked: Sequence[Asked]) -> Parts:
 
 def read_work(packed: list[Any]) -> Work:
     """One piece of work as the Lua function `work` gives it."""
-    operation_id, kind, head, request, extra, *more = packed
+    operation_id, kind, head, content, extra, *more = packed
     journal, links = (more[0], decode_links(more[1])) if len(more) > 1 else (more[0] if more else 0, ())
-    return Work(operation_id.decode(), _KINDS[kind], decode_head(head), decode_request(request), extra, journal, links)
+    found, what = decode_content(content), _KINDS[kind]
+    extra = extra or (found.input if what is Kind.START else b"")
+    return Work(operation_id.decode(), what, decode_head(head), found.request, extra, journal, links)
 
 
 def read_optional_work(packed: Any) -> Work | None:

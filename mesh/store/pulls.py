@@ -15,7 +15,7 @@ from mesh.machine import Event
 from mesh.store.functions import Functions, Refused, meaning
 from mesh.store.layout import encode
 from mesh.store.link import Link, StoreReply
-from mesh.store.merging import of_one
+from mesh.store.merging import of_all, of_one
 from mesh.store.parcels import LETTERS, complete_arguments, read_completed, read_work, refused_completion
 from mesh.store.verbs import Completed, Pulled, Seat
 
@@ -115,7 +115,7 @@ class PullStore(Functions):
             payload += _arguments(answer, session, alone=alone)
         letters = "".join([_LETTERS[type(answer)] for answer in answers]).encode()
         replies = await self.called("mesh1_answers", letters, *payload)
-        return [_read(answer, reply) for answer, reply in zip(answers, replies, strict=True)]
+        return [_read(answer, reply) for answer, reply in zip(answers, of_all(replies), strict=True)]
 
 
 _LETTERS: Final = {

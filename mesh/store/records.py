@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Sequence
 
 from mesh.store.functions import Functions
-from mesh.store.layout import decode_events, decode_head, decode_line, decode_links, decode_outcome, decode_request
+from mesh.store.layout import decode_content, decode_events, decode_head, decode_line, decode_links, decode_outcome
 from mesh.store.verbs import Record
 
 
@@ -22,9 +22,9 @@ class Records(Functions):
 
         `events` are those that came while the journal had no more than the `journal` entries that the record names.
         """
-        fields = (b"h", b"q", b"r", b"b", b"l", b"e") if events else (b"h", b"q", b"r", b"b", b"l")
         # The length first: an event that came after it says so by the length that it names.
         lengths = [self.link.call(b"LLEN", self.keys.journal(one)) for one in operation_ids] if events else []
+        fields = (b"h", b"q", b"r", b"b", b"l")
         calls = [self.link.call(b"HMGET", self.keys.operation(one), *fields) for one in operation_ids]
         records: list[Record | None] = []
         for operation_id, call in zip(operation_ids, calls, strict=True):
@@ -36,8 +36,9 @@ class Records(Functions):
             outcome = decode_outcome(values[2]) if values[2] is not None else None
             beat = decode_line(values[3]) if values[3] is not None else None
             links = decode_links(values[4]) if values[4] is not None else ()
-            entries = decode_events(values[5], head.seq) if events else []
-            records.append(Record(operation_id, head, decode_request(values[1]), outcome, entries, 0, beat, links))
+            entries = decode_events(head) if events else []
+            request = decode_content(values[1]).request
+            records.append(Record(operation_id, head, request, outcome, entries, 0, beat, links))
         return await self._with_journals(records, lengths)
 
     async def _with_journals(
@@ -58,7 +59,8 @@ class Records(Functions):
 
     async def input(self, operation_id: str) -> bytes | None:
         """The input's bytes; None when the operation is unknown or its input is empty."""
-        return await self.link.call(b"HGET", self.keys.operation(operation_id), b"i")
+        apart, content = await self.link.call(b"HMGET", self.keys.operation(operation_id), b"i", b"q")
+        return apart or (content and decode_content(content).input) or None
 
     async def page(
         self,

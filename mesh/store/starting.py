@@ -9,7 +9,7 @@ import msgspec
 
 from mesh.machine import State
 from mesh.store.functions import Refused
-from mesh.store.layout import Request, encode
+from mesh.store.layout import INSIDE_BYTES_MAX, Request, encode
 from mesh.store.merging import Asked, Parts
 from mesh.store.verbs import Accepted, ChildStart, KeyReused, Replayed, Start
 
@@ -112,7 +112,10 @@ def start_parts(start: Start, request: Request, body: bytes) -> Parts:
         how = encode(ChildHow(*alike, *of_parent))
     else:
         how = encode(How(*alike))
-    return how, start.id.encode(), start.key.encode(), start.digest.encode(), encode(request), body
+    content = (start.key, start.digest, request)
+    if 0 < len(body) <= INSIDE_BYTES_MAX:
+        content, body = (*content, body), b""
+    return how, start.id.encode(), start.key.encode(), encode(content), body
 
 
 def described(asked: Sequence[Asked]) -> Parts:

@@ -12,7 +12,7 @@ from mesh.store.functions import Refused, meaning
 from mesh.store.layout import Outcome, Request, encode
 from mesh.store.library import LIMITS
 from mesh.store.link import Link, StoreReply
-from mesh.store.merging import Merging, of_one
+from mesh.store.merging import Merging, of_all, of_one
 from mesh.store.parcels import (
     CALLBACK_LEASE_MS,
     CANCEL_LEASE_MS,
@@ -75,9 +75,9 @@ class Store(Durable):
         In place of a reply what `start` would have raised for it.
         """
         parts = [part for asked in starts for part in start_parts(*asked)]
-        replies = await self.called("mesh1_start_many", b"6" * len(starts), b"1", *parts)
+        replies = await self.called("mesh1_start_many", b"5" * len(starts), b"1", *parts)
         found: list[Reply | Exception] = []
-        for reply in replies:
+        for reply in of_all(replies):
             try:
                 found.append(read_started(of_one(reply)))
             except StoreReply as fault:

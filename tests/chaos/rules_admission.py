@@ -67,8 +67,8 @@ def i4_concurrent_starts_create_one_operation(view: View) -> Iterator[Finding]:
         if key and len(found) > 1:
             yield Finding(f"key {key} created {len(found)} operations", evidence(found))
         for one in found:
-            if one.head.key and view.snapshot.keys.get(one.head.key) != one.id:
-                leads = view.snapshot.keys.get(one.head.key)
+            if one.key and view.snapshot.keys.get(one.key) != one.id:
+                leads = view.snapshot.keys.get(one.key)
                 yield Finding(f"the key of operation {one.id} leads to {leads or 'nothing'}", (one,))
 
 

@@ -88,7 +88,7 @@ def _orphans(snapshot: Snapshot) -> Iterator[Finding]:
         if lost:
             yield Finding(f"{name} names operations that are not there: {lost[:5]}")
     for key, one in snapshot.keys.items():
-        if one in operations and operations[one].head.key != key:
+        if one in operations and operations[one].key != key:
             yield Finding(f"an idempotency key leads to {one}, which has another", (operations[one],))
     if snapshot.strays:
         yield Finding(f"keys without an owner: {snapshot.strays[:5]}")

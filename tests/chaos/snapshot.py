@@ -15,7 +15,7 @@ from mesh.events import EventKind
 from mesh.ids import PARTITION
 from mesh.machine import State
 from mesh.store.keys import SUFFIXES, Keys
-from mesh.store.layout import Entry, Head, Outcome, Request
+from mesh.store.layout import Entry, Head, Outcome, Request, decode_content
 from mesh.store.link import Link
 from mesh.store.store import Store
 from tests.chaos.history import digest
@@ -27,7 +27,7 @@ READ_BATCH = 500
 
 
 class Stored(msgspec.Struct):
-    """One operation as stored; `input` is the digest of its input's bytes."""
+    """One operation as stored; `input` is the digest of its input's bytes, `key` that of its scoped idempotency key."""
 
     id: str
     head: Head
@@ -35,6 +35,7 @@ class Stored(msgspec.Struct):
     outcome: Outcome | None
     events: list[Entry]
     input: str = ""
+    key: str = ""
 
     @property
     def state(self) -> State:
@@ -42,7 +43,7 @@ class Stored(msgspec.Struct):
 
     def __str__(self) -> str:
         """For reports: what is not zero, and the history as `word@ms#attempt`."""
-        head = {name: value for name in self.head.__struct_fields__ if (value := getattr(self.head, name))}
+        head = {name: value for name in self.head.__struct_fields__[1:] if (value := getattr(self.head, name))}
         events = [
             f"{EventKind(event.code).word}@{event.after_ms}#{event.attempt}"
             + (f"({event.detail})" if event.detail else "")
@@ -156,8 +157,9 @@ async def _operations(link: Link, store: Store, ids: list[str]) -> dict[str, Sto
         batch = ids[at : at + READ_BATCH]
         records = await store.read_many(batch, events=True)
         inputs = [await store.input(one) for one in batch]
-        for one, record, body in zip(batch, records, inputs, strict=True):
+        asked = [await link.call(b"HGET", store.keys.operation(one), b"q") for one in batch]
+        for one, record, body, packed in zip(batch, records, inputs, asked, strict=True):
             if record is not None:
-                sent = digest(body or b"")
-                found[one] = Stored(one, record.head, record.request, record.outcome, record.events, sent)
+                sent, key = digest(body or b""), decode_content(packed).key
+                found[one] = Stored(one, record.head, record.request, record.outcome, record.events, sent, key)
     return found

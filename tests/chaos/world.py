@@ -31,10 +31,9 @@ def head(**fields: Any) -> Head:
     """The head of an operation that succeeded and whose callback was delivered."""
     sound: dict[str, Any] = dict.fromkeys(Head.__struct_fields__, 0) | {
         "state": State.SUCCEEDED, "run": 1, "attempt": 1, "seq": 5, "stamp": 50, "created_at": CREATED_MS,
-        "closed_at": CREATED_MS + 40, "owner": "", "start": Delivery.DELIVERED, "wants_callback": 1,
-        "callback": Delivery.DELIVERED, "callback_tries": 1, "lease_ms": 8_000, "attempts_max": 20,
-        "retention_ms": RETENTION_MS, "blocked": "", "endpoint": "e-1", "namespace": "default", "key": "k1",
-        "digest": "d",
+        "closed_at": CREATED_MS + 40, "events": msgspec.Raw(b"\xa0"), "owner": "", "start": Delivery.DELIVERED,
+        "wants_callback": 1, "callback": Delivery.DELIVERED, "callback_tries": 1, "lease_ms": 8_000, "attempts_max": 20,
+        "retention_ms": RETENTION_MS, "blocked": "", "endpoint": "e-1", "namespace": "default",
     }  # fmt: skip
     return Head(**(sound | fields))
 
@@ -62,6 +61,7 @@ class World:
                 EventKind.CALLBACK_DELIVERED,
             ),
             INPUT,
+            "k1",
         )
         self.snapshot = Snapshot(
             operations={OP: self.operation},
@@ -125,7 +125,7 @@ class World:
 
     def twin(self, op: str, **fields: Any) -> Stored:
         """A second, sound operation in the store that no caller and no agent knows."""
-        twin = msgspec.structs.replace(self.operation, id=op, head=head(key="k2", **fields))
+        twin = msgspec.structs.replace(self.operation, id=op, head=head(**fields), key="k2")
         self.snapshot.operations[op] = twin
         self.snapshot.due[op] = twin.head.closed_at + RETENTION_MS
         self.snapshot.index["default"].append(op)

@@ -125,7 +125,7 @@ class TestMany:
         how, *rest = start_parts(room.order("b", delay_ms=0), request, b"x")
         bad = {name: value for name, value in decode(how).items() if name != "lease_ms"}
         parts = (encode(bad), *rest, *start_parts(good, request, b"x"))
-        replies = await room.store.called("mesh1_start_many", b"66", b"1", *parts)
+        replies = await room.store.called("mesh1_start_many", b"55", b"1", *parts)
         assert [reply[0] for reply in replies] == [b"broken", b"accepted"]
         assert [*(await take(room.link)).operations] == [good.id]
         await room.link.call("FLUSHALL")

@@ -15,8 +15,9 @@ from msgspec import structs, to_builtins
 from mesh.errors import StoreUnavailable
 from mesh.ids import operation_id
 from mesh.machine import Event, Kind, State
+from mesh.store.keys import SUFFIXES
 from mesh.store.layout import Request
-from mesh.store.merging import MERGED_BYTES_MAX, MERGED_MAX
+from mesh.store.merging import MERGED_BYTES_MAX, MERGED_MAX, of_all
 from mesh.store.pulls import PullStore
 from mesh.store.starting import BacklogFull, NoEndpoint, NoSession, ParentLost, start_parts
 from mesh.store.verbs import Accepted, ChildStart, Completion, KeyReused, Replayed, Start
@@ -82,9 +83,9 @@ class TestOneCall:
         request = Request("work", "Svc", "op", "application/json")
         orders = [room.order("a"), room.order("a"), room.order("b"), room.order("b", "other content")]
         starts = [part for order in orders for part in start_parts(order, request, b"1")]
-        first = await room.store.called("mesh1_start_many", b"6666", b"", *starts)
+        first = of_all(await room.store.called("mesh1_start_many", b"5555", b"", *starts))
         assert [reply[0] for reply in first] == [b"accepted", b"replayed", b"accepted", b"refused"]
-        again = await room.store.called("mesh1_start_many", b"6666", b"", *starts)
+        again = of_all(await room.store.called("mesh1_start_many", b"5555", b"", *starts))
         assert [reply[:1] + reply[2:] for reply in again] == [reply[:1] + reply[2:] for reply in first]
         asked = await at_once(*[room.succeed(one) for one in (*started, started[0])])
         assert [one.verdict for one in asked] == [Completion.DONE, Completion.DONE, Completion.SAME]
@@ -111,7 +112,8 @@ class TestOneCall:
         assert [one.verdict for one in told] == [Completion.DONE] * 4
         assert [await room.store.outcome(order.id) for order in orders] == outcomes
         kept = (await room.snapshot()).operations
-        assert [(kept[o.id].head.key, kept[o.id].head.digest) for o in orders] == [(o.key, o.digest) for o in orders]
+        digests = [(kept[order.id].content.key, kept[order.id].content.digest) for order in orders]
+        assert digests == [(order.key, order.digest) for order in orders]
         again = await at_once(*[room.succeed(o.id, outcome=OTHER_RESULT) for o in orders])
         assert [one.verdict for one in again] == [Completion.OTHER, Completion.SAME] * 2
 
@@ -179,6 +181,50 @@ class TestEachByItself:
         assert [type(reply) for reply in replies] == kinds
         assert (replies[1].id, replies[2].id, replies[6].id) == (known, known, orders[0].id)
         assert {*(await room.snapshot()).operations} == {known, orders[0].id, orders[-1].id}
+
+    async def test_who_is_refused_has_no_key(self, room: Room) -> None:
+        """All are new, so all keys are claimed at once; whoever gets no record gives its own back."""
+        await room.endpoint(limits={NS: "0 1 1 1"})
+        parent = {"parent": operation_id(), "parent_run": 1, "parent_attempt": 1, "parent_key": "c"}
+        orders: list[Start] = [
+            room.order("first"),
+            room.order("waits"),
+            room.order("full"),
+            room.order("lost", endpoint="ep-of-nobody"),
+            room.order("late", session="g9.s-9"),
+            ChildStart(**to_builtins(room.order("child")) | parent),
+            room.order(),
+        ]
+        replies = await at_once(*[room.start(order) for order in orders])
+        kinds = [Accepted, Accepted, BacklogFull, NoEndpoint, NoSession, ParentLost, BacklogFull]
+        assert [type(reply) for reply in replies] == kinds
+        assert {*(await room.snapshot()).idempotency} == {"first", "waits"}
+        await room.endpoint()
+        again = await at_once(*[room.start(order) for order in (orders[2], room.order("lost"))])
+        assert [type(reply) for reply in again] == [Accepted, Accepted]
+
+    async def test_what_cannot_be_run_claims_nothing(self, room: Room) -> None:
+        """A gateway of another version leaves out an argument of one of them."""
+        request = Request("work", "Svc", "op", None)
+        bad = start_parts(room.order("bad"), request, b"1")
+        left_out = [[*bad[:number], *bad[number + 1 :]] for number in range(1, len(bad))]
+        for number, parts in enumerate([*left_out, bad[:1], bad[:2]]):
+            good = start_parts(room.order(f"good-{number}"), request, b"1")
+            counts = bytes([48 + len(good), 48 + len(parts)])
+            replies = await room.store.called("mesh1_start_many", counts, b"", *good, *parts)
+            assert [reply[0] for reply in replies] == [b"accepted", b"broken"]
+            assert {*(await room.snapshot()).idempotency} == {f"good-{n}" for n in range(number + 1)}
+
+    async def test_what_broke_half_way_keeps_its_key(self, room: Room) -> None:
+        """It has a record, so whoever comes with its key finds that, and begins nothing anew."""
+        turns = room.store.keys.root + SUFFIXES["turns"].encode() + ENDPOINT.encode()
+        await room.link.call("SET", turns, "no sorted set")
+        broken, fine = room.order("broken", blocked="breaker"), room.order("fine")
+        replies = await at_once(room.start(broken), room.start(fine))
+        assert [type(reply) for reply in replies] == [StoreUnavailable, Accepted]
+        await room.link.call("DEL", turns)
+        assert await room.start(room.order("broken", blocked="breaker")) == Replayed(broken.id, State.SCHEDULED)
+        await room.link.call("FLUSHALL")
 
     async def test_limits_hold_within_a_turn(self, room: Room) -> None:
         await room.endpoint(max_concurrency=2)
@@ -371,9 +417,9 @@ def whole(kept: Kept) -> Any:
         head[name] = head[name] and head[name] - kept.head.created_at
     for name in ("created_at", "closed_at", "callback_at"):
         head[name] = head[name] > 0
-    del head["stamp"]
+    del head["stamp"], head["events"]
     events = [(event.code, event.attempt, event.detail, event.instance) for event in kept.events]
-    rest = {name: value for name, value in kept.fields.items() if name not in {"h", "e"}}
+    rest = {name: value for name, value in kept.fields.items() if name != "h"}
     return head, events, rest
 
 

@@ -18,7 +18,7 @@ from mesh.events import EventKind
 from mesh.ids import PARTITION
 from mesh.machine import OPERATION, Delivery, Event, Move, State
 from mesh.store.keys import SUFFIXES, root
-from mesh.store.layout import Entry, Head, Line, decode_events, decode_head, decode_line
+from mesh.store.layout import Content, Entry, Head, Line, decode_content, decode_events, decode_head, decode_line
 from mesh.store.link import Link
 from tests.model.ground import DEAD_MS, NEVER_MS
 from tests.model.turns import LEVEL_MS
@@ -67,6 +67,10 @@ class Kept:
     @property
     def state(self) -> State:
         return State(self.head.state)
+
+    @property
+    def content(self) -> Content:
+        return decode_content(self.fields["q"])
 
     @property
     def leased(self) -> bool:
@@ -165,7 +169,7 @@ def _scores(flat: list[bytes]) -> dict[str, float]:
 def _kept(operation_id: str, flat: list[bytes]) -> Kept:
     fields = _pairs(flat)
     head = decode_head(fields["h"])
-    return Kept(operation_id, head, decode_events(fields["e"], head.seq), fields)
+    return Kept(operation_id, head, decode_events(head), fields)
 
 
 def next_look(head: Head) -> float:
@@ -287,8 +291,9 @@ def _of_indexes(kept: Kept, snapshot: Snapshot) -> Iterator[str]:
         yield f"blocked {head.blocked!r} and at {places} in the lines of namespaces"
     if snapshot.index.get(head.namespace, {}).get(kept.id) != head.created_at:
         yield "not in its namespace's index at the time of its acceptance"
-    if head.key and snapshot.idempotency.get(head.key) != kept.id:
-        yield f"its idempotency key leads to {snapshot.idempotency.get(head.key)}"
+    key = kept.content.key
+    if key and snapshot.idempotency.get(key) != kept.id:
+        yield f"its idempotency key leads to {snapshot.idempotency.get(key)}"
     for kind, delivery in (("cancel", head.cancel), ("callback", head.callback)):
         listed = f"{kept.id}.{head.run}.{kind}" in snapshot.dead.get(head.namespace, {})
         if listed != (delivery == Delivery.DEAD):
@@ -305,7 +310,7 @@ def _orphans(snapshot: Snapshot) -> Iterator[str]:
     for namespace, scores in snapshot.dead.items():
         yield from (f"dead {namespace} lists {one}" for one in scores if one.split(".")[0] not in known)
     for key, one in snapshot.idempotency.items():
-        if one not in known or known[one].head.key != key:
+        if one not in known or known[one].content.key != key:
             yield f"idempotency key {key} leads to {one}, which does not have it"
     for place in snapshot.waiting:
         if place.partition("|")[0] not in snapshot.waiting_endpoints:

@@ -8,34 +8,27 @@
 --     or {'dropped', now, state}: failure of a superseded attempt, or its `canceled` that no caller asked for.
 -- Refuses: UNKNOWN, STALE_RUN, LEASE_LOST, OTHER_OUTCOME. Flag allow-oom: what is under way may always end.
 
--- An operation that differs from one which ended earlier in this `gather`, by the same answer, in nothing but id, key and
--- digest ends as that did: those were accepted and sent in one call too. Its head is the other's up to the key, byte for byte,
--- and so are its events, which say who fetched it.
-local function end_alike(root, gather, like, id, fields, outcome)
+-- An operation with the head that another had which ended earlier in this `gather`, by the same answer, ends as that did: they
+-- were accepted and sent in one call too.
+local function end_alike(root, gather, like, id, outcome)
   local op = like.op
-  if not like.head then
-    like.head, like.at = string.sub(op.packed, 1, bytes_before_key(op.packed, op)), timer_at(op)
-    like.timers, like.held = timer_key(root, ''), timer_key(root, like.owner)
+  if not like.timers then
+    like.at, like.timers, like.held = timer_at(op), timer_key(root, ''), timer_key(root, like.owner)
   end
   touch(gather, id)
-  local head = like.head .. string.sub(fields[1], like.bytes + 1)
-  redis.call('HSET', root .. KEY.operation .. id, 'h', head, 'e', op.events, 'r', outcome)
+  redis.call('HSET', root .. KEY.operation .. id, 'h', op.packed, 'r', outcome)
   if like.owner ~= '' then take(gather, like.held, id) end
   put(gather, like.timers, like.at, id)
   if like.told then redis.call('PUBLISH', root .. CHANNEL.operation .. id, op.seq .. ' ' .. op.state) end
-  return like.reply
+  return like.place
 end
 
--- What `op`, which just ended, is to those that are as it was before. Only what nothing else hangs on: no place that it had
--- (`slot`, or in line), no callback that is owed, nobody who waits for it; such heads are short.
-local function note_alike(gather, packed, op, fields, slot, told, reply)
-  if slot > 0 or owed(op.callback) or op.was_blocked ~= '' or not (head_was_short(fields[1]) and head_is_short(op)) then return end
-  local bytes = bytes_before_key(fields[1], op)
-  local likes = gather.alike[packed] or {}
-  gather.alike[packed], likes.bytes = likes, bytes
-  likes[string.sub(fields[1], 1, bytes)] = {
-    op = op, bytes = bytes, events = fields[2], owner = op.was_owner, told = told, reply = reply,
-  }
+-- What `op`, which just ended, is to those that have the head that it had. Only what nothing else hangs on: no place that it
+-- had (`slot`, or in line), no callback that is owed, and nobody who waits for it or that it keeps count of: such heads are short.
+local function note_alike(gather, packed, op, head, slot, told)
+  if slot > 0 or owed(op.callback) or op.was_blocked ~= '' or not (head_was_short(head) and head_is_short(op)) then return end
+  gather.alike[packed] = gather.alike[packed] or {}
+  gather.alike[packed][head] = { op = op, owner = op.was_owner, told = told, place = gather.place }
 end
 
 local complete_arguments = remembered('run', 'attempt', 'event', 'code', 'session', 'answered', 'callback_lease_ms', 'alone',
@@ -44,12 +37,12 @@ local complete_arguments = remembered('run', 'attempt', 'event', 'code', 'sessio
 local function complete_one(root, gather, packed, id, outcome)
   local a = complete_arguments(packed)
   local _ = #id + #outcome -- a missing argument fails here, before the first write
-  local fields = redis.call('HMGET', root .. KEY.operation .. id, 'h', 'e')
-  if not fields[1] then return refuse('UNKNOWN', id) end
+  local head = redis.call('HGET', root .. KEY.operation .. id, 'h')
+  if not head then return refuse('UNKNOWN', id) end
   local likes = gather and gather.alike[packed]
-  local like = likes and likes[string.sub(fields[1], 1, likes.bytes)]
-  if like and like.events == fields[2] then return end_alike(root, gather, like, id, fields, outcome) end
-  local op = decode_head(fields[1], id, root, fields[2] or '')
+  local like = likes and likes[head]
+  if like then return end_alike(root, gather, like, id, outcome) end
+  local op = decode_head(head, id, root)
   if a.run ~= op.run then return refuse('STALE_RUN', id) end
   local now = gather and gather.now or now_ms()
   op.gather = gather
@@ -86,7 +79,7 @@ local function complete_one(root, gather, packed, id, outcome)
   if a.alone == 0 then tell(op) end
   local reply = { 'done', now, op.seq, waiting_line(op), told and work(op, 'callback') }
   if op.journal == 1 then reply[6] = 1 end
-  if gather then note_alike(gather, packed, op, fields, slot, a.alone == 0, reply) end
+  if gather then note_alike(gather, packed, op, head, slot, a.alone == 0) end
   return reply
 end
 

@@ -97,7 +97,7 @@ local function mesh1_schedule_fire(keys, argv)
     look_again(root, a.id, now, 0)
     return { 'skipped', now }
   end
-  local reply = start_one(root, nil, unpack(argv, 2, 7))
+  local reply = start_one(root, nil, unpack(argv, 2, 6))
   local id = not reply.err and reply[1] == 'replayed' and reply[3]
   if reply.err then
     -- Another document ran at this time already.

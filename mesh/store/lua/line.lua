@@ -10,7 +10,8 @@
 -- What a verb that takes many operations knows and writes once for all of them: the time, endpoints and sessions read, and
 -- by key what leaves sorted sets and what enters them. `touched`: the operations with something in there. `apart`: none of
 -- them is dispatched, so what joins waiting lines may enter with all others too; `sizes` are those that the lines will have.
--- `alike`: by their arguments what became of starts and completions (start.lua, complete.lua).
+-- `fresh`: none of the starts is known, and their keys are claimed (start_many.lua).
+-- `place`: of the one that is at work among all of them. `alike`: by their arguments what became of starts and completions.
 -- A verb that takes one operation has none of it.
 local function gathering(now, apart)
   return { now = now, apart = apart, endpoints = {}, sessions = {}, left = {}, sets = {}, touched = {}, sizes = {}, alike = {} }

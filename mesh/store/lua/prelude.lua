@@ -17,9 +17,10 @@ local function refuse(word, detail)
 end
 
 -- What one of many is answered, of what `pcall` gave for it: a refusal or a fault is its own, and the others' replies stand.
+-- A number is the place of the reply that it has too.
 local function each(sound, reply)
   if not sound then return { 'broken', tostring(type(reply) == 'table' and reply.err or reply) } end
-  if reply.err then return { 'refused', reply.err } end
+  if type(reply) == 'table' and reply.err then return { 'refused', reply.err } end
   return reply
 end
 
@@ -64,9 +65,8 @@ end
 -- The record -----------------------------------------------------------------------------------------------------
 
 local function load(root, id)
-  local fields = redis.call('HMGET', root .. KEY.operation .. id, 'h', 'e')
-  if not fields[1] then return nil end
-  return decode_head(fields[1], id, root, fields[2] or '')
+  local packed = redis.call('HGET', root .. KEY.operation .. id, 'h')
+  return packed and decode_head(packed, id, root) or nil
 end
 
 -- For whoever walks an index: the record, or nil after taking the entry out. A record that cannot be read (bytes flipped on
@@ -181,13 +181,13 @@ end
 
 local wake_parent -- durable.lua; it saves another operation
 
--- Writes head and events, moves the one timer entry and the waiting entry to where the record says they belong.
+-- Writes the head, moves the one timer entry and the waiting entry to where the record says they belong.
 local function save(op, ...)
   local root = op.root
   if op.start ~= D.leased and op.cancel ~= D.leased and op.callback ~= D.leased then op.owner = '' end
   if op.gather then touch(op.gather, op.id) end
   op.packed = encode_head(op)
-  redis.call('HSET', root .. KEY.operation .. op.id, 'h', op.packed, 'e', op.events, ...)
+  redis.call('HSET', root .. KEY.operation .. op.id, 'h', op.packed, ...)
   if op.was_owner and op.was_owner ~= op.owner then
     take(op.gather, timer_key(root, op.was_owner), op.id)
   end
@@ -286,23 +286,32 @@ local function settle(op, now, code, detail, instance)
   end
 end
 
+-- Digests of the idempotency key and of what was sent: the first of `q` (layout.Content), which is never read whole here.
+local function digests_of(content)
+  local _, key, digest = cmsgpack.unpack_limit(content, 2, 1)
+  return key, digest
+end
+
 local function purge(op)
   local root = op.root
-  redis.call('DEL', root .. KEY.operation .. op.id)
+  local record = root .. KEY.operation .. op.id
+  -- Of what cannot be read the key stays; it leads to nothing then, and whoever comes with it takes it.
+  local sound, key = pcall(digests_of, redis.call('HGET', record, 'q'))
+  local claimed = sound and key ~= '' and root .. KEY.idempotency .. key
+  if claimed and redis.call('GET', claimed) == op.id then redis.call('DEL', record, claimed) else redis.call('DEL', record) end
   if op.journal == 1 or op.children > 0 then
     for _, kind in ipairs({ KEY.journal, KEY.stream, KEY.children, KEY.unfinished }) do redis.call('DEL', root .. kind .. op.id) end
   end
   if op.parent ~= '' then redis.call('ZREM', root .. KEY.children .. string.match(op.parent, '^[^.]*'), op.id) end
-  if op.key ~= '' and redis.call('GET', root .. KEY.idempotency .. op.key) == op.id then
-    redis.call('DEL', root .. KEY.idempotency .. op.key)
-  end
   redis.call('ZREM', root .. KEY.index .. op.namespace, op.id)
-  redis.call('ZREM', root .. KEY.dead .. op.namespace, op.id .. '.' .. op.run .. '.callback', op.id .. '.' .. op.run .. '.cancel')
+  if op.cancel == D.dead or op.callback == D.dead then
+    redis.call('ZREM', root .. KEY.dead .. op.namespace, op.id .. '.' .. op.run .. '.callback', op.id .. '.' .. op.run .. '.cancel')
+  end
   redis.call('ZREM', timer_key(root, op.owner), op.id)
 end
 
 -- One piece of work for a courier: {id, kind, head, request, extra [, entries in its journal [, links of its 201]]}.
--- `extra` is the input of a start, the outcome of a callback, the agent's token of a cancel.
+-- `extra` is the input of a start (where it lies apart), the outcome of a callback, the agent's token of a cancel.
 local function work(op, kind)
   local extra = kind == 'start' and 'i' or kind == 'callback' and 'r' or 't'
   local fields = redis.call('HMGET', op.root .. KEY.operation .. op.id, 'h', 'q', extra, 'l')

@@ -6,11 +6,12 @@
 -- An operation goes to the instance that had its last attempt, if that has a seat here: a hint, no promise.
 -- Flag allow-oom. A repeat after a lost reply takes more; what the lost one took comes back when its lease ends.
 
--- The service that `q` names: its second field. Not the whole of it is unpacked, for cmsgpack cannot read the binary
--- header values behind.
+-- The service that `q` names: the second field of its request. Not the whole of it is unpacked, for cmsgpack cannot read the
+-- binary header values behind.
 local function service_of(root, id)
   local packed = redis.call('HGET', root .. KEY.operation .. id, 'q')
-  local _, _, service = cmsgpack.unpack_limit(packed, 2, string.byte(packed) == 0xdc and 3 or 1)
+  local at = cmsgpack.unpack_limit(packed, 2, 1)
+  local _, _, service = cmsgpack.unpack_limit(packed, 2, at + (string.byte(packed, at + 1) == 0xdc and 3 or 1))
   return service
 end
 

@@ -1,6 +1,6 @@
 -- start: accept an operation and take its first dispatch lease in one step.
 -- Keys: partition root. Arguments: msgpack {ns, endpoint, session, close_ms, start_ms, run_ms, lease_ms, attempts_max,
---   retention_ms, callback, blocked [, pin, priority]}, which many have alike (`remembered`), id, key, digest, request, input
+--   retention_ms, callback, blocked [, pin, priority]}, which many have alike (`remembered`), id, key, `q` (layout.Content), `i`
 --   [, instance, lease ms [, '1': it has a version]: it polls at the caller's for this endpoint of kind pull and gets the
 --   attempt; of pinned work the caller knows that it fits].
 --   One that begins later has {delay_ms} or {starts_at}: it becomes due then. Nobody leases it now, be that at once.
@@ -81,58 +81,56 @@ local function session_known(root, session, gather)
   return gather.sessions[session]
 end
 
--- A start that differs from an earlier one of its `gather` in nothing but id, key, digest and content becomes what that became,
--- where no limit counts them: the same head but for key and digest, the same events, lease and reply. Of what agents fetch it
--- is the same only where the same one of them gets it; of what waits, only where it enters its line with all others (`apart`).
+-- A start that differs from an earlier one of its `gather` in nothing but id, key and content becomes what that became, where
+-- no limit counts them: the same head, lease and reply. Of what agents fetch it is the same only where the same one of them
+-- gets it; of what waits, only where it enters its line with all others (`apart`).
 -- Nil where the key or the operation is known.
-local function start_alike(root, gather, like, id, key, digest, request, input)
+local function start_alike(root, gather, like, id, key, content, input)
   local record, op = root .. KEY.operation .. id, like.op
-  if key ~= '' then
+  if not gather.fresh and key ~= '' then
     if redis.call('SET', root .. KEY.idempotency .. key, id, 'NX', 'GET') then return nil end
-  elseif redis.call('EXISTS', record) == 1 then
+  elseif not gather.fresh and redis.call('EXISTS', record) == 1 then
     return nil
   end
-  if not like.head then
-    like.head, like.at = string.sub(op.packed, 1, bytes_before_key(op.packed, op)), timer_at(op)
-    like.behind = op.instance ~= '' and cmsgpack.pack(op.instance) or ''
-    like.timers, like.index = timer_key(root, op.owner), root .. KEY.index .. op.namespace
+  if not like.timers then
+    like.at, like.timers, like.index = timer_at(op), timer_key(root, op.owner), root .. KEY.index .. op.namespace
   end
-  local head = like.head .. cmsgpack.pack(key, digest) .. like.behind
   touch(gather, id)
   if input ~= '' then
-    redis.call('HSET', record, 'h', head, 'e', op.events, 'q', request, 'i', input)
+    redis.call('HSET', record, 'h', op.packed, 'q', content, 'i', input)
   else
-    redis.call('HSET', record, 'h', head, 'e', op.events, 'q', request)
+    redis.call('HSET', record, 'h', op.packed, 'q', content)
   end
   put(gather, like.timers, like.at, id)
   put(gather, like.index, op.created_at, id)
   if op.blocked ~= '' then enter_line(op, op.endpoint, id) end
-  return like.reply
+  return like.place
 end
 
 local start_arguments = remembered('ns', 'endpoint', 'session', 'close_ms', 'start_ms', 'run_ms', 'lease_ms', 'attempts_max',
   'retention_ms', 'callback', 'blocked')
 
-local function start_one(root, gather, packed, id, key, digest, request, input, instance, lease_ms, counted)
+local function start_one(root, gather, packed, id, key, content, input, instance, lease_ms, counted)
   local a = start_arguments(packed)
   -- A missing argument fails here, before the key is claimed below.
-  local _ = #id + #key + #digest + #request + #input
+  local _ = #id + #key + #content + #input
   local likes = gather and not counted and gather.alike[packed]
   local like = likes and likes[instance or '']
-  local same = like and like.lease_ms == lease_ms and start_alike(root, gather, like, id, key, digest, request, input)
+  local same = like and like.lease_ms == lease_ms and start_alike(root, gather, like, id, key, content, input)
   if same then return same end
   local now = gather and gather.now or now_ms()
   local delay_ms = a.delay_ms or (a.starts_at and math.max(a.starts_at - now, 0))
   local begins = now + (delay_ms or 0)
-  local op = blank_head(id, root, accepted_event())
+  local op = blank_head(id, root)
   op.gather = gather or false
+  op.events = accepted_event()
   op.state, op.run, op.seq, op.created_at = S.scheduled, 1, 1, now
   op.start, op.start_at = D.due, begins
   op.wants_callback = a.callback
   if a.close_ms > 0 then op.close_by = begins + a.close_ms end
   if a.start_ms > 0 then op.start_by = begins + a.start_ms end
   op.run_ms, op.lease_ms, op.attempts_max, op.retention_ms = a.run_ms, a.lease_ms, a.attempts_max, a.retention_ms
-  op.endpoint, op.namespace, op.key, op.digest = a.endpoint, a.ns, key, digest
+  op.endpoint, op.namespace = a.endpoint, a.ns
   op.delay_ms, op.pin, op.priority = delay_ms or 0, a.pin or '', a.priority or 0
   local poll_lease_ms = instance and assert(tonumber(lease_ms))
 
@@ -155,7 +153,9 @@ local function start_one(root, gather, packed, id, key, digest, request, input, 
   end
   -- One call claims the key or finds who has it; a start that is refused below must not claim it.
   local known
-  if key == '' then
+  if gather and gather.fresh then
+    known = false
+  elseif key == '' then
     known = id
   elseif hindered or full then
     known = redis.call('GET', root .. KEY.idempotency .. key)
@@ -176,7 +176,9 @@ local function start_one(root, gather, packed, id, key, digest, request, input, 
       local mine = earlier.attempt == 1 and (fetched or (earlier.start == D.leased and earlier.owner == a.session))
       return accepted(earlier, mine and 1 or 0, fetched)
     end
-    if earlier.digest ~= digest then return refuse('KEY_REUSED', known) end
+    local _, digest = digests_of(content)
+    local _, digest_before = digests_of(redis.call('HGET', root .. KEY.operation .. known, 'q'))
+    if digest ~= digest_before then return refuse('KEY_REUSED', known) end
     -- Its end is told to whoever started it; this call would wait for it for ever.
     local stranger = parent and (earlier.parent ~= op.parent or earlier.parent_key ~= op.parent_key)
     if stranger then return refuse('OTHER_PARENT', known) end
@@ -207,16 +209,16 @@ local function start_one(root, gather, packed, id, key, digest, request, input, 
   put(gather, root .. KEY.index .. a.ns, now, id)
   if parent then adopt(parent, op, a.parent_close) end
   if input ~= '' then
-    save(op, 'q', request, 'i', input)
+    save(op, 'q', content, 'i', input)
   else
-    save(op, 'q', request)
+    save(op, 'q', content)
   end
   local reply = accepted(op, op.attempt, op.instance ~= '', room)
   local limited = ep.shares or ep.max > 0 or ep.rate > 0 or counted
   local alike = gather and (op.attempt == 1 or (gather.apart and not ep.pull)) and not limited and not parent
   if alike and head_is_short(op) then
     gather.alike[packed] = gather.alike[packed] or {}
-    gather.alike[packed][instance or ''] = { op = op, reply = reply, lease_ms = lease_ms }
+    gather.alike[packed][instance or ''] = { op = op, place = gather.place, lease_ms = lease_ms }
   end
   return reply
 end
