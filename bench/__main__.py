@@ -2,7 +2,7 @@
 
     work.py       the unit of work: what is sent and what must come back
     agent.py      the handler's process          receiver.py  the callback receiver's process
-    generator.py  the load: our own pool         wrk.py       the load: wrk, if installed and asked for
+    generator.py  the load: plain sockets        wrk.py       the load: wrk, if installed and asked for
     process.py    one process                    parts.py     all processes of one run
     meters.py     /proc, the store's counters    load.py      one load, metered
     calls.py      scenarios of calls             standing.py  parked operations, cold start
@@ -58,7 +58,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--parked", type=int, help="operations to park (100000)")
     parser.add_argument("--payload-mib", type=int, help="size of the large payload (1024)")
     parser.add_argument("--concurrency", type=int, default=64, help="callers at once (64)")
-    parser.add_argument("--generator", choices=("pool", "wrk"), default="pool", help="wrk: synchronous scenarios only")
+    parser.add_argument("--generator", choices=("plain", "wrk"), default="plain", help="wrk: synchronous calls only")
     parser.add_argument("--pin", action="store_true", help="the gateway on the first core, all else on the last")
     parser.add_argument("--dir", metavar="DIR", default=tempfile.gettempdir(), help="where the data lies meanwhile")
     parser.add_argument("--profile", metavar="DIR", default="", help="profile the gateway; its top functions go there")

@@ -1,6 +1,6 @@
 """One load on one stack: drives a generator and reads the meters at the borders of its window.
 
-The generator is our own pool (bench/generator.py) or wrk (bench/wrk.py); what comes back is the same.
+The generator is our own (bench/generator.py) or wrk (bench/wrk.py); what comes back is the same.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Options(msgspec.Struct, frozen=True):
     concurrency: int = 64
     parked: int = 100_000
     payload_mib: int = 1_024
-    generator: str = "pool"
+    generator: str = "plain"
     pinned: bool = False
     parent: str = ""
     profile: str = ""
@@ -65,7 +65,7 @@ async def drive(stack: Stack, what: dict[str, Any], options: Options, **how: Any
     if options.generator == "wrk" and not what.get("tap") and not how.get("count"):
         measured = Measured(*await wrk.drive(stack, load))
     else:
-        measured = await _drive_pool(stack, load)
+        measured = await _drive_plain(stack, load)
     result = measured.result
     if result.errors:
         raise BenchFailed(f"{result.errors} wrong answers, the first: {result.samples}{stack.said()}")
@@ -81,7 +81,7 @@ async def drive(stack: Stack, what: dict[str, Any], options: Options, **how: Any
     return measured
 
 
-async def _drive_pool(stack: Stack, load: dict[str, Any]) -> Measured:
+async def _drive_plain(stack: Stack, load: dict[str, Any]) -> Measured:
     part = await stack.generator(load)
     within_s = load.get("warmup_s", 0) + GRACE_S
     await part.event("begin", within_s)

@@ -23,7 +23,7 @@ from bench.receiver import check
 from bench.report import to_json
 from bench.work import INPUT_BYTES, KEY_CHARS, Wrong, input_of, key_of, new_tag, result_of, surface_of
 from bench.wrk import script
-from mesh.clock import now_ms
+from mesh.clock import now_ms, sleep
 from mesh.errors import Unauthenticated
 from mesh.pool import Reply
 from mesh.tokens import new_webhook_secret, sign_webhook
@@ -221,10 +221,33 @@ async def test_wrong_answers_are_counted_and_end_the_run() -> None:
             concurrency=2,
             seconds=30,
         )
-        result = await Generator(load).run()
+        result = await asyncio.to_thread(Generator(load).run)
     assert (result.ops, result.answered) == (0, 0)
     assert ERRORS_MAX <= result.errors <= ERRORS_MAX + 1
     assert "answered 200 b'{}'" in result.samples[0]
+
+
+async def test_an_answer_may_come_in_pieces() -> None:
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(asyncio.IncompleteReadError):
+            while True:
+                head = await reader.readuntil(b"\r\n\r\n")
+                body = await reader.readexactly(INPUT_BYTES)
+                key = json.loads(body)["id"].encode()
+                assert b"nexus-request-id: " + key in head
+                result = result_of(key)
+                for piece in (b"HTTP/1.1 200 OK\r\nMesh-Operation-Id: 00-%b\r\ncontent-length" % key,
+                              b": %d\r\n\r\n%b" % (len(result), result[:7]), result[7:]):  # fmt: skip
+                    writer.write(piece)
+                    await writer.drain()
+                    await sleep(0)
+        writer.close()
+
+    async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
+        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        load = Load(url=url, tag=new_tag(), surface="nexus", where={"operation": "echo"}, concurrency=3, count=20)
+        result = await asyncio.to_thread(Generator(load).run)
+    assert (result.ops, result.answered, result.unique, result.samples) == (20, 20, 20, [])
 
 
 def test_a_wrong_answer_fails_the_run() -> None:
