@@ -258,6 +258,8 @@ class Starts:
         moved = await self._store.started(
             work.id, head.run, head.attempt, self._session.name, answer.token, beat_ms, admitted.id, answer.links,
             counted=bool(admitted.version),
+            # Only a caller whose answer is the 201 itself waits for it.
+            rides=first is None or not first.brief,
         )  # fmt: skip
         if first is not None and first.brief:
             first.close()

@@ -54,15 +54,17 @@ class Functions:
             return await self._again(reply, verb, *parts)
 
     async def merged(
-        self, merging: Merging, verb: str, parts: Parts, read: Callable[[list[Any]], R], refused: Callable[[Refused], R]
-    ) -> R:
+        self, merging: Merging, verb: str, parts: Parts, read: Callable[[list[Any]], R],
+        refused: Callable[[Refused], R], *, rides: bool = False,
+    ) -> R:  # fmt: skip
         """The same for a verb that every operation comes by: it travels with those of its kind of this turn.
 
-        What the reply says is for `read` or `refused`, so that no coroutine has to stand between this and the caller.
+        `rides`: as in Link.join. What the reply says is for `read` or `refused`, so that no coroutine has to stand
+        between this and the caller.
         """
         try:
             if sum(map(len, parts)) <= MERGED_BYTES_MAX:
-                reply = await self.link.join(merging, verb, parts)
+                reply = await self.link.join(merging, verb, parts, rides=rides)
             else:
                 reply = await self.link.call(b"FCALL", verb, 1, self.keys.root, *parts)
         except StoreReply as fault:

@@ -1,8 +1,9 @@
 """The link: one self-healing connection on which every store call of this process travels.
 
-Owns batching (all calls of one event-loop turn leave in one write, so that they share one fsync), order,
-deadlines, caps, reconnecting and re-sending. Must not know what commands mean; it relies on two promises of
-its users: a call with `resend` is idempotent, and no call blocks the server (BLPOP, SUBSCRIBE and the like).
+Owns batching (all calls of one event-loop turn leave in one write, so that they share one fsync; one that nobody waits
+for may ride along with those of a later turn), order, deadlines, caps, reconnecting and re-sending. Must not know
+what commands mean; it relies on two promises of its users: a call with `resend` is idempotent, and no call blocks the
+server (BLPOP, SUBSCRIBE and the like).
 
 The life of a call: `_fresh` (asked, never left) -> `Connection.inflight` (written) -> answered, or, when the
 connection is lost, `_again` (written once, waits for the next connection) -> `inflight` ...
@@ -24,6 +25,7 @@ from mesh.store.address import Address
 from mesh.store.connection import Arg, Call, Connection, StoreReply, Waiting, fresh, pack, words
 from mesh.store.dial import Fence, dial
 from mesh.store.merging import MERGED_MAX, Merging, Parts
+from mesh.store.riding import Riding
 from mesh.store.subscriber import Subscriber
 
 __all__ = ["Call", "Hook", "Link", "StoreReply", "Subscriber"]
@@ -76,6 +78,7 @@ class Link:
         self._fault: Exception | None = None
         self._turn_open = False
         self._turn_at_s = 0.0
+        self._riding = Riding(self._depart)
         self._sweeper: asyncio.TimerHandle | None = None
         self._keeper: asyncio.Task[None] | None = None
         self._first: asyncio.Future[None] | None = None
@@ -112,6 +115,7 @@ class Link:
         if self._sweeper is not None:
             self._sweeper.cancel()
             self._sweeper = None
+        self._riding.close()
         if self._keeper is not None:
             self._keeper.cancel()
             await asyncio.wait([self._keeper])
@@ -141,6 +145,8 @@ class Link:
         if self._shut is not None or self._room <= 0 or self._bytes_room <= 0:
             return self._turn_away(future)
         packed = pack(args)
+        if self._riding.waiting:  # what rides was asked for before
+            self._pack_merged()
         if not self._turn_open:
             self._open_turn()
         self._fresh.append((future, packed, self._turn_at_s, resend, 1))
@@ -148,13 +154,20 @@ class Link:
         self._bytes_room -= len(packed)
         return future
 
-    def join(self, merging: Merging, verb: str, parts: Parts) -> asyncio.Future[Any]:
-        """As `call`, for one of the calls that leave together when this turn ends; they must be idempotent."""
+    def join(self, merging: Merging, verb: str, parts: Parts, *, rides: bool = False) -> asyncio.Future[Any]:
+        """As `call`, for one of the calls that leave together when this turn ends; they must be idempotent.
+
+        `rides`: nobody waits for it, so it causes no write by itself within RIDE_S.
+        """
         future = self._new_future()
         if self._shut is not None or self._room <= 0 or self._bytes_room <= 0:
             return self._turn_away(future)
         if not self._turn_open:
-            self._open_turn()
+            if not rides:
+                self._open_turn()
+            elif not self._riding.waiting:
+                self._turn_at_s = monotonic_s()
+                self._riding.begin(self._loop)
         asked = merging.asked
         if not asked:
             self._merging.append(merging)
@@ -162,6 +175,7 @@ class Link:
         self._room -= 1
         if len(asked) >= MERGED_MAX:
             self._pack_merged()
+            self._depart()
         return future
 
     def _pack_merged(self) -> None:
@@ -171,6 +185,7 @@ class Link:
             self._fresh.append((asker, packed, self._turn_at_s, True, calls))
             self._bytes_room -= len(packed)
         self._merging.clear()
+        self._riding.waiting = False
 
     def _turn_away(self, future: asyncio.Future[Any]) -> asyncio.Future[Any]:
         full = StoreUnavailable("too many calls are waiting for the store")
@@ -183,6 +198,10 @@ class Link:
         self._loop.call_soon(self._flush)
         if self._sweeper is None:
             self._sweeper = self._loop.call_later(SWEEP_S, self._sweep)
+
+    def _depart(self) -> None:
+        if not self._turn_open:
+            self._open_turn()
 
     def _flush(self) -> None:
         self._turn_open = False

@@ -107,11 +107,11 @@ class Store(Durable):
 
     def started(
         self, operation_id: str, run: int, attempt: int, session: str, token: str, beat_ms: int, instance: str = "",
-        links: Sequence[str] = (), *, counted: bool = False,
+        links: Sequence[str] = (), *, counted: bool = False, rides: bool = False,
     ) -> Coroutine[Any, Any, Moved]:  # fmt: skip
         """`instance` answered 201 with its `token` and `links`; `beat_ms` > 0 makes the attempt leased.
 
-        `counted`: shown among what runs at the instance.
+        `counted`: shown among what runs at the instance. `rides`: nobody waits for it (Link.join).
         """
         arguments = {
             "id": operation_id,
@@ -125,7 +125,7 @@ class Store(Durable):
         if counted:
             arguments["counted"] = 1
         parts = (encode(arguments), token.encode(), encode(links) if links else b"")
-        return self.merged(self._answers, "mesh1_started", parts, read_begun, refused_move)
+        return self.merged(self._answers, "mesh1_started", parts, read_begun, refused_move, rides=rides)
 
     def complete(
         self,
@@ -213,9 +213,13 @@ class Store(Durable):
         return [read_work(work) for work in works], stopped.decode()
 
     def delivered(self, operation_id: str, run: int, kind: Kind) -> Coroutine[Any, Any, None]:
-        """The receiver has the cancel or callback. Where it is refused nobody waits for it any more."""
+        """The receiver has the cancel or callback. Where it is refused nobody waits for it any more.
+
+        Rides (Link.join): a gateway that is killed before it is written sends again, as one whose receiver's answer was
+        lost.
+        """
         parts = (encode({"id": operation_id, "run": run, "kind": str(kind)}),)
-        return self.merged(self._answers, "mesh1_delivered", parts, unread, unread)
+        return self.merged(self._answers, "mesh1_delivered", parts, unread, unread, rides=True)
 
     async def defer(
         self, operation_id: str, run: int, kind: Kind, *, tries: int, delay_ms: int, dead: bool, detail: str

@@ -153,7 +153,9 @@ async def test_a_missing_argument_changes_nothing_or_does_not_matter(
         seen.append((verb, first if named else {}, parts[1:] if named else parts))
         raise StoreUnavailable("only asked what would be sent")
 
-    async def listen_merged(self: Functions, _: Merging, verb: str, parts: Parts, *_readers: object) -> list[Any]:
+    async def listen_merged(
+        self: Functions, _: Merging, verb: str, parts: Parts, *_readers: object, **_how: object
+    ) -> list[Any]:
         return await listen(self, verb, *parts)
 
     one = await prepare(room)
