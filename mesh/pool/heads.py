@@ -1,7 +1,8 @@
 """Heads of replies by their bytes: equal bytes mean what the parser made of them the first time.
 
 A server's replies of one second differ in their bodies alone, and to parse a head costs as much as to send a request.
-Only the head of a reply that came alone, in one piece, with a length and on a connection that goes on is remembered.
+Only the head of a reply that came alone, in one piece, with a length (or as a 204, which has no body) and on a
+connection that goes on is remembered.
 """
 
 from __future__ import annotations
@@ -17,7 +18,9 @@ MISSES_MAX: Final = 64
 REST: Final = 10_000
 """So many replies are parsed unseen after so many misses in a row: where all heads differ, looking only costs."""
 _END: Final = b"\r\n\r\n"
-_BODYLESS: Final = (204, 304)
+_NO_CONTENT: Final = 204
+_NOT_MODIFIED: Final = 304
+"""Its length is that of a body which does not come."""
 
 
 class Heads:
@@ -51,9 +54,11 @@ class Heads:
             self._known.clear()
         if self._rest:
             return
+        if status == _NO_CONTENT and length is None:
+            length = 0
         end = data.find(_END, 0, HEAD_BYTES_MAX) + len(_END)
         # By the lengths a 1xx in front is told, whose head ends first, and a head that is too long.
-        if length is not None and len(data) - end == length and status not in _BODYLESS and data[:end].endswith(_END):
+        if length is not None and len(data) - end == length and status != _NOT_MODIFIED and data[:end].endswith(_END):
             if len(self._known) >= HEADS_MAX:
                 self._known.clear()
             self._known[data[:end]] = (status, headers.copy(), length)

@@ -71,6 +71,18 @@ async def test_a_known_head_answers_head_without_a_body() -> None:
         assert (await send(pool, server.target)).body == b"ok"
 
 
+@on_both_loops
+async def test_no_content_has_none_behind_a_known_head_either() -> None:
+    none = b"HTTP/1.1 204 No Content\r\n\r\n"
+    async with peer(answering(none, none, OK, none, none + OK, none)) as server, pool_of() as pool:
+        found = [await send(pool, server.target) for _ in range(5)]
+        assert [one.status for one in found] == [204, 204, 200, 204, 204]
+        assert [one.body for one in found] == [b"", b"", b"ok", b"", b""]
+        assert server.connections == 1
+        assert (await send(pool, server.target)).status == 204  # not what came behind that before it asked
+        assert server.connections == 2
+
+
 def test_few_and_short_heads_are_remembered_whole_replies_only() -> None:
     heads = Heads()
     for number in range(HEADS_MAX + 1):
@@ -84,6 +96,8 @@ def test_few_and_short_heads_are_remembered_whole_replies_only() -> None:
     for reply, length in ((interim, 2), (long, 2), (HEAD + b"abc", 2), (until_close, None), (b"ab", 2)):
         heads.remember(reply, 200, [], length)
         assert heads.reply(reply, 9) is None
+    heads.remember(b"HTTP/1.1 204 X\r\n\r\n", 204, [], None)
+    assert heads.reply(b"HTTP/1.1 204 X\r\n\r\n", 0) is not None
     heads.remember(b"HTTP/1.1 304 X\r\ncontent-length: 0\r\n\r\n", 304, [], 0)
     assert heads.reply(b"HTTP/1.1 304 X\r\ncontent-length: 0\r\n\r\n", 9) is None
 
