@@ -6,7 +6,7 @@ HTTP in      http.py, auth.py and problems.py at the door; nexus.py, api.py, end
              many starts, step_results.py what stands outside journals,
              routes.py has what is not hot; declared.py, declared_tasks.py, openapi.py say so
 One door     operations.py: everything about operations goes through it; many.py, orders.py, starts.py, reading.py,
-             journals.py and listing.py do what it is asked, carrying.py lets a request make its own first attempt,
+             journals.py and listing.py do what it is asked, carrying.py lets a request send what it brings about,
              history.py and details.py are what a look at one shows
 HTTP out     courier.py takes leased deliveries, starts.py and deliveries.py send them, answers.py and callbacks.py are
              what replies mean and callbacks look like, outcomes.py how an end looks to a caller; egress.py and

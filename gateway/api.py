@@ -77,8 +77,7 @@ class OperationsSurface:
         principal = self._auth.authenticate(request.headers)
         headers = caller_headers(request.headers)
         wait_ms, applied = self._wait_ms(request)
-        if not DIGESTS.isdisjoint(request.first) and request.intake is None:
-            check_told(request.first, request.body)
+        _check_digest(request)
         ordered = request.first.get(MESH_START)
         told = request.body if ordered is None else ordered
         try:
@@ -105,10 +104,14 @@ class OperationsSurface:
             placed = await self._operations.start(order, wait=wait_ms > 0)
         except Conflict as conflict:
             raise as_v1(conflict) from None
+        mine = placed.attempt
+        if wait_ms <= 0 and mine is not None:
+            request.answer(self._answer(placed, None, applied))
+            await self._operations.send(mine, request)
+            return None
         wait_s = wait_ms / 1000
         until_s = monotonic_s() + wait_s
         conclude = partial(self._conclude, request, placed, until_s if wait_ms > 0 else None, applied)
-        mine = placed.attempt
         if mine is not None and not await self._operations.carry(mine, placed.first, wait_s, request, conclude):
             return None
         return await conclude()
@@ -201,6 +204,12 @@ class OperationsSurface:
         if not 0 <= wait_s < TIMEOUT_MS_MAX:
             raise Malformed("wait is a number of seconds, such as wait=30", code="wait_invalid")
         return min(wait_s, self._wait_max_ms / 1000)
+
+
+def _check_digest(request: Request) -> None:
+    """Of a body in memory; one in a file was looked at on its way there."""
+    if not DIGESTS.isdisjoint(request.first) and request.intake is None:
+        check_told(request.first, request.body)
 
 
 def _placed(refusal: Refusal, request: Request) -> Refusal:

@@ -1,7 +1,8 @@
-"""A start whose request waits for its outcome: its first attempt is made in the request's own task.
+"""What a request brings about, its own task sends: the first attempt of a start, the callback of a completion.
 
-Most come back at once, and a task beside the request's costs more than much of what it does. One that takes longer
-goes on where it is, and the request is answered by another task. Knows no route and no wire.
+A task beside the request's costs more than much of what it does. Of a start that waits for its outcome most attempts
+come back at once; one that takes longer goes on where it is, and the request is answered by another task. Who waits for
+nothing more is answered before. Knows no route and no wire.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from gateway.orders import Attempt
     from gateway.waiters import Alarms, FirstRequest, Waiters
     from mesh.edge import Answer, Request
+    from mesh.store.verbs import Work
 
 Conclude: TypeAlias = "Callable[[], Coroutine[Any, Any, Answer]]"
 """Waits as long as is left, and answers."""
@@ -37,7 +39,7 @@ class Carried:
         self._request = request
         self._conclude: Conclude | None = conclude
         self._alarm: asyncio.TimerHandle | None = None
-        self.task: asyncio.Task[Any] = asyncio.current_task()  # pyright: ignore[reportAttributeAccessIssue] - in a task
+        self.task = request.sink.task
         self.late = False
         """Another task answers the request."""
 
@@ -82,3 +84,11 @@ class Carrying:
         carried = Carried(first, request, conclude)
         carried.begin(self._waiters.alarms, min(wait_s, QUICK_S))
         return self._courier.carry(attempt, carried)
+
+    def send(self, attempt: Attempt, request: Request) -> Coroutine[Any, Any, None]:
+        """Make the `attempt` in the task of `request`, which is answered."""
+        return self._courier.send(attempt, request.sink.task)
+
+    def call_back(self, work: Work, request: Request) -> Coroutine[Any, Any, None]:
+        """Make the callback of a completion in the task of `request`, which is answered."""
+        return self._courier.call_back(work, request.sink.task)

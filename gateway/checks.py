@@ -218,6 +218,8 @@ class Checks:
             placed = await self._mesh.operations.start(order, wait=False)
         except Refusal as refusal:
             return f"{canary.operation} cannot be called: {refusal.detail}"
+        if placed.attempt is not None:
+            self._mesh.courier.start(*placed.attempt)
         wait_s = canary.timeout_ms / 1000 + BOOKING_S
         known = await self._mesh.operations.result(placed.id, endpoint.owner, wait_s)
         return _verdict(canary, known, unreached=instance.reach.pause_ms > 0)

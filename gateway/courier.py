@@ -149,6 +149,25 @@ class Courier:
             self._end(carried.task)
         return not carried.late
 
+    def send(self, attempt: Attempt, task: asyncio.Task[Any]) -> Coroutine[Any, Any, None]:
+        """As `start`, in the present `task`, the request of which is answered."""
+        work, endpoint, admitted = attempt
+        self.sent_to[work.id] = admitted.id
+        return self._here(task, work.id, self._starts.send(work, endpoint, admitted))
+
+    def call_back(self, work: Work, task: asyncio.Task[Any]) -> Coroutine[Any, Any, None]:
+        """As `take` of a callback, in the present `task`, the request of which is answered."""
+        return self._here(task, work.id, self._deliveries.callback(work))
+
+    async def _here(self, task: asyncio.Task[Any], operation_id: str, work: Coroutine[Any, Any, None]) -> None:
+        self._begin(task, operation_id)
+        try:
+            await work
+        except Exception as fault:  # noqa: BLE001 - told, as of a task of its own
+            _tell(operation_id, fault)
+        finally:
+            self._end(task)
+
     async def drain(self, grace_s: float) -> None:
         """Wait for the tries under way."""
         if self._tasks:

@@ -6,9 +6,10 @@ for the declared FastAPI routes. Knows no operation.
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
-from mesh.edge import Answer, HotRoute, Routes, serve
+from mesh.edge import Answer, HotRoute, Request, Routes, serve
 from mesh.edge.bodies import Caller, Receive, Scope, Send, read_body, request_of, send_answer
 from mesh.errors import MeshError
 
@@ -33,10 +34,28 @@ class Front:
         try:
             if request.method not in ("GET", "HEAD"):
                 await read_body(request, receive, self.hot, route)
-            answer = await serve(route, request)
         except MeshError as error:
+            _abandon(request)
             return route.render(error)
-        finally:
-            if request.intake is not None:
-                request.intake.abandon()
-        return answer or await caller.answered
+        # A task of its own, for it may answer and go on.
+        running = asyncio.ensure_future(_run(route, request))
+        try:
+            await asyncio.wait((running, caller.answered), return_when=asyncio.FIRST_COMPLETED)
+        except asyncio.CancelledError:
+            running.cancel()
+            raise
+        if caller.answered.done():
+            return caller.answered.result()
+        return running.result() or await caller.answered
+
+
+async def _run(route: HotRoute, request: Request) -> Answer | None:
+    try:
+        return await serve(route, request)
+    finally:
+        _abandon(request)
+
+
+def _abandon(request: Request) -> None:
+    if request.intake is not None:
+        request.intake.abandon()

@@ -53,6 +53,9 @@ if TYPE_CHECKING:
 
 PREFIX: Final = b"/nexus/endpoints/"
 CALLBACK_PATH: Final = b"/nexus/callback"
+CARRIED_BYTES_MAX: Final = 65_536
+"""A longer result is not kept a second time, in the request, while a slow receiver takes it."""
+_TAKEN: Final = Answer(200, [])
 PATH_BYTES_REMEMBERED_MAX: Final = 512
 MARGIN_SHARE: Final = 0.1
 MARGIN_MS_MAX: Final = 50
@@ -223,10 +226,14 @@ class NexusSurface:
         )
         if callback_url and placed.first is not None and b"request-timeout" in first and b"prefer" not in first:
             placed.first.brief = True
+        mine = placed.attempt
+        if wait_ms <= 0 and mine is not None:
+            request.answer(self._answer(placed, None))
+            await self._operations.send(mine, request)
+            return None
         wait_s = wait_ms / 1000
         until_s = monotonic_s() + wait_s
         conclude = partial(self._conclude, request, placed, until_s)
-        mine = placed.attempt
         if mine is not None and not await self._operations.carry(mine, placed.first, wait_s, request, conclude):
             return None
         return await conclude()
@@ -318,7 +325,7 @@ class NexusSurface:
         body = encode_json({"id": token, "token": token, "state": known.state.nexus})
         return Answer(200, [(b"content-type", b"application/json")], body)
 
-    async def callback(self, request: Request) -> Answer:
+    async def callback(self, request: Request) -> Answer | None:
         """A completion from an agent; the completion token is the whole proof (P52)."""
         if request.method != "POST":
             raise Malformed(f"{request.method} has no meaning here; use POST", code="method_not_supported")
@@ -332,5 +339,12 @@ class NexusSurface:
             check_told(request.first, request.body)
         completion = parse_completion(request.headers, request.body)
         about = request.first.get(b"mesh-operation-id", b"")
-        await self._operations.complete(token.decode("latin-1"), completion, about=about.decode("latin-1"), large=large)
-        return Answer(200, [])
+        owed = await self._operations.complete(
+            token.decode("latin-1"), completion, about=about.decode("latin-1"), large=large,
+            calls_back=len(request.body) <= CARRIED_BYTES_MAX,
+        )  # fmt: skip
+        if owed is None:
+            return _TAKEN
+        request.answer(_TAKEN)
+        await self._operations.call_back(owed, request)
+        return None

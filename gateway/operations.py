@@ -15,7 +15,6 @@ from gateway.carrying import Carrying
 from gateway.journals import Journals, foreign_token, raise_for
 from gateway.many import Many
 from gateway.orders import (
-    Attempt,
     Known,
     Order,
     Parent,
@@ -50,7 +49,7 @@ if TYPE_CHECKING:
     from gateway.metrics import Metrics
     from gateway.payloads import Payloads
     from gateway.pull.desk import Desk
-    from gateway.waiters import FirstRequest, Waiters
+    from gateway.waiters import Waiters
     from gateway.watermark import Watermark
     from mesh.blobs.spool import Spooled
     from mesh.tokens import Claim, CompletionTokens
@@ -122,9 +121,9 @@ class Operations(Carrying, Many, Journals):
             await self.check_json(body, AGENTS)
 
     def start(self, order: Order, *, wait: bool) -> Coroutine[Any, Any, Placed]:
-        """Accept an operation durably and send its first attempt; `wait`: the caller's request stays open for it.
+        """Accept an operation durably; `wait`: the caller's request stays open for its outcome.
 
-        Whoever waits is to `carry` the attempt then.
+        Whoever asks makes the first attempt where the reply has one: by `carry` who waits, else by `send`.
 
         Raises NotFound (endpoint, service, operation), Malformed (callback URL), Conflict `key_reused`, Unavailable.
         """
@@ -173,7 +172,7 @@ class Operations(Carrying, Many, Journals):
                 quota = room(endpoint, order.namespace, reply)
                 if reply.attempt and not isinstance(admitted, str):
                     sent = True
-                    attempt = self._sent((Work(start.id, _START, head, request, order.body), endpoint, admitted), first)
+                    attempt = (Work(start.id, _START, head, request, order.body), endpoint, admitted)
                 elif reply.attempt:
                     # Resent after a lost reply: the lease was taken although this gateway knew a hindrance.
                     self._courier.take([Work(start.id, Kind.START, head, request, order.body)])
@@ -188,13 +187,6 @@ class Operations(Carrying, Many, Journals):
                 self._waiters.close(start.id, first)
             if not sent and not isinstance(admitted, str):
                 self._router.settle(endpoint, admitted, Routed.NEUTRAL)
-
-    def _sent(self, attempt: Attempt, first: FirstRequest | None) -> Attempt | None:
-        """Begin it, unless it is for the request that waits for it, which gets it back."""
-        if first is not None:
-            return attempt
-        self._courier.start(*attempt)
-        return None
 
     async def _as_child(self, order: Order, parent: Parent) -> tuple[Order, Claim]:
         """`order` in the trace of its parent, unless it names one itself. Raises Unauthenticated, Gone."""
@@ -312,11 +304,13 @@ class Operations(Carrying, Many, Journals):
         return self._tokens.check(token, now_ms() / 1000)
 
     async def complete(
-        self, token: str, completion: WireCompletion, *, about: str = "", large: Spooled | None = None
-    ) -> None:
+        self, token: str, completion: WireCompletion, *, about: str = "", large: Spooled | None = None,
+        calls_back: bool = False,
+    ) -> Work | None:  # fmt: skip
         """Record what an agent reports under its completion token (P50); `about`: the operation it names, or "".
 
-        `large`: the result, where it came in a file.
+        `large`: the result, where it came in a file. `calls_back`: who asks makes the callback that is owed now, if the
+        reply is one; else it is made by itself.
 
         Raises Unauthenticated (forged, expired, of an earlier run or another operation), Gone (deleted), Conflict
         (another outcome stands, or the lease is lost).
@@ -332,5 +326,8 @@ class Operations(Carrying, Many, Journals):
         else:
             event = Event.CANCEL if completion.state == "canceled" else Event.FAIL
             outcome = Outcome("failure", body=failure_json(completion.failure), links=links)
-        completed = await self._courier.complete(claim.operation_id, claim.run, claim.attempt, event, outcome)
+        completed = await self._courier.complete(
+            claim.operation_id, claim.run, claim.attempt, event, outcome, calls_back=calls_back
+        )
         raise_for(completed.verdict, claim.operation_id)
+        return completed.callback if calls_back else None

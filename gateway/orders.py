@@ -119,7 +119,7 @@ class Placed(msgspec.Struct, frozen=True, gc=False):
     quota: Sequence[tuple[bytes, bytes]] = ()
     """Headers that say what the caller may still have waiting."""
     attempt: Attempt | None = None
-    """The first one, leased, which the request is to make itself (carrying.py)."""
+    """The first one, leased, which its request makes itself (carrying.py)."""
 
     @property
     def agent_links(self) -> Sequence[str]:

@@ -274,11 +274,13 @@ class Starts:
         return self.complete(work.id, head.run, head.attempt, event, outcome, instance)
 
     async def complete(
-        self, operation_id: str, run: int, attempt: int, event: Event, outcome: Outcome, instance: str = ""
-    ) -> Completed:
+        self, operation_id: str, run: int, attempt: int, event: Event, outcome: Outcome, instance: str = "", *,
+        calls_back: bool = False,
+    ) -> Completed:  # fmt: skip
         """Record an outcome, answer the first request if it waits here, send the callback that is owed.
 
-        Used for replies to starts and for completions by token alike: one way for an operation to end well.
+        `calls_back`: whoever asks sends that. Used for replies to starts and for completions by token alike: one way
+        for an operation to end well.
         """
         state = _STATES[event]
         first = self._waiters.first(operation_id)
@@ -306,7 +308,7 @@ class Starts:
                 claimed.release()
         if completed.verdict is _DONE:
             self._metrics.ended(state)
-            if completed.callback is not None:
+            if completed.callback is not None and not calls_back:
                 self._take([completed.callback])
             if completed.line:
                 self._wake(completed.line)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 from mesh.edge.exchange import Answer, Headers, HotRoute, Request, Routes, check_head, too_large
 from mesh.errors import Malformed, MeshError
@@ -22,6 +22,10 @@ class Caller:
         self._receive = receive
         self.disconnected = False
         self.answered: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+
+    @property
+    def task(self) -> asyncio.Task[Any]:
+        return cast("asyncio.Task[Any]", asyncio.current_task())
 
     def answer(self, answer: Answer) -> None:
         self.answered.set_result(answer)

@@ -2,7 +2,8 @@
 
 A body over `Routes.inline_bytes` goes to the Intake that its route opens, if it does; an answer may have a Source.
 
-A route function takes a `Request` and returns an `Answer`, or None when another task will answer (`Request.later`).
+A route function takes a `Request` and returns an `Answer`, or None when another task will answer (`Request.later`) or
+when it has answered and gone on (`Request.answer`).
 """
 
 from __future__ import annotations
@@ -41,6 +42,11 @@ class Sink(Protocol):
     """Where an answer goes; what a Request needs of its connection."""
 
     disconnected: bool
+
+    @property
+    def task(self) -> asyncio.Task[Any]:
+        """In which the request's route function runs; to be asked for there."""
+        ...
 
     def answer(self, answer: Answer) -> None:
         """Write it; exactly once per request."""
@@ -104,6 +110,15 @@ class Request:
     def hung_up(self) -> bool:
         """Whether it is known by now that nobody waits for the answer: one look at the line itself."""
         return self.sink.left()
+
+    def answer(self, answer: Answer) -> None:
+        """Answer now; the present task goes on with something that the caller does not wait for.
+
+        Its route function returns None and does not raise any more, for the request is over.
+        """
+        sink = self.sink
+        sink.let_go(sink.task)
+        sink.answer(answer)
 
     def later(self, answering: Coroutine[Any, Any, Answer], instead_of: asyncio.Task[Any] | None = None) -> None:
         """Another task answers this request; its route function returns None.

@@ -235,12 +235,13 @@ class Edge(HttpToolsProtocol):
             # Instead of a timer per answer: the sweep looks at all connections.
             self.idle_since_s = self.loop.time()
 
-    def spawn(self, running: Any) -> None:
+    def spawn(self, running: Any) -> asyncio.Task[Any]:
         """A task that the server waits for when it drains."""
         # Not by the loop, which writes a name for each: a third of what a task costs.
         task = asyncio.Task(running, loop=self.loop, name="mesh-request")
         self.tasks.add(task)
         task.add_done_callback(self.tasks.discard)
+        return task
 
     def default_lines(self) -> bytes:
         """The date and what else uvicorn says by default, as header lines."""

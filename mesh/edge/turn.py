@@ -34,7 +34,7 @@ class Exchange:
 
     __slots__ = (
         "_body", "_edge", "_fault", "_gone", "_inline", "_route", "_routes", "_size", "disconnected", "expects",
-        "keep_alive", "more_body", "request", "response_complete", "turn",
+        "keep_alive", "more_body", "request", "response_complete", "task", "turn",
     )  # fmt: skip
 
     def __init__(self, edge: Edge, routes: Routes, route: HotRoute, request: tuple[str, bytes, bytes, Headers]) -> None:
@@ -145,7 +145,7 @@ class Exchange:
         if self._route.begin is not None and self._fault is None and self.request.intake is None:
             self._begin(self._route.begin)
         else:
-            self._edge.spawn(self._run())
+            self.task: asyncio.Task[Any] = self._edge.spawn(self._run())
 
     @property
     def message_event(self) -> Exchange:

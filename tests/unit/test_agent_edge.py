@@ -74,6 +74,10 @@ class _Caller:
         self.disconnected = False
         self.answered: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
 
+    @property
+    def task(self) -> asyncio.Task[Any]:
+        raise AssertionError
+
     def answer(self, answer: Answer) -> None:
         self.answered.set_result(answer)
 
