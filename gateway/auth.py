@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from hashlib import sha256
-from typing import Final, NamedTuple
+from typing import Final
 from urllib.parse import urlsplit
+
+import msgspec
 
 from gateway.problems import KEY_MISSING
 from gateway.settings import DEFAULT_NAMESPACE, Settings, is_loopback
@@ -20,7 +22,7 @@ HOSTS_KEPT_MAX: Final = 64
 _LOOKED_AT: Final = frozenset((b"host", b"origin"))
 
 
-class Principal(NamedTuple):
+class Principal(msgspec.Struct, frozen=True, gc=False):
     """The namespace that asks. `key_id`: the first 8 hex digits of the key's hash, for logs; "" without keys."""
 
     namespace: str

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import StreamingResponse
+from msgspec.structs import replace
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
@@ -169,7 +170,7 @@ async def start_batch(request: Request) -> Response:
     namespace = mesh.auth.authenticate(raw).namespace
     limits = mesh.front.hot
     check_head(
-        raw, dict(reversed(raw)), limits._replace(body_bytes_max=BATCH_BYTES_MAX, limit="the limit of a batch"),
+        raw, dict(reversed(raw)), replace(limits, body_bytes_max=BATCH_BYTES_MAX, limit="the limit of a batch"),
         measure=True, large=False,
     )  # fmt: skip
     batch = Batch(mesh, namespace, caller_headers(raw), limits.body_bytes_max)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import msgspec
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.routing import APIRoute
+from msgspec.structs import replace
 
 from gateway.query import check_query
 from gateway.watching import records, watching
@@ -63,7 +64,7 @@ class _Route(APIRoute):
             payload = b""
             if request.method == "PUT":
                 bytes_max = INSTANCE_BYTES_MAX if "instance" in request.path_params else SPEC_BYTES_MAX
-                routes = mesh.front.hot._replace(body_bytes_max=bytes_max, limit="the limit of a registration")
+                routes = replace(mesh.front.hot, body_bytes_max=bytes_max, limit="the limit of a registration")
                 raw = request_of(request.scope, Caller(request.receive))
                 await read_body(raw, request.receive, routes)
                 payload = raw.body

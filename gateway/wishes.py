@@ -5,8 +5,9 @@ The same things as fields of a body are start_body.py's. Pure.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final
 
+import msgspec
 from msgspec.structs import replace
 
 from gateway.orders import Later, Order, Parent
@@ -29,7 +30,7 @@ PRIORITY: Final = b"mesh-priority"
 WISHES: Final = frozenset((DELAY, START_AT, PARENT_TOKEN, PARENT_KEY, PARENT_CLOSE, VERSION_HEADER, PRIORITY))
 
 
-class Wishes(NamedTuple):
+class Wishes(msgspec.Struct, frozen=True, gc=False):
     """All of them; most starts have none."""
 
     priority: int = 0

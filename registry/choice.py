@@ -8,7 +8,9 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import accumulate
-from typing import Final, NamedTuple
+from typing import Final
+
+import msgspec
 
 from mesh.ids import pick_index
 from mesh.store.verbs import Share
@@ -22,7 +24,7 @@ CANARY: Final = "c"
 """Begins a pin to one instance; the rest is its id."""
 
 
-class Pool(NamedTuple):
+class Pool(msgspec.Struct, frozen=True):
     """Instances that may be chosen, with the running sums of their weights."""
 
     instances: tuple[Instance, ...]
@@ -44,7 +46,7 @@ def pool(instances: Iterable[Instance]) -> Pool:
     return Pool(found, tuple(accumulate(one.weight for one in found)))
 
 
-class Rotation(NamedTuple):
+class Rotation(msgspec.Struct, frozen=True):
     """Pools, one per version where versions have shares of their own, with the running sums of the shares."""
 
     pools: tuple[Pool, ...]

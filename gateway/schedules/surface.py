@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 import msgspec
 from fastapi import APIRouter, Query, Request, Response
+from msgspec.structs import replace
 
 from gateway.declared import schema
 from gateway.http import Caller, request_of
@@ -67,7 +68,7 @@ def _reply(body: Any, status: int = 200, headers: dict[str, str] | None = None) 
 
 
 async def _body(request: Request) -> bytes:
-    routes = _mesh(request).front.hot._replace(body_bytes_max=DOCUMENT_BYTES_MAX, limit="the limit of a schedule")
+    routes = replace(_mesh(request).front.hot, body_bytes_max=DOCUMENT_BYTES_MAX, limit="the limit of a schedule")
     raw = request_of(request.scope, Caller(request.receive))
     await read_body(raw, request.receive, routes)
     if costly(raw.body):

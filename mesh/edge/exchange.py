@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
-from typing import Any, Final, NamedTuple, Protocol, TypeAlias
+from typing import Any, Final, Protocol, TypeAlias
 from urllib.parse import parse_qsl
 
 import msgspec
@@ -155,7 +155,7 @@ def _unrendered(error: Exception) -> Answer:
     raise error
 
 
-class HotRoute(NamedTuple):
+class HotRoute(msgspec.Struct, frozen=True):
     """A route function and how its errors look on the wire.
 
     `take`: opens the Intake for a body over `Routes.inline_bytes`, from what the head says; None: it stays in memory,
@@ -171,7 +171,7 @@ class HotRoute(NamedTuple):
     begin: Beginner | None = None
 
 
-class Routes(NamedTuple):
+class Routes(msgspec.Struct, frozen=True):
     """The hot routes of an application: `find(method, raw path)` names one, None leaves the request to the ASGI app."""
 
     find: Callable[[str, bytes], HotRoute | None]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -33,7 +33,7 @@ class Reply(msgspec.Struct, gc=False):
         return None
 
 
-class Large(NamedTuple):
+class Large(msgspec.Struct, frozen=True):
     """Where a reply's body over `inline_bytes` goes: `take(status, headers)` opens it; None: it stays in memory.
 
     In memory it may be `bytes_max` long.
