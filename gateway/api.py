@@ -11,6 +11,7 @@ from gateway.callbacks import operation_link
 from gateway.outcomes import encode_json, known_fields, nexus_answer, record_fields
 from gateway.payloads import DIGESTS, check_told
 from gateway.problems import problem
+from gateway.reading import ended
 from gateway.start_body import MESH_START, TIMEOUT_MS_MAX, as_v1, beside, read_order, read_start
 from gateway.step_results import StepResults
 from gateway.tasks import header_token
@@ -118,8 +119,10 @@ class OperationsSurface:
 
     async def _conclude(self, request: Request, placed: Placed, until_s: float | None, applied: bytes) -> Answer:
         """What a start is answered, at the latest then; None: it does not wait."""
-        known = self._operations.ended_here(placed)
-        if known is None:
+        ending = self._operations.ending_here(placed)
+        if ending is not None:
+            known = ended(placed, ending)
+        else:
             wait_s = 0 if until_s is None else max(until_s - monotonic_s(), 0)
             known = await self._operations.first_outcome(placed, wait_s, request.gone)
         if known is None and until_s is not None:

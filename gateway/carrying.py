@@ -32,14 +32,13 @@ class Carried:
     For its alarm it is what a future would be: `done` when it is over, and woken by `set_result`.
     """
 
-    __slots__ = ("_alarm", "_conclude", "_first", "_request", "late", "task")
+    __slots__ = ("_alarm", "_conclude", "_first", "_request", "late")
 
     def __init__(self, first: FirstRequest | None, request: Request, conclude: Conclude) -> None:
         self._first = first
         self._request = request
         self._conclude: Conclude | None = conclude
         self._alarm: asyncio.TimerHandle | None = None
-        self.task = request.sink.task
         self.late = False
         """Another task answers the request."""
 
@@ -64,7 +63,7 @@ class Carried:
             self.late = True
             if self._first is not None:
                 self._first.waited = True
-            self._request.later(conclude(), instead_of=self.task)
+            self._request.later(conclude(), apart=True)
 
 
 class Carrying:
@@ -83,7 +82,7 @@ class Carrying:
         """
         carried = Carried(first, request, conclude)
         carried.begin(self._waiters.alarms, min(wait_s, QUICK_S))
-        return self._courier.carry(attempt, carried)
+        return self._courier.carry(attempt, carried, request.sink.task)
 
     def send(self, attempt: Attempt, request: Request) -> Coroutine[Any, Any, None]:
         """Make the `attempt` in the task of `request`, which is answered."""

@@ -97,15 +97,20 @@ class Courier:
         self.complete = self._starts.complete
         """Record an outcome: the one way for an operation to end well."""
         self._tasks: dict[asyncio.Task[Any], str] = {}
-        self.in_flight: dict[str, int] = {}
-        """Operations this process is working on: what `held` in the store should say."""
-        self.sent_to: dict[str, str] = {}
-        """Operation -> the instance that a start of it is out at."""
 
     @property
     def busy(self) -> int:
         """Tries under way."""
         return len(self._tasks)
+
+    @property
+    def in_flight(self) -> set[str]:
+        """Operations this process is working on: what `held` in the store should say."""
+        return {*self._tasks.values()}
+
+    def sent_to(self, operation_id: str) -> str:
+        """The instance that a start of the operation is out at, or ""."""
+        return self._starts.out.get(operation_id, "")
 
     def take(self, works: Iterable[Work], *, from_line: bool = False) -> None:
         """Send each of them. `from_line`: taken from an endpoint's waiting line, which knows what to probe with."""
@@ -132,27 +137,24 @@ class Courier:
 
     def start(self, work: Work, endpoint: Endpoint, admitted: Admitted) -> None:
         """Send a leased start to the admitted instance."""
-        self.sent_to[work.id] = admitted.id
         self._spawn(work.id, self._starts.send(work, endpoint, admitted))
 
-    async def carry(self, attempt: Attempt, carried: Carried) -> bool:
-        """As `start`, in the present task, which is its request's; whether the request has still to be answered."""
+    async def carry(self, attempt: Attempt, carried: Carried, task: asyncio.Task[Any]) -> bool:
+        """As `start`, in the present `task`, which is its request's; whether the request has still to be answered."""
         work, endpoint, admitted = attempt
-        self.sent_to[work.id] = admitted.id
-        self._begin(carried.task, work.id)
+        self._tasks[task] = work.id
         try:
             await self._starts.send(work, endpoint, admitted)
         except Exception as fault:  # noqa: BLE001 - told, as of a task of its own: the request waits for other tries
             _tell(work.id, fault)
         finally:
             carried.end()
-            self._end(carried.task)
+            del self._tasks[task]
         return not carried.late
 
     def send(self, attempt: Attempt, task: asyncio.Task[Any]) -> Coroutine[Any, Any, None]:
         """As `start`, in the present `task`, the request of which is answered."""
         work, endpoint, admitted = attempt
-        self.sent_to[work.id] = admitted.id
         return self._here(task, work.id, self._starts.send(work, endpoint, admitted))
 
     def call_back(self, work: Work, task: asyncio.Task[Any]) -> Coroutine[Any, Any, None]:
@@ -160,13 +162,13 @@ class Courier:
         return self._here(task, work.id, self._deliveries.callback(work))
 
     async def _here(self, task: asyncio.Task[Any], operation_id: str, work: Coroutine[Any, Any, None]) -> None:
-        self._begin(task, operation_id)
+        self._tasks[task] = operation_id
         try:
             await work
         except Exception as fault:  # noqa: BLE001 - told, as of a task of its own
             _tell(operation_id, fault)
         finally:
-            self._end(task)
+            del self._tasks[task]
 
     async def drain(self, grace_s: float) -> None:
         """Wait for the tries under way."""
@@ -175,27 +177,14 @@ class Courier:
 
     def _spawn(self, operation_id: str, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)
-        self._begin(task, operation_id)
+        self._tasks[task] = operation_id
         task.add_done_callback(self._over)
 
     def _over(self, task: asyncio.Task[None]) -> None:
-        operation_id = self._end(task)
+        operation_id = self._tasks.pop(task)
         fault = None if task.cancelled() else task.exception()
         if fault is not None:
             _tell(operation_id, fault)
-
-    def _begin(self, task: asyncio.Task[Any], operation_id: str) -> None:
-        self._tasks[task] = operation_id
-        self.in_flight[operation_id] = self.in_flight.get(operation_id, 0) + 1
-
-    def _end(self, task: asyncio.Task[Any]) -> str:
-        operation_id = self._tasks.pop(task)
-        left = self.in_flight.pop(operation_id) - 1
-        if left:
-            self.in_flight[operation_id] = left
-        else:
-            self.sent_to.pop(operation_id, None)
-        return operation_id
 
 
 def _tell(operation_id: str, fault: BaseException) -> None:

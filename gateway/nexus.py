@@ -13,7 +13,7 @@ from msgspec.structs import replace
 
 from gateway.callbacks import operation_link
 from gateway.operations import Order
-from gateway.outcomes import GATEWAY, encode_json, nexus_answer
+from gateway.outcomes import GATEWAY, encode_json, nexus_answer, running_answer
 from gateway.payloads import DIGESTS, check_told
 from gateway.problems import STORE_REFUSED, STORE_REFUSED_DETAIL
 from gateway.wishes import wishes_of
@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from collections.abc import Coroutine
 
     from gateway.auth import Auth
-    from gateway.operations import Known, Operations, Placed
+    from gateway.operations import Operations, Placed
     from mesh.blobs.spool import Spooled
     from mesh.streams import Intake
 
@@ -228,7 +228,7 @@ class NexusSurface:
             placed.first.brief = True
         mine = placed.attempt
         if wait_ms <= 0 and mine is not None:
-            request.answer(self._answer(placed, None))
+            request.answer(self._running(placed))
             await self._operations.send(mine, request)
             return None
         wait_s = wait_ms / 1000
@@ -240,30 +240,25 @@ class NexusSurface:
 
     async def _conclude(self, request: Request, placed: Placed, until_s: float) -> Answer:
         """What a start is answered, at the latest then."""
-        known = self._operations.ended_here(placed)
-        if known is None:
+        ending = self._operations.ending_here(placed)
+        if ending is not None:
+            state, outcome, links = ending.state, ending.outcome, placed.agent_links
+        else:
             known = await self._operations.first_outcome(placed, max(until_s - monotonic_s(), 0), request.gone)
-        answer = self._answer(placed, known)
-        if known is not None and known.outcome is not None and known.outcome.data is not None:
-            return await self._operations.payloads.answering(answer, request, placed.id, known.outcome.data)
+            if known is None or known.outcome is None:
+                return self._running(placed)
+            state, outcome, links = known.state, known.outcome, known.links
+        link = operation_link(self._public_url, placed.id).encode()
+        answer = nexus_answer(placed.id, state, outcome, link, links, first=True)
+        if placed.replayed or placed.quota:
+            answer = replace(answer, headers=[*answer.headers, *placed.told])
+        if outcome.data is not None:
+            return await self._operations.payloads.answering(answer, request, placed.id, outcome.data)
         return answer
 
-    def _answer(self, placed: Placed, known: Known | None) -> Answer:
+    def _running(self, placed: Placed) -> Answer:
         link = operation_link(self._public_url, placed.id).encode()
-        replayed = [(b"idempotency-replayed", b"true")] if placed.replayed else []
-        if known is not None and known.outcome is not None:
-            answer = nexus_answer(placed.id, known.state, known.outcome, link, known.links, first=True)
-            more = [*replayed, *placed.quota]
-            return replace(answer, headers=[*answer.headers, *more]) if more else answer
-        headers = [
-            (b"content-type", b"application/json"),
-            (b"mesh-operation-id", placed.id.encode()),
-            (b"nexus-link", link),
-            *[(b"nexus-link", one.encode("latin-1")) for one in placed.agent_links],
-            *replayed,
-            *placed.quota,
-        ]
-        return Answer(201, headers, b'{"token":"%b","state":"running"}' % placed.id.encode())
+        return running_answer(placed.id, link, placed.agent_links, placed.told)
 
     def _wait_ms(self, request: Request, *, told: bool) -> float:
         # Request-Timeout is a bound, not a wish. Temporal sends 10 s with every start and counts the requests that are

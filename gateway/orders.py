@@ -126,6 +126,11 @@ class Placed(msgspec.Struct, frozen=True, gc=False):
         """What the agent's 201 linked to, as far as it is known here."""
         return self.links if self.first is None else self.first.links
 
+    @property
+    def told(self) -> list[tuple[bytes, bytes]]:
+        """Headers of an answer that say how it was accepted."""
+        return [(b"idempotency-replayed", b"true"), *self.quota] if self.replayed else [*self.quota]
+
 
 class Begun(NamedTuple):
     """One of many that were accepted together. `starts_at_ms` 0: at once."""

@@ -91,6 +91,19 @@ def nexus_answer(
     return Answer(424, headers, failure_json(failure_of(state, outcome)))
 
 
+def running_answer(operation_id: str, link: bytes, started: Sequence[str], told: Headers) -> Answer:
+    """201 with the token of an operation that goes on; `told`: how it was accepted."""
+    operation = operation_id.encode()
+    headers = [
+        _JSON,
+        (b"mesh-operation-id", operation),
+        (b"nexus-link", link),
+        *[(b"nexus-link", one.encode("latin-1")) for one in started],
+        *told,
+    ]
+    return Answer(201, headers, b'{"token":"%b","state":"running"}' % operation)
+
+
 def _own_body(outcome: Outcome) -> bytes:
     """A handler error as it came: `original`, unless the failure in `body` was all of it already."""
     if outcome.original:

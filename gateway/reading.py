@@ -61,13 +61,13 @@ class Reading:
         self._store = store
         self._waiters = waiters
 
-    def ended_here(self, placed: Placed) -> Known | None:
-        """As `first_outcome`, where it came already and nothing has to be looked up for it."""
+    def ending_here(self, placed: Placed) -> Ending | None:
+        """As `first_outcome`, where it came already and nothing has to be looked up; `ended` says what is known."""
         first = placed.first
         if first is None or first.ending is None or first.ending.journal:
             return None
         self._waiters.close(placed.id, first)
-        return _ended(placed, first.ending)
+        return first.ending
 
     async def first_outcome(self, placed: Placed, wait_s: float, gone: Gone) -> Known | None:
         """The outcome within `wait_s`, for the request that started the operation; None when it is not there yet.
@@ -98,8 +98,8 @@ class Reading:
 
     async def _known(self, placed: Placed, ending: Ending) -> Known:
         if not ending.journal:
-            return _ended(placed, ending)
-        return await self._try_read(placed.id, monotonic_s()) or _ended(placed, ending)
+            return ended(placed, ending)
+        return await self._try_read(placed.id, monotonic_s()) or ended(placed, ending)
 
     async def _watch_first(
         self, placed: Placed, first: FirstRequest, deadline_s: float, gone: Gone
@@ -225,7 +225,7 @@ def unknown_operation(operation: str) -> NotFound:
     return NotFound(f"there is no operation {operation[:64]!r}", code="unknown_operation")
 
 
-def _ended(placed: Placed, ending: Ending) -> Known:
+def ended(placed: Placed, ending: Ending) -> Known:
     """What is known of an operation whose outcome was recorded here, without asking the store."""
     head = msgspec.structs.replace(
         placed.head,

@@ -111,7 +111,7 @@ async def get_operation(request: Request, operation_id: str) -> Response:
     mesh = mesh_of(request)
     known = await mesh.operations.whole(operation_id, _namespace(request))
     head = known.head
-    sent_to = mesh.courier.sent_to.get(operation_id, "") if head.start == Delivery.LEASED else ""
+    sent_to = mesh.courier.sent_to(operation_id) if head.start == Delivery.LEASED else ""
     seen = (head.run, head.seq + known.journal, head.callback, head.callback_tries, int(bool(sent_to)))
     etag = f'"{".".join(map(str, (*seen, known.beat.after_ms if known.beat else 0)))}"'
     if request.headers.get("if-none-match") == etag:

@@ -125,17 +125,21 @@ class Starts:
         self._query = b"callback=" + quote_segment(completion_url).encode()
         self._take = take
         self._wake = wake
+        self.out: dict[str, str] = {}
+        """Operation -> the instance that a start of it is out at."""
 
     async def send(self, work: Work, endpoint: Endpoint, admitted: Admitted) -> None:
         """One try; its instance is settled with whatever happens."""
         head, request, data = work.head, work.request, work.request.data
+        self.out[work.id] = admitted.id
         routed = _NEUTRAL
         try:
             timeout_ms = _patience_ms(work, endpoint.bounds.request_ms)
             try:
                 body = work.extra if data is None else self._payloads.stored(work.id, data)
                 target = self._egress.cached(admitted.url) or await self._egress.resolve(admitted.url)
-                reply = await self._pool.post(
+                reply = await self._pool.request(
+                    b"POST",
                     target,
                     start_path(target.path, request.service, request.operation, self._query),
                     self._start_headers(work),
@@ -154,6 +158,7 @@ class Starts:
                 await self._book(work, endpoint, answer, admitted)
                 routed = Routed.FAILED if isinstance(answer, TryAgain) and not answer.own_word else _OK
         finally:
+            self.out.pop(work.id, None)
             self._router.settle(endpoint, admitted, routed)
             if admitted.probe and routed is _OK:
                 self._wake(endpoint.id)

@@ -129,7 +129,7 @@ class Ticker:
         # A lease whose reply was lost (the store was killed in between) is known to the store alone. Seen twice, a
         # second apart, it is no longer a call on its way.
         held = await self._store.held(self._session.name, HELD_LOOK)
-        strangers = {one for one in held if one not in self._courier.in_flight}
+        strangers = {*held} - self._courier.in_flight
         orphans = strangers & self._strangers
         self._strangers = strangers
         if orphans:

@@ -145,11 +145,16 @@ class Alarms:
         return None
 
     def _ring(self, loop: asyncio.AbstractEventLoop) -> None:
-        now_s = loop.time()
-        while self._due and (self._due[0][0] <= now_s or self._due[0][1].done()):
-            _wake(self._due.popleft()[1])
-        if self._due:
-            loop.call_at(self._due[0][0], self._ring, loop)
+        now_s, due = loop.time(), self._due
+        while due:
+            due_s, waiter = due[0]
+            over = waiter.done()
+            if not over and due_s > now_s:
+                loop.call_at(due_s, self._ring, loop)
+                return
+            due.popleft()
+            if not over:
+                waiter.set_result(None)
 
 
 class Waiters:

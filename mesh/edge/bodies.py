@@ -38,7 +38,7 @@ class Caller:
     def left(self) -> bool:
         return self.disconnected
 
-    def let_go(self, task: asyncio.Task[Any]) -> None:
+    def let_go(self) -> None:
         """Nobody waits for the tasks of ordinary routes."""
 
 

@@ -58,8 +58,8 @@ class Sink(Protocol):
         """Whether the caller has hung up, also where only its line can tell yet."""
         ...
 
-    def let_go(self, task: asyncio.Task[Any]) -> None:
-        """The request is no longer that task's, which goes on with something else: the server need not wait for it."""
+    def let_go(self) -> None:
+        """The request is no longer its task's, which goes on with something else: the server need not wait for that."""
 
 
 class Request:
@@ -117,16 +117,16 @@ class Request:
         Its route function returns None and does not raise any more, for the request is over.
         """
         sink = self.sink
-        sink.let_go(sink.task)
+        sink.let_go()
         sink.answer(answer)
 
-    def later(self, answering: Coroutine[Any, Any, Answer], instead_of: asyncio.Task[Any] | None = None) -> None:
+    def later(self, answering: Coroutine[Any, Any, Answer], *, apart: bool = False) -> None:
         """Another task answers this request; its route function returns None.
 
-        `instead_of`: the task of the route function, where that has something else to do first.
+        `apart`: the route function has something else to do first, which the server need not wait for.
         """
-        if instead_of is not None:
-            self.sink.let_go(instead_of)
+        if apart:
+            self.sink.let_go()
         task = asyncio.get_running_loop().create_task(self._answer_later(answering))
         _later.add(task)
         task.add_done_callback(_later.discard)

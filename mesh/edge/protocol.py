@@ -91,7 +91,8 @@ class Edge(HttpToolsProtocol):
                 self.transport.close()
                 return
         self.idle_since_s = 0.0
-        self._unset_keepalive_if_required()
+        if self.timeout_keep_alive_task is not None:
+            self._unset_keepalive_if_required()
         while data and not self.transport.is_closing():
             try:
                 self.parser.feed_data(data)
@@ -151,7 +152,7 @@ class Edge(HttpToolsProtocol):
         earlier = self.cycle
         exchange = Exchange(self, routes, route, (method, raw_path, query, self.headers))
         self.cycle: Any = exchange
-        exchange.check(measure=measure)
+        sound = exchange.check(measure=measure)
         first = exchange.request.first
         # Only by its `connection` would an HTTP/1.0 request be one to keep alive for: the version is slow to ask for.
         exchange.keep_alive = self.parser.should_keep_alive() and not (
@@ -160,7 +161,8 @@ class Edge(HttpToolsProtocol):
         exchange.expects = b"expect" in first and first[b"expect"].lower() == b"100-continue"
         if (earlier is None or earlier.response_complete) and not self._held:
             exchange.turn = True
-            exchange.advance()
+            if exchange.expects or not sound:
+                exchange.advance()  # before its body, which is still to come, be it an empty one
         else:
             self.flow.pause_reading()
             self.pipeline.appendleft((exchange, self.app))  # type: ignore[arg-type]
@@ -235,13 +237,16 @@ class Edge(HttpToolsProtocol):
             # Instead of a timer per answer: the sweep looks at all connections.
             self.idle_since_s = self.loop.time()
 
-    def spawn(self, running: Any) -> asyncio.Task[Any]:
-        """A task that the server waits for when it drains."""
+    def begin(self, running: Any) -> asyncio.Task[Any]:
+        """A task that the server waits for when it drains, until it leaves `tasks` by itself."""
         # Not by the loop, which writes a name for each: a third of what a task costs.
         task = asyncio.Task(running, loop=self.loop, name="mesh-request")
         self.tasks.add(task)
-        task.add_done_callback(self.tasks.discard)
         return task
+
+    def spawn(self, running: Any) -> None:
+        """A task that the server waits for when it drains, to its end."""
+        self.begin(running).add_done_callback(self.tasks.discard)
 
     def default_lines(self) -> bytes:
         """The date and what else uvicorn says by default, as header lines."""

@@ -36,6 +36,7 @@ class Exchange:
         "_body", "_edge", "_fault", "_gone", "_inline", "_route", "_routes", "_size", "disconnected", "expects",
         "keep_alive", "more_body", "request", "response_complete", "task", "turn",
     )  # fmt: skip
+    task: asyncio.Task[Any]
 
     def __init__(self, edge: Edge, routes: Routes, route: HotRoute, request: tuple[str, bytes, bytes, Headers]) -> None:
         self._edge = edge
@@ -57,20 +58,21 @@ class Exchange:
 
     # What the protocol tells
 
-    def check(self, *, measure: bool) -> None:
-        """Look at the head; what is wrong with it is answered in the request's turn."""
+    def check(self, *, measure: bool) -> bool:
+        """Look at the head; False: what is wrong with it is answered in the request's turn."""
         first = self.request.first
         try:
             within = not measure and len(self.request.headers) <= HEADER_COUNT_MAX
             plain = b"content-encoding" not in first and b"transfer-encoding" not in first
             if within and plain and int(first.get(b"content-length", b"0")) <= self._inline:
-                return  # nearly every one: nothing of check_head is for it
+                return True  # nearly every one: nothing of check_head is for it
             large = self._route.take is not None
             check_head(self.request.headers, self.request.first, self._routes, measure=measure, large=large)
             if large and int(self.request.first.get(b"content-length", b"0")) > self._inline:
                 self._go_large()
         except Exception as error:  # noqa: BLE001 - answered as the route answers
             self._fault = error
+        return self._fault is None
 
     def take(self, chunk: bytes) -> None:
         """Some of the body."""
@@ -145,7 +147,7 @@ class Exchange:
         if self._route.begin is not None and self._fault is None and self.request.intake is None:
             self._begin(self._route.begin)
         else:
-            self.task: asyncio.Task[Any] = self._edge.spawn(self._run())
+            self.task = self._edge.begin(self._run())
 
     @property
     def message_event(self) -> Exchange:
@@ -192,11 +194,8 @@ class Exchange:
         finally:
             if request.intake is not None:
                 request.intake.abandon()
-        if answer is None:
-            return
-        if answer.stream is not None and request.method != "HEAD":
-            await self._send(answer, answer.stream)
-        else:
+            self._edge.tasks.discard(self.task)
+        if answer is not None:
             self.answer(answer)
 
     async def _send(self, answer: Answer, stream: Source) -> None:
@@ -261,9 +260,9 @@ class Exchange:
                 self._gone = asyncio.get_running_loop().create_future()
             await asyncio.shield(self._gone)
 
-    def let_go(self, task: asyncio.Task[Any]) -> None:
+    def let_go(self) -> None:
         """Another task answers: the server need not wait for this one."""
-        self._edge.tasks.discard(task)
+        self._edge.tasks.discard(self.task)
 
     def left(self) -> bool:
         """Whether the caller has hung up."""

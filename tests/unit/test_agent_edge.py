@@ -87,7 +87,7 @@ class _Caller:
     def left(self) -> bool:
         return False
 
-    def let_go(self, task: asyncio.Task[Any]) -> None:
+    def let_go(self) -> None:
         raise AssertionError
 
 
