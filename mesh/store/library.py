@@ -84,6 +84,18 @@ READS: Final = frozenset({"mesh1_pages", "mesh1_queue"})
 """Functions that write nothing."""
 
 
+_GLOBALS: Final = """\
+local function globals() return redis.call, unpack, pcall end
+local redis_call, unpack, pcall
+local function ready(verb)
+  return function(keys, argv)
+    if not redis_call then redis_call, unpack, pcall = globals() end
+    return verb(keys, argv)
+  end
+end"""
+"""What every verb calls again and again: the server finds a global behind a metatable, once a library is loaded."""
+
+
 def _literal(pairs: Mapping[str, str | int]) -> str:
     return "{" + ", ".join(f"{name} = {value!r}" for name, value in pairs.items()) + "}"
 
@@ -170,6 +182,7 @@ def source() -> str:
     verbs = [verb for body in bodies for verb in re.findall(r"^local function (mesh1_\w+)", body, re.MULTILINE)]
     parts = [
         f"#!lua name={NAME}",
+        _GLOBALS,
         f"local KEY = {_literal(SUFFIXES)}",
         f"local H = {_literal(_tables()['H'])}",
         f"local OPERATION = {_table(OPERATION)}",  # pyright: ignore[reportArgumentType]
@@ -179,5 +192,5 @@ def source() -> str:
     ]
     for verb in verbs:
         flags = "{'no-writes'}" if verb in READS else "{}" if verb in ADMISSION else "{'allow-oom'}"
-        parts.append(f"redis.register_function{{function_name='{verb}', callback={verb}, flags={flags}}}")
+        parts.append(f"redis.register_function{{function_name='{verb}', callback=ready({verb}), flags={flags}}}")
     return "\n".join(parts) + "\n"

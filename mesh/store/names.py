@@ -2,7 +2,8 @@
 
 `S.started` becomes `3`, `KEY.operation` its text, and `op.state` `op[1]`: an operation's head is an array in Lua, as it
 is packed, for a table of 45 names costs several times as much to make, to fill and to pack. What is no field of the
-head (RUNTIME) stays a name. Nothing moves to another line; comments stay in the files.
+head (RUNTIME) stays a name. `redis.call` becomes a local of the library. Nothing moves to another line; comments stay
+in the files.
 
 Knows the text of the files and nothing of what they do. Convention of the files: an operation is called `op`, `parent`,
 `earlier` or `child` and nothing else is; a name that is computed is looked up in H: `op[H[kind]]`.
@@ -57,7 +58,7 @@ def resolved(
     for number, line in enumerate(text.split("\n"), start=1):
         code = _COMMENT.sub("", line)
         try:
-            lines.append(_CONSTANT.sub(constant, _OPERATION.sub(operation, code)))
+            lines.append(_CONSTANT.sub(constant, _OPERATION.sub(operation, code)).replace("redis.call(", "redis_call("))
         except UnknownName as unknown:
             raise UnknownName(f"{file}.lua:{number}: {unknown}") from None
     return "\n".join(lines)

@@ -29,8 +29,8 @@ BEGIN_MS: Final = 1_700_000_000_000
 DELAY_MS: Final = 1_000
 """Back-off of whatever failed."""
 
-THEIRS: Final = "redis.call('TIME')"
-OURS: Final = "redis.call('HMGET', 'clock', 's', 'us')"
+THEIRS: Final = "redis_call('TIME')"
+OURS: Final = "redis_call('HMGET', 'clock', 's', 'us')"
 
 Reply = TypeVar("Reply")
 

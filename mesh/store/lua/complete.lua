@@ -10,16 +10,16 @@
 
 -- An operation with the head that another had which ended earlier in this `gather`, by the same answer, ends as that did: they
 -- were accepted and sent in one call too.
-local function end_alike(root, gather, like, id, outcome)
+local function end_alike(gather, like, record, id, outcome)
   local op = like.op
   if not like.timers then
-    like.at, like.timers, like.held = timer_at(op), timer_key(root, ''), timer_key(root, like.owner)
+    like.at, like.timers, like.held = timer_at(op), timer_key(op.root, ''), timer_key(op.root, like.owner)
   end
   touch(gather, id)
-  redis.call('HSET', root .. KEY.operation .. id, 'h', op.packed, 'r', outcome)
+  redis.call('HSET', record, 'h', op.packed, 'r', outcome)
   if like.owner ~= '' then take(gather, like.held, id) end
   put(gather, like.timers, like.at, id)
-  if like.told then redis.call('PUBLISH', root .. CHANNEL.operation .. id, op.seq .. ' ' .. op.state) end
+  if like.told then redis.call('PUBLISH', op.root .. CHANNEL.operation .. id, op.seq .. ' ' .. op.state) end
   return like.place
 end
 
@@ -35,13 +35,14 @@ local complete_arguments = remembered('run', 'attempt', 'event', 'code', 'sessio
   'instance')
 
 local function complete_one(root, gather, packed, id, outcome)
-  local a = complete_arguments(packed)
   local _ = #id + #outcome -- a missing argument fails here, before the first write
-  local head = redis.call('HGET', root .. KEY.operation .. id, 'h')
+  local record = root .. KEY.operation .. id
+  local head = redis.call('HGET', record, 'h')
   if not head then return refuse('UNKNOWN', id) end
   local likes = gather and gather.alike[packed]
   local like = likes and likes[head]
-  if like then return end_alike(root, gather, like, id, outcome) end
+  if like then return end_alike(gather, like, record, id, outcome) end
+  local a = complete_arguments(packed)
   local op = decode_head(head, id, root)
   if a.run ~= op.run then return refuse('STALE_RUN', id) end
   local now = gather and gather.now or now_ms()
@@ -56,7 +57,7 @@ local function complete_one(root, gather, packed, id, outcome)
     if not wanted then return { 'dropped', now, op.state } end
   end
   local verdict = apply(op, a.event)
-  if verdict == 'same' and redis.call('HGET', root .. KEY.operation .. id, 'r') == outcome then
+  if verdict == 'same' and redis.call('HGET', record, 'r') == outcome then
     return { 'same', op.closed_at, op.seq }
   end
   if verdict ~= 'moved' then

@@ -111,13 +111,13 @@ local start_arguments = remembered('ns', 'endpoint', 'session', 'close_ms', 'sta
   'retention_ms', 'callback', 'blocked')
 
 local function start_one(root, gather, packed, id, key, content, input, instance, lease_ms, counted)
-  local a = start_arguments(packed)
   -- A missing argument fails here, before the key is claimed below.
   local _ = #id + #key + #content + #input
   local likes = gather and not counted and gather.alike[packed]
   local like = likes and likes[instance or '']
   local same = like and like.lease_ms == lease_ms and start_alike(root, gather, like, id, key, content, input)
   if same then return same end
+  local a = start_arguments(packed)
   local now = gather and gather.now or now_ms()
   local delay_ms = a.delay_ms or (a.starts_at and math.max(a.starts_at - now, 0))
   local begins = now + (delay_ms or 0)
