@@ -75,7 +75,7 @@ class OperationsSurface:
 
     async def start(self, request: Request) -> Answer | None:
         """200 with the finished record, or 202 with `Location` (P60)."""
-        principal = self._auth.authenticate(request.headers)
+        principal = self._auth.authenticate(request.headers, request.first)
         headers = caller_headers(request.headers)
         wait_ms, applied = self._wait_ms(request)
         _check_digest(request)
@@ -162,7 +162,7 @@ class OperationsSurface:
 
     async def result(self, request: Request) -> Answer:
         """200 the result's own bytes and type, 424 the failure, 202 with the record while it runs."""
-        principal = self._auth.authenticate(request.headers)
+        principal = self._auth.authenticate(request.headers, request.first)
         operation = request.raw_path[len(PATH) + 1 : -len(RESULT)].decode("latin-1")
         wait = request.arguments().get("wait", "")
         known = await self._operations.result(operation, principal.namespace, self._wait_s(wait), request.gone)

@@ -6,7 +6,7 @@ Never puts a key into a message or a log. What a namespace may do is decided whe
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from hashlib import sha256
 from typing import Final
 from urllib.parse import urlsplit
@@ -42,10 +42,15 @@ class Auth:
         self._nobody = Principal(DEFAULT_NAMESPACE, admin=True)
         self._hosts: set[bytes] = set()
 
-    def authenticate(self, headers: Sequence[tuple[bytes, bytes]]) -> Principal:
-        """`headers` are ASGI's. Raises Unauthenticated; without keys Forbidden, when a web page may be behind it."""
+    def authenticate(
+        self, headers: Sequence[tuple[bytes, bytes]], first: Mapping[bytes, bytes] | None = None
+    ) -> Principal:
+        """`headers` are ASGI's, `first` is the first value of each, where that is known.
+
+        Raises Unauthenticated; without keys Forbidden, when a web page may be behind it.
+        """
         if not self._keys:
-            return self._local(headers)
+            return self._local(headers, dict(headers) if first is None else first)
         given: bytes | None = None
         for name, value in headers:
             if name == b"authorization":
@@ -70,12 +75,11 @@ class Auth:
         except (Unauthenticated, Forbidden):
             return None
 
-    def _local(self, headers: Sequence[tuple[bytes, bytes]]) -> Principal:
+    def _local(self, headers: Sequence[tuple[bytes, bytes]], said: Mapping[bytes, bytes]) -> Principal:
         """Listening on loopback keeps other machines out, not web pages in a browser on this one.
 
         A page that rebinds its own name to 127.0.0.1 gives itself away by `Host`, one that simply posts by `Origin`.
         """
-        said = dict(headers)
         if len(said) == len(headers) and b"origin" not in said and said.get(b"host") in self._hosts:
             return self._nobody
         hosted = False

@@ -10,6 +10,8 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
+import msgspec
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
@@ -26,21 +28,18 @@ QUICK_S: Final = 0.1
 """Most answers come within this; a longer wait is worth a task, a subscription, an eye on the caller's connection."""
 
 
-class Carried:
+class Carried(msgspec.Struct, eq=False):
     """A request whose task makes an attempt, and what is done when that takes longer.
 
     For its alarm it is what a future would be: `done` when it is over, and woken by `set_result`.
     """
 
-    __slots__ = ("_alarm", "_conclude", "_first", "_request", "late")
-
-    def __init__(self, first: FirstRequest | None, request: Request, conclude: Conclude) -> None:
-        self._first = first
-        self._request = request
-        self._conclude: Conclude | None = conclude
-        self._alarm: asyncio.TimerHandle | None = None
-        self.late = False
-        """Another task answers the request."""
+    _first: FirstRequest | None
+    _request: Request
+    _conclude: Conclude | None
+    _alarm: asyncio.TimerHandle | None = None
+    late: bool = False
+    """Another task answers the request."""
 
     def begin(self, alarms: Alarms, seconds: float) -> None:
         """It is late after so long."""

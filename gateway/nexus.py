@@ -180,7 +180,7 @@ class NexusSurface:
 
     async def start(self, request: Request, endpoint: str, service: str, operation: str) -> Answer | None:
         """Start an operation; 200 or 424 when the outcome comes within the wait, else 201 (P10 to P12)."""
-        principal = self._auth.authenticate(request.headers)
+        principal = self._auth.authenticate(request.headers, request.first)
         if not service or not operation:
             raise NotFound("service and operation names are not empty", code="unknown_operation")
         arguments = request.arguments()
@@ -281,7 +281,7 @@ class NexusSurface:
 
     async def cancel(self, request: Request, path_token: str) -> Answer:
         """202, repeats and ended operations too. The header's token wins over the query's (case 56)."""
-        principal = self._auth.authenticate(request.headers)
+        principal = self._auth.authenticate(request.headers, request.first)
         token = self._token(request) or path_token
         if not token:
             raise Malformed("give the operation token in Nexus-Operation-Token or ?token=", code="token_missing")
@@ -295,7 +295,7 @@ class NexusSurface:
 
     async def result(self, request: Request) -> Answer:
         """Legacy: 200/424 when it ended, 412 while it runs, 408 when the wait is over (case 95)."""
-        principal = self._auth.authenticate(request.headers)
+        principal = self._auth.authenticate(request.headers, request.first)
         wait = request.arguments().get("wait", "")
         wait_ms = min(parse_duration_ms(wait) or 0, self._wait_max_ms)
         token = self._token(request)
@@ -314,7 +314,7 @@ class NexusSurface:
 
     async def info(self, request: Request) -> Answer:
         """Legacy: `{token, state}`."""
-        principal = self._auth.authenticate(request.headers)
+        principal = self._auth.authenticate(request.headers, request.first)
         token = self._token(request)
         known = await self._operations.get(token, principal.namespace)
         body = encode_json({"id": token, "token": token, "state": known.state.nexus})

@@ -308,7 +308,7 @@ def fresh_head(start: Start, accepted: Accepted) -> Head:
         head.pin = start.pin
     if start.priority:
         head.priority = start.priority
-    if isinstance(start, ChildStart):
+    if type(start) is ChildStart:
         head.parent, head.parent_key = f"{start.parent}.{start.parent_run}", start.parent_key
     return head
 

@@ -156,7 +156,7 @@ class Starts:
             else:
                 self._metrics.attempt(endpoint.id, answer.word)
                 await self._book(work, endpoint, answer, admitted)
-                routed = Routed.FAILED if isinstance(answer, TryAgain) and not answer.own_word else _OK
+                routed = Routed.FAILED if type(answer) is TryAgain and not answer.own_word else _OK
         finally:
             self.out.pop(work.id, None)
             self._router.settle(endpoint, admitted, routed)

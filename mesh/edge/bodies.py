@@ -45,7 +45,7 @@ class Caller:
 def request_of(scope: Scope, caller: Caller) -> Request:
     """An ASGI request without its body."""
     headers: Headers = [*scope["headers"]]
-    return Request(scope["method"], scope["raw_path"], scope["query_string"], headers, caller)
+    return Request(scope["method"], scope["raw_path"], scope["query_string"], headers, dict(reversed(headers)), caller)
 
 
 async def send_answer(answer: Answer, scope: Scope, send: Send) -> None:

@@ -62,24 +62,28 @@ class Sink(Protocol):
         """The request is no longer its task's, which goes on with something else: the server need not wait for that."""
 
 
-class Request:
+Render: TypeAlias = Callable[[Exception], Answer]
+
+
+def _unrendered(error: Exception) -> Answer:
+    raise error
+
+
+class Request(msgspec.Struct, eq=False):
     """One request. `headers` have lower-case names, in order, repeats kept; `first` has the first value of each.
 
     `intake` has the body, and `body` nothing, where its route opened one for it.
     """
 
-    __slots__ = ("body", "first", "headers", "intake", "method", "query", "raw_path", "render", "sink")
-
-    def __init__(self, method: str, raw_path: bytes, query: bytes, headers: Headers, sink: Sink) -> None:
-        self.method = method
-        self.raw_path = raw_path
-        self.query = query
-        self.headers = headers
-        self.first = dict(reversed(headers))
-        self.body = b""
-        self.intake: Intake | None = None
-        self.sink = sink
-        self.render: Render = _unrendered
+    method: str
+    raw_path: bytes
+    query: bytes
+    headers: Headers
+    first: dict[bytes, bytes]
+    sink: Sink
+    body: bytes = b""
+    intake: Intake | None = None
+    render: Render = _unrendered
 
     def all(self, name: bytes) -> list[str]:
         """All values of `name` (lower case)."""
@@ -146,13 +150,8 @@ class Request:
 
 
 Route: TypeAlias = Callable[[Request], Awaitable[Answer | None]]
-Render: TypeAlias = Callable[[Exception], Answer]
 Opener: TypeAlias = Callable[[Request], Intake | None]
 Beginner: TypeAlias = Callable[[Request], None]
-
-
-def _unrendered(error: Exception) -> Answer:
-    raise error
 
 
 class HotRoute(msgspec.Struct, frozen=True):

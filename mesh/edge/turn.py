@@ -38,7 +38,9 @@ class Exchange:
     )  # fmt: skip
     task: asyncio.Task[Any]
 
-    def __init__(self, edge: Edge, routes: Routes, route: HotRoute, request: tuple[str, bytes, bytes, Headers]) -> None:
+    def __init__(
+        self, edge: Edge, routes: Routes, route: HotRoute, method: str, raw_path: bytes, query: bytes, headers: Headers
+    ) -> None:
         self._edge = edge
         self._routes = routes
         self._route = route
@@ -47,7 +49,7 @@ class Exchange:
         self._inline = routes.inline_bytes if route.take is not None else routes.body_bytes_max
         self._fault: Exception | None = None
         self._gone: asyncio.Future[None] | None = None
-        self.request = Request(*request, self)
+        self.request = Request(method, raw_path, query, headers, dict(reversed(headers)), self, render=route.render)
         self.keep_alive = True
         self.expects = False
         self.disconnected = False
@@ -168,7 +170,6 @@ class Exchange:
     def _begin(self, begin: Beginner) -> None:
         request, body = self.request, self._body
         request.body = body if type(body) is bytes else bytes(body)
-        request.render = self._route.render
         try:
             begin(request)
         except Exception as error:  # noqa: BLE001 - as in `_run`
@@ -180,7 +181,6 @@ class Exchange:
             if fault is None:
                 body = self._body
                 request.body = body if type(body) is bytes else bytes(body)
-                request.render = route.render
                 try:
                     answer = await route.run(request)
                 except Exception as error:  # noqa: BLE001 - as `exchange.serve`, a coroutine less

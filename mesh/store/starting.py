@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any, TypeAlias
 
 import msgspec
@@ -100,6 +101,12 @@ class ChildHow(How):
     parent_close: int
 
 
+@lru_cache(maxsize=1024)
+def _how(*alike: Any) -> bytes:
+    """What a start has alike with others, packed; nearly all say the same, and the store remembers it too."""
+    return encode(How(*alike))
+
+
 def start_parts(start: Start, request: Request, body: bytes) -> Parts:
     """The arguments of mesh1_start."""
     alike = (
@@ -107,11 +114,11 @@ def start_parts(start: Start, request: Request, body: bytes) -> Parts:
         start.attempts_max, start.retention_ms, start.callback, start.blocked, start.pin,
         start.delay_ms, start.starts_at, start.priority,
     )  # fmt: skip
-    if isinstance(start, ChildStart):
+    if type(start) is ChildStart:
         of_parent = (start.parent, start.parent_run, start.parent_attempt, start.parent_key, start.parent_close)
         how = encode(ChildHow(*alike, *of_parent))
     else:
-        how = encode(How(*alike))
+        how = _how(*alike)
     content = (start.key, start.digest, request)
     if 0 < len(body) <= INSIDE_BYTES_MAX:
         content, body = (*content, body), b""

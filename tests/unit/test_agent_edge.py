@@ -99,7 +99,7 @@ def _begin(agent: Agent, body: bytes = b'"a"', query: bytes = b"", **headers: st
     lines = [(b"content-type", b"application/json")]
     lines += [(name.replace("_", "-").encode(), value.encode()) for name, value in headers.items()]
     caller = _Caller()
-    request = Request("POST", b"/shop/mark", query, lines, caller)
+    request = Request("POST", b"/shop/mark", query, lines, dict(reversed(lines)), caller)
     request.body = body
     request.render = route.render
     route.begin(request)
