@@ -132,9 +132,11 @@ def read_start_reply(reply: Reply) -> StartAnswer:  # noqa: PLR0911 - one return
             if fault.code == "token_too_long":
                 return Unsuccessful("failed", Outcome("mesh", "token_too_long"))
             return TryAgain("UNKNOWN", fault.detail, None, 0)
-        lease = reply.header(b"mesh-lease-ms")
+        said = dict(reply.headers)
+        lease = reply.header(b"mesh-lease-ms") if b"mesh-lease-ms" in said else None
         lease_ms = int(lease) if lease is not None and _digits(lease) else 0
-        return Started(token, min(max(lease_ms, LEASE_MS_MIN), LEASE_MS_MAX) if lease_ms else 0, _links(reply))
+        links = _links(reply) if b"nexus-link" in said else []
+        return Started(token, min(max(lease_ms, LEASE_MS_MIN), LEASE_MS_MAX) if lease_ms else 0, links)
     if status == 424:  # noqa: PLR2004
         outcome = parse_operation_error(reply.headers, reply.body)
         if outcome is None:

@@ -332,7 +332,7 @@ class NexusSurface:
             large = await request.intake.finish()
         elif not DIGESTS.isdisjoint(request.first):
             check_told(request.first, request.body)
-        completion = parse_completion(request.headers, request.body)
+        completion = parse_completion(request.headers, request.body, request.first)
         about = request.first.get(b"mesh-operation-id", b"")
         owed = await self._operations.complete(
             token.decode("latin-1"), completion, about=about.decode("latin-1"), large=large,

@@ -48,13 +48,8 @@ logger: Final = logging.getLogger("mesh.agent")
 _anything: Final = Codec(Any)
 
 
-def agent_pool() -> Pool | None:
-    """The host's pool where it can be used: code that a handler started, on the host's own loop."""
-    found = _home()
-    return found.pool if found is not None and found.loop is asyncio.get_running_loop() else None
-
-
 def _home() -> Home | None:
+    """The host of the handler that this code was started by, if it was."""
     here = running.get(None)
     return None if here is None else here.home
 
@@ -110,7 +105,7 @@ async def deliver(
     while True:
         to = callback()
         destinations = [(to.target, to.target.path)]
-        if to.gateway is not None:
+        if to.gateway is not None and others:
             path = MESH_CALLBACK.encode()
             destinations += [(base, base.under(path)) for base in others if base.origin != to.target.origin]
         trouble, not_before_ms = "", 0
@@ -167,19 +162,21 @@ async def complete(
     be sent, Undecodable for a result that is not JSON.
     """
     target, gateway = destination_of(callback_url)
-    replayed = merged(headers) if headers else []
+    replayed = [one for one in merged(headers) if not token or one[0] != b"token"] if headers else []
     if token:
-        replayed = [*[header for header in replayed if header[0] != b"token"], (b"token", token.encode("latin-1"))]
+        replayed.append((b"token", token.encode("latin-1")))
     destination = Callback(callback_url, target, sound_callback_headers(replayed), token, gateway)
     outcome = succeeded(_anything, result) if error is None else raised(error, "complete")
     host = _home()
     operation_token = operation_token if host is None else host.outer(operation_token)
-    outcome = linked(outcome, links)
+    if links:
+        outcome = linked(outcome, links)
     if outcome.blob is not None:
         outcome = await digested(outcome)
     head, body = completion_of(outcome, operation_token, now_ms() if started_at_ms is None else started_at_ms)
     head = traced(head, destination, trace.outgoing())
-    pool = agent_pool()
+    # Its host's pool serves the host's own loop only.
+    pool = host.pool if host is not None and host.loop is asyncio.get_running_loop() else None
     own = Pool() if pool is None else pool
     try:
         sent, for_ms = outcome.blob or body, int(retry_for_s * 1000)

@@ -7,6 +7,7 @@ possible is decided by mesh/tokens.py and the store.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Any, Final, Literal, TypeAlias, cast
 
 import msgspec
@@ -86,16 +87,17 @@ def _failure(state: Literal["failed", "canceled"], content_type: bytes | None, b
     return as_operation_failure(state, value)
 
 
-def parse_completion(headers: RawHeaders, body: bytes) -> Completion:
+def parse_completion(headers: RawHeaders, body: bytes, first: Mapping[bytes, bytes] | None = None) -> Completion:
     """A request to the completion callback (P50 to P53, cases 76 to 79, 83); names in lower case (ASGI).
 
-    The header's state rules; an OperationError body of another state is brought in line. Of a repeated
-    header the first value counts, links excepted. Raises Malformed on a missing, unknown or `running`
-    state, a failure that is not JSON or no Failure, a bad start time (HTTP-date; RFC 3339 is accepted),
+    The header's state rules; an OperationError body of another state is brought in line. Of a repeated header the first
+    value counts, which `first` has where that is made already, links excepted. Raises Malformed on a missing, unknown
+    or `running` state, a failure that is not JSON or no Failure, a bad start time (HTTP-date; RFC 3339 is accepted),
     close time (RFC 3339) or link, an operation token that is no header value or too long, and an encoded
     result, since only its type is kept.
     """
-    first = dict(reversed(headers))
+    if first is None:
+        first = dict(reversed(headers))
     field = first.get
     state = field(b"nexus-operation-state", b"").decode("latin-1")
     started, closed = field(b"nexus-operation-start-time"), field(b"nexus-operation-close-time")
