@@ -120,6 +120,8 @@ class OperationsSurface:
     async def _conclude(self, request: Request, placed: Placed, until_s: float | None, applied: bytes) -> Answer:
         """What a start is answered, at the latest then; None: it does not wait."""
         ending = self._operations.ending_here(placed)
+        if ending is None and until_s is not None:
+            ending = await self._operations.ending_soon(placed, until_s)
         if ending is not None:
             known = ended(placed, ending)
         else:

@@ -240,7 +240,7 @@ class NexusSurface:
 
     async def _conclude(self, request: Request, placed: Placed, until_s: float) -> Answer:
         """What a start is answered, at the latest then."""
-        ending = self._operations.ending_here(placed)
+        ending = self._operations.ending_here(placed) or await self._operations.ending_soon(placed, until_s)
         if ending is not None:
             state, outcome, links = ending.state, ending.outcome, placed.agent_links
         else:

@@ -69,6 +69,19 @@ class Reading:
         self._waiters.close(placed.id, first)
         return first.ending
 
+    async def ending_soon(self, placed: Placed, until_s: float) -> Ending | None:
+        """The same after a wait as long as most answers take, once; at the latest `until_s`."""
+        first = placed.first
+        if first is None or first.waited:
+            return None
+        first.waited = True
+        try:
+            await first.wait(min(max(until_s - monotonic_s(), 0), QUICK_S), self._waiters.alarms)
+        except BaseException:
+            self._waiters.close(placed.id, first)
+            raise
+        return self.ending_here(placed)
+
     async def first_outcome(self, placed: Placed, wait_s: float, gone: Gone) -> Known | None:
         """The outcome within `wait_s`, for the request that started the operation; None when it is not there yet.
 
@@ -78,12 +91,10 @@ class Reading:
         if first is None:
             return await self.outcome(placed, wait_s, gone) if placed.replayed else None
         deadline_s = monotonic_s() + wait_s
-        quick_s = 0 if first.waited else QUICK_S
         try:
-            ending = await first.wait(min(wait_s, quick_s), self._waiters.alarms) if quick_s else first.ending
-            if ending is not None:
-                return await self._known(placed, ending)
-            if wait_s > quick_s and not first.settled:
+            if first.ending is not None:
+                return await self._known(placed, first.ending)
+            if wait_s > 0 and not first.settled:
                 found = await self._watch_first(placed, first, deadline_s, gone)
                 if found is not None:
                     return found

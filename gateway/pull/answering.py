@@ -80,6 +80,8 @@ _OPTIONAL: Final[tuple[tuple[str, object], ...]] = (
     ("reason", ""),
 )  # fmt: skip
 """The fields that an answer may leave out, with what they are then."""
+_GOES_ON: Final = (Retried, Released)
+"""The operation does, elsewhere or later. A tuple: a union would be made anew for each."""
 _TAKEN: Final = {"lost": "lost", "ended": "ended", "unknown": "unknown", "broken": "broken"}
 
 
@@ -174,14 +176,15 @@ class Answering:
                 if strict:
                     raise
                 continue
-            if isinstance(said, Retried | Released):
+            if isinstance(said, _GOES_ON):
                 into.append(_Answered(place, said, None, None))
                 continue
             event, outcome = said
-            first = first_of(claim.operation_id)
+            operation, run, attempt = claim
+            first = first_of(operation)
             if first is not None and not first.claim():
                 first = None
-            report = Ended(claim.operation_id, claim.run, claim.attempt, event, pack(outcome), first is not None)
+            report = Ended(operation, run, attempt, event, pack(outcome), first is not None)
             into.append(_Answered(place, report, said, first))
 
     def _settle(self, one: _Answered, reply: Completed) -> None:

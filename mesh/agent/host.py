@@ -93,7 +93,7 @@ class Host:
             if refused is not None:
                 return refused
             try:
-                value = body if isinstance(body, Blob | Pending) else route.input.decode(head.content_type, body)
+                value = route.input.decode(head.content_type, body) if isinstance(body, bytes) else body
             except Undecodable as error:
                 return outcomes.refusal("BAD_REQUEST", f"the input cannot be read: {error}")
             home = self._work.home()
