@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Final, Protocol, TypeVar, cast
 
 import hiredis
@@ -36,10 +36,23 @@ Call = Callable[..., asyncio.Future[Any]]
 
 E = TypeVar("E", bound=BaseException)
 
-pack = cast("Callable[[tuple[Arg, ...]], bytes]", hiredis.pack_command)  # pyright: ignore[reportUnknownMemberType] - no return type
-
+SIZES_MADE: Final = 1_024
+"""Lengths of arguments that stand ready."""
+_SIZES: Final = tuple([b"$%d" % size for size in range(SIZES_MADE)])
 WRITE_BUFFER_BYTES: Final = 4 * 1024 * 1024
 """Unsent bytes that one connection holds before calls wait in front of it."""
+
+
+def pack(args: Sequence[Arg]) -> bytes:
+    """A command as it stands on the wire. Not by hiredis, which prints the length of every argument with sprintf."""
+    lines = [b"*%d" % len(args)]
+    for arg in args:
+        one = arg if isinstance(arg, bytes) else str(arg).encode()
+        size = len(one)
+        lines.append(_SIZES[size] if size < SIZES_MADE else b"$%d" % size)
+        lines.append(one)
+    lines.append(b"")
+    return b"\r\n".join(lines)
 
 
 class StoreReply(MeshError):

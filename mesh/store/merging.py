@@ -49,11 +49,11 @@ class Merging:
         asked, self.asked = self.asked, []
         if len(asked) == 1:
             future, verb, parts = asked[0]
-            return future, pack((b"FCALL", verb, 1, self._root, *parts))
-        arguments: list[Arg] = [b"FCALL", self._many, 1, self._root, *self._described(asked)]
+            return future, pack((b"FCALL", verb, b"1", self._root, *parts))
+        arguments: list[Arg] = [b"FCALL", self._many, b"1", self._root, *self._described(asked)]
         for _, _, parts in asked:
             arguments += parts
-        return Shared([future for future, _, _ in asked]), pack(tuple(arguments))
+        return Shared([future for future, _, _ in asked]), pack(arguments)
 
 
 class Shared:

@@ -10,17 +10,24 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import hiredis
 import pytest
 import uvloop
 
 from mesh.clock import monotonic_s
 from mesh.errors import ConfigError, StoreUnavailable, StoreUnsafe
 from mesh.store.address import Address
-from mesh.store.connection import Call, StoreDemoted, StoreLoading, reply_error
+from mesh.store.connection import SIZES_MADE, Arg, Call, StoreDemoted, StoreLoading, pack, reply_error
 from mesh.store.link import Link, StoreReply
 from tests.servers import Proxy, RawServer, connected, eventually
 
 StartServer = Callable[..., RawServer]
+
+
+@pytest.mark.parametrize("size", [0, 1, 9, 10, SIZES_MADE - 1, SIZES_MADE, 100_000])
+def test_a_command_is_packed_as_hiredis_packs_it(size: int) -> None:
+    args: list[Arg] = [b"SET", "k\u00e9y" * size, b"\r\n\x00"[:size].ljust(size, b"$"), size, -size, 10**15]
+    assert pack(args) == hiredis.pack_command(tuple(args))  # pyright: ignore[reportUnknownMemberType, reportArgumentType]
 
 
 class TestCalls:
