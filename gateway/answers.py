@@ -120,8 +120,8 @@ def read_start_reply(reply: Reply) -> StartAnswer:  # noqa: PLR0911 - one return
     """The meaning of a reply; never raises for what a peer sent."""
     status = reply.status
     if status == 200:  # noqa: PLR2004
-        said = dict(reply.headers)
-        content_type = reply.header(b"content-type") if b"content-type" in said else None
+        said = dict(reversed(reply.headers))
+        content_type = said.get(b"content-type")
         links = _links(reply) if b"nexus-link" in said else []
         kind = content_type.decode("latin-1") if content_type else None
         return Succeeded(Outcome("result", "", kind, reply.body, links=links))

@@ -16,7 +16,7 @@ from gateway.operations import Order
 from gateway.outcomes import GATEWAY, encode_json, nexus_answer, running_answer
 from gateway.payloads import DIGESTS, check_told
 from gateway.problems import STORE_REFUSED, STORE_REFUSED_DETAIL
-from gateway.wishes import wishes_of
+from gateway.wishes import NO_WISHES, SELDOM, wishes_of
 from mesh.clock import monotonic_s
 from mesh.edge import Answer, HotRoute, Request
 from mesh.errors import (
@@ -128,6 +128,7 @@ class NexusSurface:
         self._public_url = public_url
         self._wait_default_ms = wait_default_ms
         self._wait_max_ms = wait_max_ms
+        self._wait_unasked_ms = min(wait_default_ms, wait_max_ms)
         self._call = HotRoute(self.call, render, self._take_input)
         self._callback = HotRoute(self.callback, render, self._take_result)
 
@@ -191,14 +192,15 @@ class NexusSurface:
         content_type = first.get(b"content-type")
         timeout = first.get(b"operation-timeout")
         close_ms = parse_duration_ms(timeout.decode("latin-1")) if timeout else None
-        wishes = wishes_of(first)
+        plain = SELDOM.isdisjoint(first)
+        wishes = NO_WISHES if plain else wishes_of(first)
         later = wishes.later
         if later is not None and later.left_ms() >= wait_ms:
             wait_ms = 0
         large: Spooled | None = None
         if request.intake is not None:
             large = await request.intake.finish()
-        elif not DIGESTS.isdisjoint(first):
+        elif not plain and not DIGESTS.isdisjoint(first):
             check_told(first, request.body)
         if content_type is None and (request.body or large is not None):
             content_type = b"application/octet-stream"
@@ -263,7 +265,10 @@ class NexusSurface:
     def _wait_ms(self, request: Request, *, told: bool) -> float:
         # Request-Timeout is a bound, not a wish. Temporal sends 10 s with every start and counts the requests that are
         # out, so who is `told` by callback gets the 201 early; without a callback the answer is all there is.
-        timeout = request.first.get(b"request-timeout")
+        first = request.first
+        timeout = first.get(b"request-timeout")
+        if timeout is None and b"prefer" not in first:
+            return self._wait_unasked_ms
         prefer = request.all(b"prefer")
         wait_ms: float = self._wait_default_ms
         if prefer:

@@ -11,6 +11,7 @@ import msgspec
 from msgspec.structs import replace
 
 from gateway.orders import Later, Order, Parent
+from gateway.payloads import DIGESTS
 from gateway.start_body import PARENT_KEY_BYTES_MAX, PRIORITY_MAX, later_of
 from mesh.errors import Malformed, Unprocessable
 from mesh.wire import parse_duration_ms
@@ -28,6 +29,8 @@ PARENT_CLOSE: Final = b"mesh-parent-close"
 VERSION_HEADER: Final = b"mesh-version"
 PRIORITY: Final = b"mesh-priority"
 WISHES: Final = frozenset((DELAY, START_AT, PARENT_TOKEN, PARENT_KEY, PARENT_CLOSE, VERSION_HEADER, PRIORITY))
+SELDOM: Final = WISHES | DIGESTS
+"""Headers of a start that most are without: wishes, and what the body has to be."""
 
 
 class Wishes(msgspec.Struct, frozen=True, gc=False):
@@ -39,13 +42,13 @@ class Wishes(msgspec.Struct, frozen=True, gc=False):
     pin: str = ""
 
 
-_NONE: Final = Wishes()
+NO_WISHES: Final = Wishes()
 
 
 def wishes_of(first: Mapping[bytes, bytes]) -> Wishes:
     """Of a start over Nexus, by its headers. Raises Malformed."""
     if WISHES.isdisjoint(first):
-        return _NONE
+        return NO_WISHES
     return Wishes(_priority(first), _later(first), _parent(first), _pin(first))
 
 

@@ -40,15 +40,17 @@ _TOO_LARGE: Final = b"HTTP/1.1 431 Request Header Fields Too Large\r\nconnection
 _METHODS: Final = {method.encode(): method for method in ("GET", "HEAD", "POST", "PUT", "DELETE", "PATCH", "OPTIONS")}
 
 
-_lower: Final[dict[bytes, bytes]] = {}
-"""Names of headers in lower case. The same few come again and again, and one object each is looked up fastest."""
+class _Lower(dict[bytes, bytes]):
+    """Names of headers in lower case. The same few come again and again, and one object each is looked up fastest."""
+
+    def __missing__(self, name: bytes) -> bytes:
+        lower = name.lower()
+        if len(self) < NAMES_REMEMBERED_MAX and len(name) <= NAME_BYTES_REMEMBERED_MAX:
+            self[name] = lower
+        return lower
 
 
-def _lower_of(name: bytes) -> bytes:
-    lower = name.lower()
-    if len(_lower) < NAMES_REMEMBERED_MAX and len(name) <= NAME_BYTES_REMEMBERED_MAX:
-        _lower[name] = lower
-    return lower
+_lower: Final = _Lower()
 
 
 class Edge(HttpToolsProtocol):
@@ -119,7 +121,7 @@ class Edge(HttpToolsProtocol):
         self.headers = []
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        self.headers.append((_lower.get(name) or _lower_of(name), value))
+        self.headers.append((_lower[name], value))
 
     def on_headers_complete(self) -> None:
         measure = self._routes is not None and self._head_bytes > self._routes.header_bytes_max
