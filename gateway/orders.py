@@ -276,8 +276,8 @@ _STARTED: Final = State.STARTED
 _LEASED: Final = Delivery.LEASED
 _DELIVERED: Final = Delivery.DELIVERED
 _FRESH: Final = Head(
-    events=msgspec.Raw(b"\xa0"),
-    state=State.SCHEDULED, run=1, attempt=0, seq=2, stamp=0, created_at=0, closed_at=0, owner="", start=Delivery.DUE,
+    created_at=0, events=msgspec.Raw(b"\xa0"),
+    state=State.SCHEDULED, run=1, attempt=0, seq=2, stamp=0, closed_at=0, owner="", start=Delivery.DUE,
     start_at=0, cancel=0, cancel_at=0, cancel_tries=0, wants_callback=0, callback=0, callback_at=0, callback_tries=0,
     close_by=0, start_by=0, run_ms=0, finish_by=0, beat_ms=0, beat_by=0, lease_ms=0, attempts_max=0, retention_ms=0,
     cancel_asked=0, slot=1, blocked="", endpoint="", namespace="",

@@ -15,13 +15,13 @@ from typing import Any, Final, NamedTuple
 import msgspec
 
 HEAD: Final = (
+    "created_at",
     "events",  # msgpack arrays (`Entry`) one after the other, as one text
     "state",
     "run",
     "attempt",
     "seq",  # number of events, the last per-operation sequence number
     "stamp",  # `after_ms` of the last event, so that stamps never run backwards when the clock does
-    "created_at",
     "closed_at",
     "owner",  # session that holds a lease of any delivery, or ""
     "start",  # delivery states and their times: due time when due, end of lease when leased, of death when dead
@@ -63,6 +63,13 @@ HEAD: Final = (
 """Times in milliseconds of the store's clock. Order is stored; append only, with a default in Head, and raise
 keys.SCHEMA on any other change."""
 
+TIMES: Final = (
+    "closed_at", "start_at", "cancel_at", "callback_at", "close_by", "start_by", "finish_by", "beat_by", "suspended",
+)  # fmt: skip
+"""Packed as what follows the acceptance: 0 none, 1 the same millisecond, 2 the next, and -1 the one before it (a clock
+may step back). So heads that went the same way differ in `created_at` alone, which lies in front, and what became of
+one is known of the next (lua/alike.lua)."""
+
 
 class Head(msgspec.Struct, array_like=True):
     """Decoded `h`; field meanings stand in HEAD.
@@ -70,6 +77,7 @@ class Head(msgspec.Struct, array_like=True):
     Nothing in it is an operation's own: those that were accepted and went on together have one head, byte for byte.
     """
 
+    created_at: int
     events: msgspec.Raw
     """Packed; for decode_events."""
     state: int
@@ -77,7 +85,6 @@ class Head(msgspec.Struct, array_like=True):
     attempt: int
     seq: int
     stamp: int
-    created_at: int
     closed_at: int
     owner: str
     start: int
@@ -222,7 +229,7 @@ class Line(NamedTuple):
 
 _encoder = msgspec.msgpack.Encoder()
 encode = _encoder.encode
-decode_head = msgspec.msgpack.Decoder(Head, strict=False).decode
+_decode_head = msgspec.msgpack.Decoder(Head, strict=False).decode
 decode_content = msgspec.msgpack.Decoder(Content).decode
 decode_outcome = msgspec.msgpack.Decoder(Outcome).decode
 decode_links = msgspec.msgpack.Decoder(list[str]).decode
@@ -233,6 +240,16 @@ _LINE: Final = Struct(">BQII")  # 1: about a child; after_ms, attempt, total
 _CHILD: Final = Struct(">BBH")  # state, bytes of the id, bytes of the key
 _line, _line_bytes = _LINE.unpack_from, _LINE.size
 _child, _child_bytes = _CHILD.unpack_from, _CHILD.size
+
+
+def decode_head(packed: bytes) -> Head:
+    """Decode `h`. Raises msgspec.MsgspecError."""
+    head = _decode_head(packed)
+    created = head.created_at
+    for name in TIMES:
+        if after := getattr(head, name):
+            setattr(head, name, created + after - (after > 0))
+    return head
 
 
 def decode_events(head: Head) -> list[Entry]:

@@ -15,7 +15,7 @@ from typing import Final
 from mesh.events import EventKind
 from mesh.machine import DELIVERY, OPERATION, Cell, Delivery, Move, State
 from mesh.store.keys import CHANNELS, SUFFIXES
-from mesh.store.layout import HEAD, HEAD_DEFAULTS, HEAD_TYPES
+from mesh.store.layout import HEAD, HEAD_DEFAULTS, HEAD_TYPES, TIMES
 from mesh.store.names import resolved
 
 NAME: Final = "mesh1"
@@ -62,13 +62,15 @@ LIMITS: Final = {
     "postponed_ms": 1_000,  # after an attempt that counts for nothing, doubled with each
     "postponed_ms_max": 30_000,
     "remembered": 64,  # arguments of starts that were unpacked, and as many of completions
+    "alike": 256,  # starts and ends that are known for those that come next
+    "alike_ms": 64,  # an operation that took longer to end than this ended like hardly any other
     "beat_ms": 30_000,  # lease of a heartbeat that names no length when none was named before
 }
 
 FILES: Final = (
-    "line", "pins", "prelude", "turns", "outages", "pulling", "durable", "start", "start_many", "started", "complete",
-    "retry", "release", "cancel", "heartbeat", "claim", "unblock", "pull", "delivery", "answers", "sessions", "journal",
-    "suspend", "registry", "instances", "checks", "queue", "schedules", "firing",
+    "line", "pins", "prelude", "turns", "outages", "pulling", "durable", "alike", "start", "start_many", "started",
+    "complete", "retry", "release", "cancel", "heartbeat", "claim", "unblock", "pull", "delivery", "answers",
+    "sessions", "journal", "suspend", "registry", "instances", "checks", "queue", "schedules", "firing",
 )  # fmt: skip
 
 ADMISSION: Final = frozenset(
@@ -87,6 +89,7 @@ READS: Final = frozenset({"mesh1_pages", "mesh1_queue"})
 _GLOBALS: Final = """\
 local function globals() return redis.call, unpack, pcall end
 local redis_call, unpack, pcall
+local verbs = {}
 local function ready(verb)
   return function(keys, argv)
     if not redis_call then redis_call, unpack, pcall = globals() end
@@ -123,15 +126,28 @@ def _head_code() -> str:
     fetched = HEAD.index("instance") + 1
     values = ", ".join(f"h{position}" for position in range(1, whole + 1))
     defaults = dict(enumerate(HEAD_DEFAULTS, start=least + 1))
-    filled = ", ".join(
-        f"h{position} or {defaults[position]!r}" if position in defaults else f"h{position}"
-        for position in range(1, whole + 1)
-    )
+    times = {HEAD.index(name) + 1 for name in TIMES}
+
+    def read(position: int) -> str:
+        """Of a value as it is packed: what it says."""
+        plain = f"h{position}"
+        value = f"{plain} or {defaults[position]!r}" if position in defaults else plain
+        if position not in times:
+            return value
+        return f"({value}) > 0 and h1 - 1 + {plain} or ({value}) < 0 and h1 + {plain} or 0"
+
+    def told(position: int) -> str:
+        """The other way round."""
+        value = f"op[{position}]"
+        return f"{value} >= c and {value} - c + 1 or {value} ~= 0 and {value} - c or 0" if position in times else value
+
+    def packed(count: int) -> str:
+        frame = "".join(f"\\{byte}" for byte in (_ARRAY16, *divmod(count, 256)))
+        return f"'{frame}' .. cmsgpack.pack({', '.join(told(position) for position in range(1, count + 1))})"
+
+    filled = ", ".join(read(position) for position in range(1, whole + 1))
     blank = ", ".join("0" if kind is int else "''" for kind in HEAD_TYPES)
     plain = " and ".join(f"op[{position}] == {value!r}" for position, value in defaults.items() if position != fetched)
-    array, middle, short = (
-        "".join(f"\\{byte}" for byte in (_ARRAY16, *divmod(count, 256))) for count in (whole, fetched, least)
-    )
     owner, blocked = HEAD.index("owner") + 1, HEAD.index("blocked") + 1
     known = "id = id, root = root, gather = false"
     return (
@@ -150,9 +166,10 @@ def _head_code() -> str:
         f"  return {plain}\n"
         "end\n"
         "local function encode_head(op)\n"
-        f"  if not head_is_short(op) then return '{array}' .. cmsgpack.pack(unpack(op, 1, {whole})) end\n"
-        f"  if op[{fetched}] ~= '' then return '{middle}' .. cmsgpack.pack(unpack(op, 1, {fetched})) end\n"
-        f"  return '{short}' .. cmsgpack.pack(unpack(op, 1, {least}))\n"
+        "  local c = op[1]\n"
+        f"  if not head_is_short(op) then return {packed(whole)} end\n"
+        f"  if op[{fetched}] ~= '' then return {packed(fetched)} end\n"
+        f"  return {packed(least)}\n"
         "end"
     )
 
@@ -179,7 +196,7 @@ def source() -> str:
     """The whole library as FUNCTION LOAD takes it."""
     here = files("mesh.store") / "lua"
     bodies = [as_loaded(name, (here / f"{name}.lua").read_text()) for name in FILES]
-    verbs = [verb for body in bodies for verb in re.findall(r"^local function (mesh1_\w+)", body, re.MULTILINE)]
+    verbs = [verb for body in bodies for verb in re.findall(r"^function verbs\.(mesh1_\w+)", body, re.MULTILINE)]
     parts = [
         f"#!lua name={NAME}",
         _GLOBALS,
@@ -192,5 +209,5 @@ def source() -> str:
     ]
     for verb in verbs:
         flags = "{'no-writes'}" if verb in READS else "{}" if verb in ADMISSION else "{'allow-oom'}"
-        parts.append(f"redis.register_function{{function_name='{verb}', callback=ready({verb}), flags={flags}}}")
+        parts.append(f"redis.register_function{{function_name='{verb}', callback=ready(verbs.{verb}), flags={flags}}}")
     return "\n".join(parts) + "\n"

@@ -2,8 +2,8 @@
 
 `S.started` becomes `3`, `KEY.operation` its text, and `op.state` `op[1]`: an operation's head is an array in Lua, as it
 is packed, for a table of 45 names costs several times as much to make, to fill and to pack. What is no field of the
-head (RUNTIME) stays a name. `redis.call` becomes a local of the library. Nothing moves to another line; comments stay
-in the files.
+head (RUNTIME) stays a name. `redis.call` becomes a local of the library, and verbs, for Lua takes no more than 200 of
+these, what one of them has. Nothing moves to another line; comments stay in the files.
 
 Knows the text of the files and nothing of what they do. Convention of the files: an operation is called `op`, `parent`,
 `earlier` or `child` and nothing else is; a name that is computed is looked up in H: `op[H[kind]]`.
@@ -22,6 +22,7 @@ RUNTIME: Final = (
 """What a verb knows of an operation beside its head."""
 _OPERATION: Final = re.compile(r"(?<![\w.])(op|parent|earlier|child)(?:\.(\w+)|\[([^\[\]]*)(?=[\[\]]))")
 _CONSTANT: Final = re.compile(r"(?<![\w.])([A-Z]+)\.(\w+)")
+_VERB: Final = re.compile(r"(?:local (function ))?\b(mesh1_\w+)")
 _COMMENT: Final = re.compile(r"(?:^|\s)--.*")
 
 
@@ -58,7 +59,8 @@ def resolved(
     for number, line in enumerate(text.split("\n"), start=1):
         code = _COMMENT.sub("", line)
         try:
-            lines.append(_CONSTANT.sub(constant, _OPERATION.sub(operation, code)).replace("redis.call(", "redis_call("))
+            code = _CONSTANT.sub(constant, _OPERATION.sub(operation, code))
+            lines.append(_VERB.sub(r"\1verbs.\2", code).replace("redis.call(", "redis_call("))
         except UnknownName as unknown:
             raise UnknownName(f"{file}.lua:{number}: {unknown}") from None
     return "\n".join(lines)

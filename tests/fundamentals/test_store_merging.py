@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Awaitable, Callable
-from typing import Any
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
+from typing import Any, Final
 
 import pytest
 from hypothesis import HealthCheck, example, given, settings
@@ -15,8 +16,10 @@ from msgspec import structs, to_builtins
 from mesh.errors import StoreUnavailable
 from mesh.ids import operation_id
 from mesh.machine import Event, Kind, State
+from mesh.store.functions import load_library
 from mesh.store.keys import SUFFIXES
 from mesh.store.layout import Request
+from mesh.store.library import source
 from mesh.store.merging import MERGED_BYTES_MAX, MERGED_MAX, of_all
 from mesh.store.pulls import PullStore
 from mesh.store.starting import BacklogFull, NoEndpoint, NoSession, ParentLost, start_parts
@@ -352,32 +355,53 @@ ENDS: dict[str, Callable[[Room, str], Awaitable[Any]] | None] = {
 )
 @example([("plain", 0, "goes on", SEATS[1]), ("plain", 0, "goes on", SEATS[4])])
 @example([("plain", 0, "succeeds", SEATS[1]), ("plain", 0, "succeeds", SEATS[2]), ("plain", 0, "fails", SEATS[3])])
-@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @pytest.mark.parametrize("endpoint", [{}, {"max_concurrency": 3}, {"pull": True}, {"pull": True, "max_concurrency": 3}])
 async def test_together_they_become_what_they_become_singly(
     room: Room, endpoint: dict[str, Any], asked: list[tuple[str, int, str, tuple[bytes, ...]]]
 ) -> None:
-    """Alike or not, with keys that repeat (0: no key): starts and their ends, the whole of each record compared."""
+    """Alike or not, with keys that repeat (0: no key): starts and their ends, the whole of each record compared.
+
+    Nor does it change anything that the store knows what became of those before them: the measure is a library that
+    notes nothing of it.
+    """
+    assert source().count(NOTES) == 1
+    await room.link.call("FUNCTION", "LOAD", "REPLACE", source().replace(NOTES, f"{NOTES} if true then return end"))
+    first = await became(room, endpoint, asked, together=False)
+    await load_library(room.link.call)
+    for together in (True, True, False):
+        assert await became(room, endpoint, asked, together=together) == first
+
+
+NOTES: Final = "local function note(one, other, what)"
+"""alike.lua"""
+
+
+async def became(
+    room: Room, endpoint: dict[str, Any], asked: list[tuple[str, int, str, tuple[bytes, ...]]], *, together: bool
+) -> tuple[list[Any], list[Any], list[Any]]:
+    """What starts and ends are answered, and the records."""
     await room.link.call("FLUSHALL")
     await room.open()
     await room.endpoint(**endpoint)
-    sides = [[room.order(f"k{n}" if n else "", f"c{n}", **KINDS[kind]) for kind, n, _, _ in asked] for _ in range(2)]
+    orders = [room.order(f"k{n}" if n else "", f"c{n}", **KINDS[kind]) for kind, n, _, _ in asked]
     seats = [seat if "pull" in endpoint else () for _, _, _, seat in asked]
     ends = [ENDS[end] for _, _, end, _ in asked]
-    together = await at_once(*[room.start(order, seat=seat) for order, seat in zip(sides[0], seats, strict=True)])
-    ended = await at_once(*[end(room, order.id) for order, end in zip(sides[0], ends, strict=True) if end])
-    at_first = (await room.snapshot()).operations
-    await room.link.call("FLUSHALL")
-    await room.open()
-    await room.endpoint(**endpoint)
-    singly = [(await at_once(room.start(order, seat=seat)))[0] for order, seat in zip(sides[1], seats, strict=True)]
-    ended_singly = [(await at_once(end(room, order.id)))[0] for order, end in zip(sides[1], ends, strict=True) if end]
-    later = (await room.snapshot()).operations
-    assert [said(one) for one in ended] == [said(one) for one in ended_singly]
-    assert [told(one) for one in together] == [told(one) for one in singly]
-    for one, other in zip(*sides, strict=True):
-        first, second = at_first.get(one.id), later.get(other.id)
-        assert (first and whole(first)) == (second and whole(second))
+    starts = [partial(room.start, order, seat=seat) for order, seat in zip(orders, seats, strict=True)]
+    begun = await answered(starts, together=together)
+    over = {order.id: partial(end, room, order.id) for order, end in zip(orders, ends, strict=True) if end}
+    ended = await answered([*over.values()], together=together)
+    kept = (await room.snapshot()).operations
+    for one, reply in zip(over, ended, strict=True):
+        assert said(reply) is not Completion.DONE or reply.at_ms == kept[one].head.closed_at
+    records = [kept.get(order.id) and whole(kept[order.id]) for order in orders]
+    return [told(one) for one in begun], [said(one) for one in ended], records
+
+
+async def answered(asked: Sequence[Callable[[], Awaitable[Any]]], *, together: bool) -> list[Any]:
+    if together:
+        return await at_once(*[one() for one in asked])
+    return [(await at_once(one()))[0] for one in asked]
 
 
 @given(

@@ -169,6 +169,26 @@ async def test_a_session_that_was_taken_for_dead_accepts_nothing(room: Room) -> 
     assert await room.accepted("key-1")
 
 
+async def test_what_is_known_of_a_start_is_not_taken_for_its_endpoint_and_session(room: Room) -> None:
+    """One like those before it, when the endpoint is paused, limited or gone, or the session was taken for dead."""
+    for _ in range(2):
+        await room.accepted()
+    await room.endpoint(max_concurrency=1)
+    out, full = await room.start(room.order()), await room.start(room.order())
+    await room.endpoint()
+    await room.catalog.endpoint_pause("work", NS, paused=True)
+    paused = await room.start(room.order())
+    found = [(one.attempt, one.blocked) for one in (out, full, paused) if isinstance(one, Accepted)]
+    assert found == [(1, ""), (0, "concurrency"), (0, "paused")]
+    await room.catalog.endpoint_pause("work", NS, paused=False)
+    await room.snapshot()
+    await room.died(G1)
+    await room.store.beat(G2)
+    with pytest.raises(NoSession):
+        await room.start(room.order("key-1"))
+    assert (await room.snapshot()).idempotency == {}
+
+
 async def test_arguments_that_the_store_remembers_are_each_starts_own(room: Room) -> None:
     """More of them than it remembers, come round twice, also in one call."""
     times = [*range(60_000, 60_000 + LIMITS["remembered"] + 2)] * 2

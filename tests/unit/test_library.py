@@ -11,7 +11,7 @@ import pytest
 from mesh.events import EventKind
 from mesh.machine import Delivery, State
 from mesh.store.keys import CHANNELS, SUFFIXES
-from mesh.store.layout import HEAD, HEAD_DEFAULTS, Head, decode_head
+from mesh.store.layout import HEAD, HEAD_DEFAULTS, HEAD_TYPES, TIMES, Head, decode_head
 from mesh.store.library import FILES, LIMITS, as_loaded, source
 from mesh.store.names import RUNTIME, UnknownName
 
@@ -66,8 +66,17 @@ def test_every_line_stays_where_it_is(name: str) -> None:
 def test_defaults_stand_behind_all_that_must_be_there() -> None:
     """A head may end before them, so they are Lua's as well as msgspec's."""
     assert tuple(field.name for field in msgspec.structs.fields(Head)) == HEAD
-    first, *required = msgspec.structs.fields(Head)[: len(HEAD) - len(HEAD_DEFAULTS)]
-    assert first.name == "events"
+    created, events, *required = msgspec.structs.fields(Head)[: len(HEAD) - len(HEAD_DEFAULTS)]
+    assert (created.name, events.name) == ("created_at", "events")
     least = [0 if field.type is int else "" for field in required]
-    decoded = msgspec.structs.astuple(decode_head(msgspec.msgpack.encode(["", *least])))
-    assert decoded == (msgspec.Raw(b"\xa0"), *least, *HEAD_DEFAULTS)
+    decoded = msgspec.structs.astuple(decode_head(msgspec.msgpack.encode([1, "", *least])))
+    assert decoded == (1, msgspec.Raw(b"\xa0"), *least, *HEAD_DEFAULTS)
+
+
+@pytest.mark.parametrize(("packed", "at_ms"), [(0, 0), (1, 1_000), (2, 1_001), (-1, 999), (-1_000, 0)])
+def test_times_are_counted_from_the_acceptance(packed: int, at_ms: int) -> None:
+    fields = [1_000 if name == "created_at" else packed if name in TIMES else "" if kind is not int else 0
+              for name, kind in zip(HEAD, HEAD_TYPES, strict=True)]  # fmt: skip
+    head = decode_head(msgspec.msgpack.encode(fields))
+    assert {getattr(head, name) for name in TIMES} == {at_ms}
+    assert head.created_at == 1_000

@@ -4,7 +4,7 @@
 -- Reply: per answer the verb's own reply, or {'refused', 'MESH_WORD detail'}, or {'broken', why}, or the place of the reply
 --   that it has too. A record that cannot be read must not keep the answers of all others from being booked. Flag allow-oom.
 local function mesh1_answers(keys, argv)
-  local verbs = { r = mesh1_retry, b = mesh1_release, s = mesh1_started, d = mesh1_delivered }
+  local others = { r = mesh1_retry, b = mesh1_release, s = mesh1_started, d = mesh1_delivered }
   local lengths = { c = 3, r = 2, b = 2, s = 3, d = 1 }
   local replies, gather, at = {}, gathering(now_ms()), 2
   assert(not string.find(argv[1], '[^crbsd]'), 'there is no such answer')
@@ -15,7 +15,7 @@ local function mesh1_answers(keys, argv)
     if letter == 'c' then
       replies[position] = each(pcall(complete_one, keys[1], gather, unpack(argv, at, after - 1)))
     else
-      replies[position] = each(pcall(verbs[letter], keys, { unpack(argv, at, after - 1) }, gather))
+      replies[position] = each(pcall(others[letter], keys, { unpack(argv, at, after - 1) }, gather))
     end
     at = after
   end

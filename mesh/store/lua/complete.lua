@@ -8,27 +8,49 @@
 --     or {'dropped', now, state}: failure of a superseded attempt, or its `canceled` that no caller asked for.
 -- Refuses: UNKNOWN, STALE_RUN, LEASE_LOST, OTHER_OUTCOME. Flag allow-oom: what is under way may always end.
 
--- An operation with the head that another had which ended earlier in this `gather`, by the same answer, ends as that did: they
--- were accepted and sent in one call too.
-local function end_alike(gather, like, record, id, outcome)
-  local op = like.op
-  if not like.timers then
-    like.at, like.timers, like.held = timer_at(op), timer_key(op.root, ''), timer_key(op.root, like.owner)
-  end
-  touch(gather, id)
-  redis.call('HSET', record, 'h', op.packed, 'r', outcome)
-  if like.owner ~= '' then take(gather, like.held, id) end
-  put(gather, like.timers, like.at, id)
-  if like.told then redis.call('PUBLISH', op.root .. CHANNEL.operation .. id, op.seq .. ' ' .. op.state) end
-  return like.place
+local known_end, note_end = memory()
+
+-- How an operation with this head ends now by this answer, where one like it did: in this call one with the same head, or
+-- before one that had gone the same way and was as old.
+local function like_end(root, gather, packed, head, now)
+  local like = like_in(gather, packed, head)
+  if like then return like end
+  local ms = age(head, now)
+  local known = ms >= 0 and ms < LIMIT.alike_ms and known_end(packed, string.char(ms) .. way_of(head))
+  if not known then return nil end
+  like = {
+    head = known.frame .. struct.pack('>I8', now - ms) .. known.way, at = now - ms + known.after, timers = timer_key(root, ''),
+    held = known.owner ~= '' and timer_key(root, known.owner), told = known.told, now = now, seq = known.seq,
+  }
+  note_in(gather, packed, head, like)
+  return like
 end
 
--- What `op`, which just ended, is to those that have the head that it had. Only what nothing else hangs on: no place that it
--- had (`slot`, or in line), no callback that is owed, and nobody who waits for it or that it keeps count of: such heads are short.
+local function end_alike(root, gather, like, record, id, outcome)
+  if gather then touch(gather, id) end
+  redis.call('HSET', record, 'h', like.head, 'r', outcome)
+  if like.held then take(gather, like.held, id) end
+  put(gather, like.timers, like.at, id)
+  if like.told then redis.call('PUBLISH', root .. CHANNEL.operation .. id, like.told) end
+  if like.place then return like.place end
+  like.place = gather and gather.place
+  return { 'done', like.now, like.seq, '', false }
+end
+
+-- Notes what `op`, which just ended, is to those that are as it was. Only what nothing else hangs on: no place that it had
+-- (`slot`, or in line), no callback that is owed, and nobody who waits for it or that it keeps count of: such heads are short.
 local function note_alike(gather, packed, op, head, slot, told)
   if slot > 0 or owed(op.callback) or op.was_blocked ~= '' or not (head_was_short(head) and head_is_short(op)) then return end
-  gather.alike[packed] = gather.alike[packed] or {}
-  gather.alike[packed][head] = { op = op, owner = op.was_owner, told = told, place = gather.place }
+  local root, now, at, owner = op.root, op.closed_at, timer_at(op), op.was_owner
+  local ms, message = now - op.created_at, told and op.seq .. ' ' .. op.state
+  note_in(gather, packed, head, {
+    head = op.packed, at = at, timers = timer_key(root, ''), held = owner ~= '' and timer_key(root, owner), told = message,
+    now = now, seq = op.seq, place = gather and gather.place,
+  })
+  if ms < 0 or ms >= LIMIT.alike_ms then return end
+  note_end(packed, string.char(ms) .. way_of(head), {
+    frame = frame_of(op.packed), way = way_of(op.packed), after = at - op.created_at, owner = owner, told = message, seq = op.seq,
+  })
 end
 
 local complete_arguments = remembered('run', 'attempt', 'event', 'code', 'session', 'answered', 'callback_lease_ms', 'alone',
@@ -39,13 +61,12 @@ local function complete_one(root, gather, packed, id, outcome)
   local record = root .. KEY.operation .. id
   local head = redis.call('HGET', record, 'h')
   if not head then return refuse('UNKNOWN', id) end
-  local likes = gather and gather.alike[packed]
-  local like = likes and likes[head]
-  if like then return end_alike(gather, like, record, id, outcome) end
+  local now = gather and gather.now or now_ms()
+  local like = like_end(root, gather, packed, head, now)
+  if like then return end_alike(root, gather, like, record, id, outcome) end
   local a = complete_arguments(packed)
   local op = decode_head(head, id, root)
   if a.run ~= op.run then return refuse('STALE_RUN', id) end
-  local now = gather and gather.now or now_ms()
   op.gather = gather
   local live = op.state < S.succeeded
   if live and (a.attempt ~= op.attempt or op.suspended > 0) then
@@ -80,7 +101,7 @@ local function complete_one(root, gather, packed, id, outcome)
   if a.alone == 0 then tell(op) end
   local reply = { 'done', now, op.seq, waiting_line(op), told and work(op, 'callback') }
   if op.journal == 1 then reply[6] = 1 end
-  if gather then note_alike(gather, packed, op, head, slot, a.alone == 0) end
+  note_alike(gather, packed, op, head, slot, a.alone == 0)
   return reply
 end
 

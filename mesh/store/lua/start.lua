@@ -81,41 +81,82 @@ local function session_known(root, session, gather)
   return gather.sessions[session]
 end
 
--- A start that differs from an earlier one of its `gather` in nothing but id, key and content becomes what that became, where
--- no limit counts them: the same head, lease and reply. Of what agents fetch it is the same only where the same one of them
--- gets it; of what waits, only where it enters its line with all others (`apart`).
--- Nil where the key or the operation is known.
-local function start_alike(root, gather, like, id, key, content, input)
-  local record, op = root .. KEY.operation .. id, like.op
-  if not gather.fresh and key ~= '' then
-    if redis.call('SET', root .. KEY.idempotency .. key, id, 'NX', 'GET') then return nil end
-  elseif not gather.fresh and redis.call('EXISTS', record) == 1 then
-    return nil
-  end
-  if not like.timers then
-    like.at, like.timers, like.index = timer_at(op), timer_key(root, op.owner), root .. KEY.index .. op.namespace
-  end
-  touch(gather, id)
-  if input ~= '' then
-    redis.call('HSET', record, 'h', op.packed, 'q', content, 'i', input)
-  else
-    redis.call('HSET', record, 'h', op.packed, 'q', content)
-  end
-  put(gather, like.timers, like.at, id)
-  put(gather, like.index, op.created_at, id)
-  if op.blocked ~= '' then enter_line(op, op.endpoint, id) end
-  return like.place
-end
-
 local start_arguments = remembered('ns', 'endpoint', 'session', 'close_ms', 'start_ms', 'run_ms', 'lease_ms', 'attempts_max',
   'retention_ms', 'callback', 'blocked')
+
+local known_start, note_start = memory()
+
+-- One more attempt of it may go out as long as nobody counts them.
+local function limited(ep)
+  return ep.shares or ep.max > 0 or ep.rate > 0
+end
+
+-- What a start with these arguments becomes, where an earlier one differs from it in nothing but id, key and content, and no
+-- limit counts them: the same head, lease and reply. Of what agents fetch it is the same only where the same one of them gets
+-- it; of what waits, only in the same call, and where it enters its line with all others (`apart`).
+local function like_start(root, gather, packed, instance, lease_ms)
+  local like = like_in(gather, packed, instance)
+  local known = not like and known_start(packed, instance)
+  if known and known.lease_ms == lease_ms then
+    local a, now = start_arguments(packed), gather and gather.now or now_ms()
+    local ep = endpoint_known(root, a.endpoint, gather)
+    if not ep or ep.pull ~= known.pull or limited(ep) or hindrance(ep, now) ~= '' then return nil end
+    if not session_known(root, a.session, gather) then return nil end
+    like = {
+      head = known.frame .. struct.pack('>I8', now) .. known.way, at = now + known.after, since = now, lease_ms = lease_ms,
+      timers = timer_key(root, known.owner), index = root .. KEY.index .. a.ns,
+      fetched = known.pull and (a.close_ms > 0 and now + a.close_ms or 0),
+    }
+    note_in(gather, packed, instance, like)
+  end
+  return like and like.lease_ms == lease_ms and like or nil
+end
+
+-- Accepts one more. Nil where the key or the operation is known.
+local function start_alike(root, gather, like, id, key, content, input)
+  local record = root .. KEY.operation .. id
+  local new = gather and gather.fresh
+  if not new and key ~= '' then
+    if redis.call('SET', root .. KEY.idempotency .. key, id, 'NX', 'GET') then return nil end
+  elseif not new and redis.call('EXISTS', record) == 1 then
+    return nil
+  end
+  if gather then touch(gather, id) end
+  if input ~= '' then
+    redis.call('HSET', record, 'h', like.head, 'q', content, 'i', input)
+  else
+    redis.call('HSET', record, 'h', like.head, 'q', content)
+  end
+  put(gather, like.timers, like.at, id)
+  put(gather, like.index, like.since, id)
+  local op = like.waits
+  if op then enter_line(op, op.endpoint, id) end
+  if like.place then return like.place end
+  like.place = gather and gather.place
+  local reply = { 'accepted', like.since, 1, '' }
+  if like.fetched then reply[5], reply[6] = 1, like.fetched end
+  return reply
+end
+
+-- Notes what `op`, which was just accepted, is to those that come next.
+local function note_start_of(gather, packed, instance, lease_ms, op, ep)
+  local at, owner = timer_at(op), op.owner
+  note_in(gather, packed, instance, {
+    head = op.packed, at = at, since = op.created_at, lease_ms = lease_ms, timers = timer_key(op.root, owner),
+    index = op.root .. KEY.index .. op.namespace, waits = op.blocked ~= '' and op, place = gather and gather.place,
+  })
+  if op.attempt == 0 then return end
+  note_start(packed, instance, {
+    frame = frame_of(op.packed), way = way_of(op.packed), after = at - op.created_at, owner = owner, lease_ms = lease_ms,
+    pull = ep.pull,
+  })
+end
 
 local function start_one(root, gather, packed, id, key, content, input, instance, lease_ms, counted)
   -- A missing argument fails here, before the key is claimed below.
   local _ = #id + #key + #content + #input
-  local likes = gather and not counted and gather.alike[packed]
-  local like = likes and likes[instance or '']
-  local same = like and like.lease_ms == lease_ms and start_alike(root, gather, like, id, key, content, input)
+  local like = not counted and like_start(root, gather, packed, instance or '', lease_ms)
+  local same = like and start_alike(root, gather, like, id, key, content, input)
   if same then return same end
   local a = start_arguments(packed)
   local now = gather and gather.now or now_ms()
@@ -214,11 +255,10 @@ local function start_one(root, gather, packed, id, key, content, input, instance
     save(op, 'q', content)
   end
   local reply = accepted(op, op.attempt, op.instance ~= '', room)
-  local limited = ep.shares or ep.max > 0 or ep.rate > 0 or counted
-  local alike = gather and (op.attempt == 1 or (gather.apart and not ep.pull)) and not limited and not parent
-  if alike and head_is_short(op) then
-    gather.alike[packed] = gather.alike[packed] or {}
-    gather.alike[packed][instance or ''] = { op = op, place = gather.place, lease_ms = lease_ms }
+  local alike = op.attempt == 1 or (gather and gather.apart and not ep.pull)
+  -- No child, nothing pinned, counted or for later: such heads are longer.
+  if alike and not limited(ep) and head_is_short(op) then
+    note_start_of(gather, packed, instance or '', lease_ms, op, ep)
   end
   return reply
 end
