@@ -15,7 +15,7 @@ from gateway.reading import ended
 from gateway.start_body import MESH_START, TIMEOUT_MS_MAX, as_v1, beside, read_order, read_start
 from gateway.step_results import StepResults
 from gateway.tasks import header_token
-from gateway.wishes import WISHES, with_parent
+from gateway.wishes import SELDOM, with_parent
 from mesh.clock import monotonic_s, now_ms
 from mesh.edge import Answer, HotRoute, Request
 from mesh.errors import Conflict, Malformed, Refusal, TooLarge, Unprocessable
@@ -78,7 +78,9 @@ class OperationsSurface:
         principal = self._auth.authenticate(request.headers, request.first)
         headers = caller_headers(request.headers)
         wait_ms, applied = self._wait_ms(request)
-        _check_digest(request)
+        plain = SELDOM.isdisjoint(request.first)
+        if not plain:
+            _check_digest(request)
         ordered = request.first.get(MESH_START)
         told = request.body if ordered is None else ordered
         try:
@@ -97,8 +99,7 @@ class OperationsSurface:
             order = beside(body, principal.namespace, headers, content_type, content)
             if request.intake is not None:
                 order = replace(order, large=await request.intake.finish())
-        if not WISHES.isdisjoint(request.first):
-            order = with_parent(order, request.first)
+        order = order if plain else with_parent(order, request.first)
         if order.later is not None and order.later.left_ms() >= wait_ms:
             wait_ms = 0
         try:
@@ -132,9 +133,8 @@ class OperationsSurface:
         return self._answer(placed, known, applied)
 
     def _wait_ms(self, request: Request) -> tuple[float, bytes]:
-        prefer = request.all(b"prefer")
-        if prefer:
-            preference = parse_prefer(prefer)
+        if b"prefer" in request.first:
+            preference = parse_prefer(request.all(b"prefer"))
             if preference.respond_async and preference.wait_s is None:
                 return 0, b"respond-async"
             if preference.wait_s is not None:

@@ -194,7 +194,8 @@ def record_fields(
         record["trace"] = {name.decode(): value.decode("latin-1") for name, value in trace}
     if request.data is not None:
         record["input_dataref"] = dataref(f"/v1/operations/{operation_id}/input", request.data, request.content_type)
-    return record | result_fields(operation_id, state, outcome) if outcome is not None else record
+    record |= result_fields(operation_id, state, outcome)
+    return record
 
 
 def waiting_fields(head: Head) -> dict[str, Any]:

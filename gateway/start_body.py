@@ -159,10 +159,8 @@ def as_v1(refusal: MeshError) -> MeshError:
     return Unprocessable(refusal.detail, code=refusal.code, operation_id=refusal.operation_id)
 
 
-def _timeouts(timeouts: TimeoutsBody | None) -> tuple[int, int, int, int]:
+def _timeouts(timeouts: TimeoutsBody) -> tuple[int, int, int, int]:
     """In the order of the fields; 0: as the endpoint's policy says."""
-    if timeouts is None:
-        return 0, 0, 0, 0
     return (
         _timeout("schedule_to_close_ms", timeouts.schedule_to_close_ms),
         _timeout("schedule_to_start_ms", timeouts.schedule_to_start_ms),
@@ -232,8 +230,9 @@ def read_order(body: StartBody, namespace: str, headers: CallerHeaders) -> Order
     _check_names(body.endpoint, body.service, body.operation)
     if body.labels:
         _check_labels(body.labels)
-    close_ms, start_ms, run_ms, request_ms = _timeouts(body.timeouts)
-    content = None if isinstance(body.input, msgspec.UnsetType) else bytes(body.input)
+    timeouts = body.timeouts
+    close_ms, start_ms, run_ms, request_ms = (0, 0, 0, 0) if timeouts is None else _timeouts(timeouts)
+    content = None if body.input is msgspec.UNSET else bytes(body.input)
     callback = body.callback
     if callback is not None and callback.format not in FORMATS:
         raise body_invalid("/callback/format", f"the format is one of {', '.join(FORMATS)}")
@@ -245,7 +244,7 @@ def read_order(body: StartBody, namespace: str, headers: CallerHeaders) -> Order
         None if content is None else "application/json",
         content or b"",
         headers.key,
-        [one for one in headers.forwarded if one[0] not in _OF_ORDER],
+        [one for one in headers.forwarded if one[0] not in _OF_ORDER] if headers.forwarded else [],
         "/input",
         callback.url if callback else "",
         callback.format if callback else NEXUS,
@@ -259,7 +258,7 @@ def read_order(body: StartBody, namespace: str, headers: CallerHeaders) -> Order
         parent=_parent(body.parent) if body.parent else None,
         priority=_priority(body.priority) if body.priority else 0,
         later=None if body.delay_ms is None and body.start_at is None else later_of(body.delay_ms, body.start_at),
-        pin=_pin(body.version, "/version"),
+        pin="" if body.version is None else _pin(body.version, "/version"),
     )
 
 
@@ -279,9 +278,7 @@ def beside(
     return replace(order, content_type=content_type.decode("latin-1"), body=content or b"")
 
 
-def _pin(version: str | None, at: str) -> str:
-    if version is None:
-        return ""
+def _pin(version: str, at: str) -> str:
     try:
         return VERSION + check_version(version)
     except Malformed as error:

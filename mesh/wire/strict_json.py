@@ -94,7 +94,7 @@ def reading_ns(body: bytes) -> int:
 
 def costly(body: bytes) -> bool:
     """Whether reading `body` may hold up an event loop for longer than it can spare."""
-    return reading_ns(body) > READ_NS_MAX
+    return len(body) > CHEAP_BYTES and reading_ns(body) > READ_NS_MAX
 
 
 def many_digits(body: bytes, count: int) -> bool:
