@@ -62,7 +62,7 @@ LIMITS: Final = {
     "postponed_ms": 1_000,  # after an attempt that counts for nothing, doubled with each
     "postponed_ms_max": 30_000,
     "remembered": 64,  # arguments of starts that were unpacked, and as many of completions
-    "alike": 256,  # starts and ends that are known for those that come next
+    "alike": 512,  # starts and ends that are known for those that come next
     "alike_ms": 64,  # an operation that took longer to end than this ended like hardly any other
     "beat_ms": 30_000,  # lease of a heartbeat that names no length when none was named before
 }
