@@ -12,7 +12,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 from typing import Any, Final, TypeAlias
 
-from mesh.store.connection import Arg, Asker, StoreReply, fresh, pack
+from mesh.store.connection import Asker, StoreReply, fresh, pack_bytes
 
 MERGED_MAX: Final = 64
 """Calls in one: it is one turn of the store's only thread."""
@@ -40,7 +40,7 @@ class Merging:
 
     def __init__(self, root: bytes, many: str, described: Callable[[Sequence[Asked]], Parts]) -> None:
         self._root = root
-        self._many = many
+        self._many = many.encode()
         self._described = described
         self.asked: list[Asked] = []
 
@@ -49,11 +49,11 @@ class Merging:
         asked, self.asked = self.asked, []
         if len(asked) == 1:
             future, verb, parts = asked[0]
-            return future, pack((b"FCALL", verb, b"1", self._root, *parts))
-        arguments: list[Arg] = [b"FCALL", self._many, b"1", self._root, *self._described(asked)]
+            return future, pack_bytes((b"FCALL", verb.encode(), b"1", self._root, *parts))
+        arguments = [b"FCALL", self._many, b"1", self._root, *self._described(asked)]
         for _, _, parts in asked:
             arguments += parts
-        return Shared([future for future, _, _ in asked]), pack(arguments)
+        return Shared([future for future, _, _ in asked]), pack_bytes(arguments)
 
 
 class Shared:
