@@ -73,5 +73,5 @@ def test_the_worker_in_python(dev: Dev, tmp_path: Path) -> None:
     script = tmp_path / "agent.py"
     script.write_text(block("python"))
     with running([sys.executable, str(script)], dev), mesh.SyncClient(dev.url) as client:
-        until(lambda: known(client, "greeter"), 10)
-        assert client.call("greeter", "greeter", "greet", "Ada", timeout_s=20) == "Hello, Ada!"
+        until(lambda: known(client, "laptop"), 10)
+        assert client.call("laptop", "laptop", "greet", "Ada", timeout_s=20) == "Hello, Ada!"
