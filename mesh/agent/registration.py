@@ -172,7 +172,10 @@ class Registration:
             entry: dict[str, Any] = dict(wanted)
             if found.status == 200:  # noqa: PLR2004
                 present = _object(found)
-                if _holds(present, wanted):
+                if not self._polls and _is_pulled(present):
+                    # Whoever comes last says how the endpoint is reached; an agent that asks for work does the same.
+                    present.pop("target")
+                elif _holds(present, wanted):
                     return
                 entry = {field: present[field] for field in _KEPT if present.get(field) is not None} | entry
                 etag = found.header(b"etag")
@@ -248,6 +251,11 @@ def _check(reply: Reply, what: str) -> None:
     # An agent that was killed and is back in the other mode is refused until its old lease ends.
     passing = reply.status in PASSING or said.get("code") == "kind_in_use"
     raise (Refusal if passing else RefusedForGood)(detail)
+
+
+def _is_pulled(present: dict[str, Any]) -> bool:
+    target: object = present.get("target")
+    return isinstance(target, dict) and cast("dict[str, Any]", target).get("kind") == "pull"
 
 
 def _places(said: dict[str, Any]) -> str:

@@ -23,6 +23,7 @@ from tests.agents.serving import serving, until
 from tests.agents.test_real_gateway import Dev
 from tests.agents.test_registration import ROOT
 from tests.agents.workshop import Shop, ShopHandler
+from tests.ports import lasting_port
 
 
 @pytest.fixture(scope="module")
@@ -40,14 +41,14 @@ def shop(dev: Dev) -> Iterator[ShopHandler]:
     agent = Agent("shop", [handler], mode="pull", gateway=dev.url, lease_ms=2000, drain_s=0.2)
     with serving(agent):
         with mesh.SyncClient(dev.url) as client:
-            until(lambda: _answers(client))
+            until(lambda: _serves(client, "shop"))
         yield handler
 
 
-def _answers(client: mesh.SyncClient) -> bool:
+def _serves(client: mesh.SyncClient, name: str) -> bool:
     try:
-        return client.call("shop", Shop.count, 1, timeout_s=10) == 2
-    except mesh.Refusal:
+        return client.call(name, Shop.count, 1, timeout_s=10) == 2
+    except (mesh.Refusal, mesh.StillRunning):
         return False
 
 
@@ -71,6 +72,21 @@ class TestTheSame(pushed.TestThrough):
         handle = client.start("shop", Shop.slow, 3.0)
         assert [event.type for event in handle.watch()] == ["accepted", "started", "succeeded"]
         assert (handle.result(), handle.get()["attempt"]) == ("done", 1)
+
+
+class TestTheOtherMode:
+    @pytest.mark.parametrize("modes", [("pull", "push"), ("push", "pull")])
+    def test_who_comes_last_says_how_the_endpoint_is_reached(self, dev: Dev, modes: tuple[str, str]) -> None:
+        """An agent that left leaves the endpoint's entry behind; the next one of that name may work the other way."""
+        name = f"first-{modes[0]}"
+        with mesh.SyncClient(dev.url) as client:
+            for mode in modes:
+                port = lasting_port()
+                how: dict[str, Any] = {"mode": mode} if mode == "pull" else {"url": f"http://127.0.0.1:{port}"}
+                with serving(Agent(name, [ShopHandler()], gateway=dev.url, drain_s=0.2, **how), port=port):
+                    until(lambda: _serves(client, name))
+                kind = httpx.get(f"{dev.url}/v1/endpoints/{name}", trust_env=False).json()["target"]["kind"]
+                assert kind == ("pull" if mode == "pull" else "http")
 
 
 class TestAnswers:

@@ -212,7 +212,7 @@ class TestPackaging:
         with zipfile.ZipFile(wheel) as archive:
             carried = {name for name in archive.namelist() if ".dist-info/" not in name}
             (entry,) = (name for name in archive.namelist() if name.endswith("entry_points.txt"))
-            assert "mesh = gateway.cli.main:main" in archive.read(entry).decode()
+            assert "mesh = gateway.cli.entry:main" in archive.read(entry).decode()
         here = (path for package in PACKAGES for path in (tmp_path / package).rglob("*") if path.is_file())
         assert carried == {str(path.relative_to(tmp_path)) for path in here}
         assert any(name.endswith(".lua") for name in carried)
@@ -226,6 +226,14 @@ class TestPackaging:
     def test_agents_and_callers_load_without_the_gateway_extra(self, module: str) -> None:
         script = f"import sys; sys.modules.update(dict.fromkeys({GATEWAY_ONLY!r})); import {module}"
         run(sys.executable, "-W", "error", "-c", script)
+
+
+    def test_the_command_of_an_install_without_that_extra_says_what_to_install(self) -> None:
+        less = f"import sys; sys.modules.update(dict.fromkeys({GATEWAY_ONLY!r}))"
+        script = f"{less}; from gateway.cli.entry import main; main()"
+        done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stdout, "Traceback" in done.stderr) == (1, "", False)
+        assert "pip install 'PATH/TO/mesh[gateway]'" in done.stderr
 
 
 class TestFrontDoor:
