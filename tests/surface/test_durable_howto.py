@@ -9,10 +9,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import httpx
 import pytest
 
-from mesh.clock import monotonic_s, sleep
-from tests.surface.gateways import ROOT, Caller, Gateway
+import mesh
+from tests.agents.serving import until
+from tests.surface.gateways import ROOT, Gateway
 
 TEXT = (ROOT / "docs" / "how-to" / "durable-agents.md").read_text()
 BLOCKS = re.findall(r"^```([a-z]+)\n(.*?)^```$", TEXT, re.DOTALL | re.MULTILINE)
@@ -20,7 +22,7 @@ MESH = f"{sys.executable} -m gateway.cli.main"
 
 
 @pytest.mark.skipif(not shutil.which("bash"), reason="needs bash")
-async def test_its_agents_and_its_commands(keyless: Gateway, caller: Caller, tmp_path: Path) -> None:
+def test_its_agents_and_its_commands(keyless: Gateway, tmp_path: Path) -> None:
     """P225, P231: the review has its steps, hears of its child, and sleeps for a day."""
     coder = next(text for kind, text in BLOCKS if kind == "python")
     linter = next(text for kind, text in BLOCKS if kind == "text")
@@ -38,12 +40,12 @@ async def test_its_agents_and_its_commands(keyless: Gateway, caller: Caller, tmp
         assert done.returncode == 0, done.stdout + done.stderr
         assert len(agents) == 2
         operation = done.stdout.split()[-1]
-        end_s = monotonic_s() + 60
-        while not any(one["type"] == "timer" for one in await caller.events(operation)):
-            assert monotonic_s() < end_s, await caller.events(operation)
-            await sleep(0.05)
-        assert (await caller.cancel(operation)).status == 202
-        await caller.until(operation, state="canceled")
+        events = f"{keyless.url()}/v1/operations/{operation}/events"
+        with mesh.SyncClient(keyless.url()) as client:
+            until(lambda: any(one["type"] == "timer" for one in httpx.get(events, trust_env=False).json()["items"]), 60)
+            client.cancel(operation)
+            with pytest.raises(mesh.OperationCanceled):
+                client.result(operation, timeout_s=60)
     finally:
         for agent in agents:
             agent.terminate()
