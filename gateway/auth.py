@@ -19,6 +19,7 @@ from mesh.errors import Forbidden, Unauthenticated
 
 KEY_BYTES_MAX: Final = 512
 HOSTS_KEPT_MAX: Final = 64
+MISSING: Final = "send your key as `Authorization: Bearer KEY`; agents, clients and `mesh` take it from MESH_KEY"
 _LOOKED_AT: Final = frozenset((b"host", b"origin"))
 
 
@@ -58,7 +59,7 @@ class Auth:
                     raise Unauthenticated("there are two Authorization headers", code="key_invalid")
                 given = value
         if given is None:
-            raise Unauthenticated("send your key as `Authorization: Bearer KEY`", code=KEY_MISSING)
+            raise Unauthenticated(MISSING, code=KEY_MISSING)
         scheme, _, key = given.partition(b" ")
         if scheme.lower() != b"bearer":
             raise Unauthenticated("the only scheme is `Authorization: Bearer KEY`", code="key_invalid")

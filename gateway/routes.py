@@ -48,11 +48,12 @@ def _reply(body: Any, status: int = 200, headers: dict[str, str] | None = None) 
 # Operations -------------------------------------------------------------------------------------------------------
 
 
-def _word(table: dict[str, Any], text: str, name: str) -> Any:
+def _word(table: dict[str, Any], text: str, name: str, *more: str) -> Any:
+    """`more`: words that are taken too."""
     try:
         return table[text]
     except KeyError:
-        raise Malformed(f"{name} is one of {', '.join(table)}", code="query_invalid") from None
+        raise Malformed(f"{name} is one of {', '.join([*table, *more])}", code="query_invalid") from None
 
 
 def _time(text: str, name: str, default: int) -> int:
@@ -92,7 +93,7 @@ async def list_operations(
         words = [word for word in words if word != "running"] + ["scheduled", "backing_off", "started"]
     labels = {name[6:]: value for name, value in request.query_params.items() if name.startswith("label.")}
     filters = Filters(
-        frozenset(_word(_STATES, word, "state") for word in words),
+        frozenset(_word(_STATES, word, "state", "running") for word in words),
         endpoint,
         service,
         operation,

@@ -13,6 +13,11 @@ VARIABLE: Final = "MESH_URL"
 GATEWAYS_MAX: Final = 16
 
 
+def visible(text: str) -> bool:
+    """Whether a header can carry `text` as a key: visible ASCII only."""
+    return text.isascii() and text.isprintable() and " " not in text
+
+
 def gateways_of(given: str | Sequence[str] | None) -> list[str]:
     """Base URLs without a slash at the end, at least one, each once.
 

@@ -130,9 +130,9 @@ def _pointers(errors: list[dict[str, Any]], said: str) -> str:
     """What the errors of a refusal add to its detail: where, and why unless that was said."""
     parts: list[str] = []
     for error in errors[:5]:
-        where, why = str(error.get("pointer") or "/"), str(error.get("detail") or "")
+        where, why = str(error.get("pointer") or ""), str(error.get("detail") or "")
         if where not in said or why not in said:
-            parts.append(where if why in said else f"{where}: {why}")
+            parts.append(where if why in said else f"{where or '/'}: {why}")
     return f" ({'; '.join(parts)})" if parts else ""
 
 

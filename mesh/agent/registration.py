@@ -263,7 +263,10 @@ def _places(said: dict[str, Any]) -> str:
     errors: object = said.get("errors")
     found = cast("list[object]", errors) if isinstance(errors, list) else []
     faults = [cast("dict[str, Any]", each) for each in found if isinstance(each, dict)]
-    shown = [f"{each['pointer']}: {each.get('detail', '')}" for each in faults if "pointer" in each]
+    # The detail has the first of them itself.
+    told = str(said.get("detail", ""))
+    news = [each for each in faults if str(each.get("pointer")) not in told or str(each.get("detail", "")) not in told]
+    shown = [f"{each['pointer']}: {each.get('detail', '')}" for each in news if "pointer" in each]
     if len(shown) > FAULTS_SHOWN_MAX:
         shown[FAULTS_SHOWN_MAX:] = [f"and {len(shown) - FAULTS_SHOWN_MAX} more"]
     return f" ({'; '.join(shown)})" if shown else ""

@@ -19,7 +19,7 @@ from mesh.client.errors import (
     refusal,
 )
 from mesh.client.events import Chunk, Event, EventReader, chunk_of
-from mesh.client.order import Called, Order, Page, Record, codec_of
+from mesh.client.order import Called, Order, Page, Record, codec_of, handle_repr
 from mesh.client.schedules import ScheduleRecord, Schedules
 from mesh.client.shared import LIMITS, Base, I, O, StartOptions
 from mesh.clock import monotonic_s, sleep
@@ -270,6 +270,9 @@ class OperationHandle(Generic[O]):
         self.record = record
         self.replayed = replayed
         """The key was used before: this is the operation of that time."""
+
+    def __repr__(self) -> str:
+        return handle_repr(self, self.id, self.record)
 
     async def result(self, *, timeout_s: float | None = None) -> O:
         """Wait for the result. Raises as `Client.call`."""

@@ -17,10 +17,10 @@ from mesh.blob import Blob
 from mesh.client.asking import Answer, Ask, Flow, exchange
 from mesh.client.errors import UNSUCCESSFUL, OperationFailed, StillRunning, refusal
 from mesh.client.order import Order, Page, Record
-from mesh.client.patience import Patience
+from mesh.client.patience import Patience, lacks_failure
 from mesh.clock import monotonic_s
-from mesh.errors import ConfigError, ReplyInvalid, TooMany, Unavailable
-from mesh.wire import quote_segment
+from mesh.errors import ConfigError, Malformed, MeshError, ReplyInvalid, TooMany, Unavailable
+from mesh.wire import check_key, quote_segment
 from mesh.wire.digests import digest_field
 
 WAIT_S: Final = 20
@@ -28,6 +28,8 @@ WAIT_S: Final = 20
 RETRY_FOR_S: Final = 30.0
 REPLY_TIMEOUT_S: Final = 10.0
 """Beyond the wait that was asked for."""
+LOOK_TIMEOUT_S: Final = 5.0
+"""For a second look at what a call waits for; its result does not hang on it."""
 LARGE_BYTES: Final = 1 << 20
 """JSON above this does not go inside an order: gateways bound what they read as one."""
 SLOWEST_BYTES_PER_S: Final = 4 << 20
@@ -49,6 +51,7 @@ _fields: Final = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 
 def start(order: Order, wait_s: float, retry_for_s: float) -> Flow[Placed]:
     """Accepted and durable, or a refusal. `wait_s` > 0: the answer may already be the end."""
+    _check_key(order.key)
     if isinstance(order.value, Blob) and order.called.input.takes_blobs:
         return (yield from _start_large(order, order.value, wait_s, retry_for_s))
     try:
@@ -110,6 +113,14 @@ def _headers_of(order: Order, wait_s: float) -> dict[str, str]:
     }
 
 
+def _check_key(key: str) -> None:
+    """What would not even fit in a header is refused as the gateway refuses all other keys that are none."""
+    try:
+        check_key(key)
+    except Malformed as error:
+        raise Malformed(f"idempotency_key={key[:64]!r}: {error.detail}", code=error.code) from None
+
+
 def _placed(answer: Answer) -> Placed:
     raw = _object(answer)
     record = _record(answer)
@@ -158,7 +169,7 @@ def call(order: Order, timeout_s: float | None, retry_for_s: float) -> Flow[Any]
     placed = yield from start(order, wait_s, retry_for_s if timeout_s is None else min(retry_for_s, timeout_s))
     if placed.record["state"] == "succeeded" and "result" in placed.raw and not order.called.output.blob:
         return _decode(order.called.output, placed.id, "application/json", bytes(placed.raw["result"]))
-    patience.look(placed.record)
+    patience.look((yield from _looked(placed.record)) if patience.due(placed.record) else placed.record)
     left_s = None if until_s is None else until_s - monotonic_s()
     return (yield from result(placed.id, order.called.output, left_s, retry_for_s, patience))
 
@@ -188,9 +199,21 @@ def result(
             # The Nexus wire knows failed and canceled only; the record says whether time ran out.
             record = yield from get(operation_id, retry_for_s)
             raise UNSUCCESSFUL.get(record["state"], OperationFailed)(operation_id, _failure(answer))
-        patience.look(_record(answer))
-        if until_s is not None and monotonic_s() >= until_s:
+        record, over = _record(answer), until_s is not None and monotonic_s() >= until_s
+        patience.look((yield from _looked(record)) if over or patience.due(record) else record)
+        if over:
             raise StillRunning(operation_id, patience.why)
+
+
+def _looked(record: Record) -> Flow[Record]:
+    """`record`, with how its last attempt failed if that is why it waits and the gateway tells."""
+    if not lacks_failure(record):
+        return record
+    try:
+        found = _record((yield from exchange(Ask("GET", _path(record["id"]), {}, b"", LOOK_TIMEOUT_S), 0)))
+    except MeshError:
+        return record
+    return found if found["state"] == record["state"] else record
 
 
 def get(operation_id: str, retry_for_s: float) -> Flow[Record]:

@@ -142,6 +142,13 @@ def called(what: tuple[Any, ...], output: Any) -> tuple[Called, tuple[Any, ...]]
     return Called(service, operation, codec_of(Any), codec_of(output)), tuple(rest)
 
 
+def handle_repr(handle: object, operation_id: str, record: Record) -> str:
+    """How a handle shows itself: its id, and what was known of the operation when the handle was made."""
+    known = {"state": record.get("state"), **{name: record.get(name) for name in ("endpoint", "operation")}}
+    shown = "".join(f" {name}={value!r}" for name, value in known.items() if value)
+    return f"<{type(handle).__name__} {operation_id}{shown}>"
+
+
 def new_key() -> str:
     """An idempotency key for a call whose caller gave none: 128 random bits."""
     return secret_bytes(16).hex()

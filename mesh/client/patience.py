@@ -6,6 +6,7 @@ Owns the words and the rhythm; asks nothing (flow.py does) and knows no gateway.
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 from mesh.clock import monotonic_s
@@ -42,14 +43,22 @@ def why_waits(record: Record) -> str:
             return record["blocked_why"]
         return WHY.get(reason, reason.replace("_", " ")).format(endpoint=record.get("endpoint", ""))
     if record["state"] == "backing_off":
-        return f"attempt {record['attempt']} failed, and the next one is at {record.get('next_attempt_at', '?')}"
+        last = record.get("last_failure")
+        how = f": {last['message']};" if last else ","
+        return f"attempt {record['attempt']} failed{how} the next one is at {record.get('next_attempt_at', '?')}"
     return ""
 
 
-class Patience:
-    """One call that waits. `look` at each record that comes instead of a result; it says little."""
+def lacks_failure(record: Record) -> bool:
+    """Whether a whole record would say more of why it waits: answers about a result leave out how attempts failed."""
+    return record["state"] == "backing_off" and not record.get("blocked") and "last_failure" not in record
 
-    def __init__(self) -> None:
+
+class Patience:
+    """One call that waits. `look` at each record that comes instead of a result; it says little, to `tell`."""
+
+    def __init__(self, tell: Callable[[str], object] = logger.warning) -> None:
+        self._tell = tell
         self._began_s = monotonic_s()
         self._told_s = 0.0
         self._told = ""
@@ -60,17 +69,25 @@ class Patience:
         """How long to ask for at a time: `wait_s`, and at first no longer than a caller should sit in the dark."""
         return wait_s if self._waited_s() >= QUIET_S else min(wait_s, QUIET_S)
 
+    def due(self, record: Record) -> bool:
+        """Whether it would be told why this one waits: after QUIET_S, at a new reason, else every AGAIN_S."""
+        waited_s = self._waited_s()
+        if waited_s < QUIET_S or not why_waits(record):
+            return False
+        return _kind(record) != self._told or waited_s - self._told_s >= AGAIN_S
+
     def look(self, record: Record) -> None:
-        """A warning with the operation's id when it waits: after QUIET_S, at a new reason, else every AGAIN_S."""
-        waited_s, self.why = self._waited_s(), why_waits(record)
-        if not self.why or waited_s < QUIET_S:
+        """Tells why the operation waits, with its id, when that is due."""
+        self.why = why_waits(record)
+        if not self.due(record):
             return
-        kind = record.get("blocked") or record["state"]
-        if kind == self._told and waited_s - self._told_s < AGAIN_S:
-            return
-        self._told, self._told_s = kind, waited_s
-        told = "operation %s waits, for %.0f s now: %s; it is kept and goes on by itself"
-        logger.warning(told, record["id"], waited_s, self.why)
+        self._told, self._told_s = _kind(record), self._waited_s()
+        waits = f"operation {record['id']} waits, for {self._told_s:.0f} s now"
+        self._tell(f"{waits}: {self.why}; it is kept and goes on by itself")
 
     def _waited_s(self) -> float:
         return monotonic_s() - self._began_s
+
+
+def _kind(record: Record) -> str:
+    return record.get("blocked") or record["state"]

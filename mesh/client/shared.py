@@ -18,7 +18,7 @@ from mesh.client.asking import AWAY, Answer, Ask, Unreached
 from mesh.client.events import EventReader
 from mesh.client.order import Order, called, new_key
 from mesh.errors import ConfigError, Malformed
-from mesh.gateways import gateways_of
+from mesh.gateways import gateways_of, visible
 from mesh.trace import continued
 from mesh.wire import Link, format_links
 from mesh.wire.digests import told_digest
@@ -27,6 +27,8 @@ CONNECT_TIMEOUT_S: Final = 5.0
 CONNECTIONS_MAX: Final = 100
 QUIET_MAX_S: Final = 45.0
 """An event stream pings every 15 s; one that is silent for three pings is dead."""
+
+MEND: Final = "Start one with `mesh dev`, or name another with gateway= or MESH_URL"
 
 I = TypeVar("I")  # noqa: E741 - the names that nexusrpc.Operation[I, O] has in its documentation
 O = TypeVar("O")  # noqa: E741
@@ -73,6 +75,9 @@ class Base:
     def __init__(self, gateway: str | Sequence[str] | None, key: str | None, retry_for_s: float) -> None:
         self._gateways = gateways_of(gateway)
         key = key or os.environ.get("MESH_KEY")
+        if key and not visible(key):
+            message = "the API key (key= or MESH_KEY) has other than visible ASCII characters; no key of a mesh has"
+            raise ConfigError(message)
         self._headers = {"authorization": f"Bearer {key}"} if key else {}
         self.retry_for_s = retry_for_s
         self.at = 0
@@ -119,7 +124,11 @@ class Base:
 
     def fault(self, fault: httpx.TransportError, at: int) -> Unreached:
         self.leave(at)
-        return Unreached(f"no answer from {fault.request.url.host}: {str(fault) or type(fault).__name__}")
+        url = fault.request.url
+        where, why = f"{url.scheme}://{url.netloc.decode()}", str(fault) or type(fault).__name__
+        if isinstance(fault, httpx.ConnectError | httpx.ConnectTimeout):
+            return Unreached(f"no gateway answers at {where} ({why}). {MEND}")
+        return Unreached(f"no answer from the gateway at {where}: {why}")
 
     @staticmethod
     def order(endpoint: str, what: tuple[Any, ...], options: StartOptions) -> Order:
@@ -166,6 +175,10 @@ def _value(value: Any) -> Any:
 def _headers(headers: Mapping[str, str], links: Sequence[nexusrpc.Link]) -> dict[str, str]:
     """With the trace that this code belongs to: the current span, or the call that a handler serves."""
     whole = continued(headers)
+    for name, value in whole.items():
+        if not visible(f"{name}{value}".replace(" ", "").replace("\t", "")):
+            message = f"headers: {name!r} has line breaks, or characters beyond ASCII: percent-encode them"
+            raise ConfigError(message)
     if links:
         try:
             whole["nexus-link"] = format_links([Link(link.url, link.type) for link in links])

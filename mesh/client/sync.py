@@ -18,7 +18,7 @@ from mesh.client import flow as flows
 from mesh.client.asking import REPEATED, Answer, Flow, Pause, T, Unreached
 from mesh.client.errors import GatewayUnreachable, refusal
 from mesh.client.events import Chunk, Event, EventReader, chunk_of
-from mesh.client.order import Called, Order, Page, Record, codec_of
+from mesh.client.order import Called, Order, Page, Record, codec_of, handle_repr
 from mesh.client.schedules import ScheduleRecord, Schedules
 from mesh.client.shared import LIMITS, Base, I, O, StartOptions
 from mesh.clock import monotonic_s, pause
@@ -247,6 +247,9 @@ class SyncOperationHandle(Generic[O]):
         self.record = record
         self.replayed = replayed
         """The key was used before: this is the operation of that time."""
+
+    def __repr__(self) -> str:
+        return handle_repr(self, self.id, self.record)
 
     def result(self, *, timeout_s: float | None = None) -> O:
         """Wait for the result. Raises as `SyncClient.call`."""

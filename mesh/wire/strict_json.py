@@ -19,6 +19,7 @@ import msgspec
 from mesh.errors import Malformed
 
 JSON_DEPTH_MAX: Final = 200
+KEY_SHOWN_MAX: Final = 64
 READ_NS_MAX: Final = 10_000_000
 """What an event loop can spare for one text, by `reading_ns`."""
 CHEAP_BYTES: Final = 16_384
@@ -58,7 +59,9 @@ class _Refused(ValueError):
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     value = dict(pairs)
     if len(value) != len(pairs):
-        raise _Refused("the JSON has a duplicate key")
+        names: set[str] = set()
+        twice = next(name for name, _ in pairs if name in names or names.add(name))
+        raise _Refused(f"the JSON has a duplicate key: {twice[:KEY_SHOWN_MAX]!r}")
     return value
 
 
@@ -205,7 +208,7 @@ def _read(body: bytes, depth_max: int, ns_max: int) -> Any:
     except UnicodeDecodeError:
         reason = "the JSON is not UTF-8"
     except json.JSONDecodeError as error:
-        reason = f"not JSON: {error}"
+        reason = f"not JSON: {error}" if body.strip() else "not JSON: there is nothing"
     except _Refused as error:
         reason = str(error)
     except RecursionError:

@@ -187,6 +187,14 @@ class TestRegistry:
         assert "shop belongs to another namespace" in caplog.text
         assert caplog.text.count("cannot register") == 1
 
+    def test_what_the_detail_has_is_not_said_again(self, gateway: Gateway, caplog: pytest.LogCaptureFixture) -> None:
+        faults = [{"pointer": "/allow/0", "detail": "X is no name"}, {"pointer": "/labels", "detail": "too many"}]
+        detail = "the body is not right at /allow/0: X is no name (and 1 more)"
+        gateway.refuse = (422, {"code": "body_invalid", "detail": detail, "errors": faults})
+        with agent(gateway):
+            until(lambda: "body_invalid" in caplog.text)
+        assert "/allow/0: X is no name (and 1 more) (/labels: too many)" in caplog.text
+
 
 REFUSAL: tuple[int, dict[str, Any]] = (
     409,

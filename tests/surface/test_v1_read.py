@@ -326,6 +326,12 @@ class TestList:
         """P69."""
         check_problem(await caller.get(f"/v1/operations?{query}"), status, code)
 
+    async def test_the_states_that_there_are(self, caller: Caller) -> None:
+        """P69."""
+        detail = (await caller.get("/v1/operations?state=done")).json["detail"]
+        assert detail.startswith("state is one of scheduled, ")
+        assert detail.endswith(", running")
+
     async def test_running_is_what_no_state_says(self, caller: Caller, three: Any) -> None:
         """P65: `blocked` stands beside the state."""
         operation = await caller.begin(await caller.register(None))

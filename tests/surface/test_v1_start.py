@@ -201,7 +201,7 @@ class TestRefused:
             ({"service": ""}, "body_invalid", "/service"),
             ({"operation": ".."}, "body_invalid", "/operation"),
             ({"operation": "x" * 1001}, "body_invalid", "/operation"),
-            ({"labels": {"a": 1}}, "body_invalid", "/labels"),
+            ({"labels": {"a": 1}}, "body_invalid", "/labels/a"),
             ({"labels": {"": "x"}}, "body_invalid", "/labels"),
             ({"labels": {str(number): "" for number in range(17)}}, "body_invalid", "/labels"),
             ({"timeouts": {"schedule_to_close_ms": 0}}, "body_invalid", "/timeouts/schedule_to_close_ms"),

@@ -214,6 +214,34 @@ class TestCall:
         got = await caller.do("call", "shop", "S", "op")
         assert (got, [one for one in caplog.records if one.name == "mesh.client"]) == (1, [])
 
+    async def test_with_what_it_failed_is_said(
+        self, stage: Stage, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """P420: the answer about a result leaves it out, so the record is asked for, when a line is due and no more."""
+        monkeypatch.setattr(patience, "QUIET_S", 0.0)
+        waits = record("backing_off", attempt=4, next_attempt_at="2026-01-01T00:00:00Z")
+        whole = waits | {"last_failure": {"attempt": 4, "message": "ValueError: no such door"}}
+
+        def reply(request: Request) -> Response:
+            return answer(waits, 202) if request.method == "POST" or "/result" in request.path else answer(whole)
+
+        caller = stage.caller(reply)
+        why = "attempt 4 failed: ValueError: no such door; the next one is at 2026"
+        with pytest.raises(mesh.StillRunning, match=why):
+            await caller.do("call", "shop", "S", "op", timeout_s=0.3)
+        (said,) = [one.getMessage() for one in caplog.records if one.name == "mesh.client"]
+        assert (ID in said, "no such door" in said) == (True, True)
+        # One for the line in the log, one for the error.
+        assert [one.path for one in stage.requests].count(f"/v1/operations/{ID}") == 2
+
+    async def test_without_a_record_its_own_words_do(self, stage: Stage) -> None:
+        def reply(request: Request) -> Response:
+            waits = answer(record("backing_off", attempt=4), 202)
+            return waits if request.method == "POST" or "/result" in request.path else answer({}, 503)
+
+        with pytest.raises(mesh.StillRunning, match="waits: attempt 4 failed, the next one is at"):
+            await stage.caller(reply).do("call", "shop", "S", "op", timeout_s=0.1)
+
     def test_every_reason_has_words(self) -> None:
         assert set(BLOCKED_REASONS) == set(patience.WHY)
 
@@ -276,6 +304,19 @@ class TestOutcomes:
             await caller.do("call", "shop", "S", "op")
         assert isinstance(caught.value, mesh.OperationUnsuccessful)
         assert (caught.value.failure, caught.value.operation_id, caught.value.state) == (failure, ID, state)
+
+    async def test_what_fits_in_no_header(self, stage: Stage) -> None:
+        caller = stage.caller(answer(record()))
+        with pytest.raises(errors.Malformed, match=r"idempotency_key='ü': .* 1 to 255 visible ASCII") as caught:
+            await caller.do("start", "shop", "S", "op", idempotency_key="ü")
+        assert caught.value.code == "idempotency_key_invalid"
+        for value in ("Zoë", "a\nb"):
+            with pytest.raises(errors.ConfigError, match="'x-who' has line breaks, or characters beyond ASCII"):
+                await caller.do("start", "shop", "S", "op", headers={"x-who": value})
+        for key in ("schlüssel", "a\n"):
+            with pytest.raises(errors.ConfigError, match=r"the API key .* MESH_KEY"):
+                Caller(stage.kind, stage.url, key=key)
+        assert stage.requests == []
 
     @pytest.mark.parametrize(
         ("status", "kind"),
@@ -393,6 +434,13 @@ class TestRepeats:
         assert (caught.value.operation_id, monotonic_s() - began_s < 15) == (ID, True)
         assert isinstance(caught.value.__cause__, errors.Unavailable)
 
+    async def test_nobody_there(self, stage: Stage) -> None:
+        with serving(Scripted()) as gone:
+            pass
+        caller = stage.caller(answer(record()), url=gone, retry_for_s=0)
+        with pytest.raises(mesh.GatewayUnreachable, match=rf"no gateway answers at {gone} .*`mesh dev`.*MESH_URL"):
+            await caller.do("get", ID)
+
     async def test_the_next_gateway(self, stage: Stage) -> None:
         with serving(Scripted()) as gone:
             pass
@@ -411,6 +459,12 @@ class TestReads:
         ]
         caller = stage.caller(answer({"text": "", "total": 2}))
         assert await caller.do("result", ID, output=Receipt) == Receipt("", 2)
+
+    async def test_a_handle_shows_what_it_is_of(self, stage: Stage) -> None:
+        caller = stage.caller(answer(record("scheduled", endpoint="shop", operation="op"), 202))
+        shown = repr(await caller.do("start", "shop", "S", "op"))
+        assert shown.endswith(f"OperationHandle {ID} state='scheduled' endpoint='shop' operation='op'>")
+        assert repr(caller.client.handle(ID)) == f"<OperationHandle {ID}>"
 
     async def test_list(self, stage: Stage) -> None:
         caller = stage.caller(answer({"items": [record()], "next_cursor": "c"}))
