@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, cast
 import typer
 
 from gateway.cli.exits import Exit, Problem
-from gateway.cli.options import ApiKey, Json, Labels, Url, check_seconds, check_url, pairs, read_json
+from gateway.cli.options import ApiKey, Json, Labels, Url, check_seconds, check_url, pairs, read_json, read_key
 from gateway.cli.results import put_out
 from gateway.cli.show import Show, between, is_live, soon, span
 from gateway.cli.wire import Gateway, Reply, Unreached
 from mesh.blob import OCTETS, Blob
-from mesh.client.patience import why_waits
+from mesh.client.patience import Patience, lacks_failure, why_waits
 from mesh.clock import monotonic_s, pause
 from mesh.errors import MeshError, TooMany, Unavailable
 from mesh.ids import secret_bytes
@@ -126,8 +126,8 @@ def call(
     fields |= {name: value for name, value in (("start_at", at), ("version", version)) if value is not None}
     if label:
         fields["labels"] = pairs(label, "--label")
-    given = bool(key)
-    key = key or secret_bytes(12).hex()
+    given = key is not None
+    key = secret_bytes(12).hex() if key is None else read_key(key)
     if input_file is not None and input_ is not None:
         raise Problem("--input and --input-file exclude each other")
     body = _body(fields, input_) if input_file is None else _file(input_file, content_type)
@@ -169,6 +169,8 @@ class _Call:
         self._wait_s = wait_s
         self._until_s = monotonic_s() + wait_s
         self._told = False
+        self._id = ""
+        self._patience = Patience(show.note)
         self._output = output
         self._headers: dict[str, str] = {}
         self._sending_s = 0.0
@@ -186,12 +188,28 @@ class _Call:
         self._sending_s = blob.size / SLOWEST_BYTES_PER_S
 
     def run(self, body: bytes | Blob) -> None:
-        """Raises Problem for every end but success."""
+        """Raises Problem for every end but success, Ctrl-C among them."""
+        try:
+            self._run(body)
+        except KeyboardInterrupt:
+            raise self._interrupted() from None
+
+    def _interrupted(self) -> Problem:
+        detail, mend = "interrupted; it may be under way", f"Repeat with --key {self._key}: it is the same operation."
+        if self._id:
+            detail = f"interrupted; operation {self._id} goes on"
+            mend = f"`mesh operation watch {self._id}` shows how, `mesh operation cancel {self._id}` ends it."
+        extra = {"operation_id": self._id, "idempotency_key": self._key}
+        return Problem(detail, mend, exit_code=Exit.INTERRUPTED, code="interrupted", extra=extra)
+
+    def _run(self, body: bytes | Blob) -> None:
         reply = self._start(body)
         record = reply.json()
+        self._id = record["id"]
         replayed = reply.headers.get("idempotency-replayed") == "true"
         if reply.status == 202 and self._wait_s > 0:  # noqa: PLR2004
             # The 202 says least; what is told of an operation that still runs is worth one more look.
+            self._say_why(record)
             record = self._wait(record["id"]) or self._look(record)
         if replayed and self._given and not self._unsure:
             self._show.note(f"the key was used before: this is the operation of that time, {record['id']}")
@@ -199,7 +217,8 @@ class _Call:
 
     def _start(self, body: bytes | Blob) -> Reply:
         """Accepted, or a refusal. A lost answer is asked for again: the key makes that safe."""
-        patience = f"wait={max(1, round(min(self._wait_s, POLL_S)))}" if self._wait_s > 0 else "respond-async"
+        wait_s = self._patience.poll_s(min(self._wait_s, POLL_S))
+        patience = f"wait={max(1, round(wait_s))}" if wait_s > 0 else "respond-async"
         headers = {**self._headers, "idempotency-key": self._key, "prefer": patience}
         timeout_s = min(self._wait_s, POLL_S) + POLL_GRACE_S + self._sending_s
         while True:
@@ -214,7 +233,7 @@ class _Call:
     def _wait(self, operation_id: str) -> dict[str, Any] | None:
         """The record once the operation ended, or None when the wait is over."""
         while (left_s := self._until_s - monotonic_s()) > 0:
-            wait_s = min(left_s, POLL_S)
+            wait_s = self._patience.poll_s(min(left_s, POLL_S))
             try:
                 reply = self._gateway.ask(
                     "GET",
@@ -225,6 +244,7 @@ class _Call:
                 )
                 if reply.status != 202:  # noqa: PLR2004
                     return self._gateway.get(f"/v1/operations/{operation_id}")
+                self._say_why(reply.json())
             except Unavailable as error:
                 if self._over():
                     raise self._with_key(error) from None
@@ -236,6 +256,11 @@ class _Call:
             return self._gateway.get(f"/v1/operations/{record['id']}")
         except Unavailable:
             return record
+
+    def _say_why(self, record: dict[str, Any]) -> None:
+        """After a while, a line about what it waits for."""
+        if self._patience.due(seen := cast("Record", record)):
+            self._patience.look(cast("Record", self._look(record)) if lacks_failure(seen) else seen)
 
     def _over(self) -> bool:
         return monotonic_s() + REPEAT_S >= self._until_s

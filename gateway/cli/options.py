@@ -12,6 +12,8 @@ from typing import Annotated, Any, Final
 import typer
 
 from gateway.cli.exits import Problem
+from mesh.errors import Malformed
+from mesh.wire import check_key
 
 INPUT_BYTES_MAX: Final = 64 << 20
 CLIENT: Final = "Gateway"
@@ -100,3 +102,11 @@ def if_match_header(etag: str | None) -> dict[str, str]:
     # An ETag has its quotes, which a shell takes away; what is printed of it is its number.
     tag = f"v{etag}" if etag and etag.isdigit() else etag
     return {"if-match": tag if '"' in tag or tag == "*" else f'"{tag}"'} if tag else {}
+
+
+def read_key(text: str) -> str:
+    """An idempotency key. Raises Problem."""
+    try:
+        return check_key(text)
+    except Malformed as error:
+        raise Problem(f"--key {text[:64]!r}: {error.detail}", "Leave it out, and one is made up.") from None

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
 from gateway.cli.exits import Problem
 from mesh.client.errors import GatewayUnreachable, refusal
 from mesh.errors import ConfigError, ReplyInvalid
-from mesh.gateways import GATEWAY, gateways_of
+from mesh.gateways import GATEWAY, gateways_of, visible
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -69,6 +69,8 @@ class Gateway:
         except ConfigError as error:
             raise Problem(error.detail, f"Give one such as {GATEWAY} in --url or MESH_URL.") from None
         self._at = 0
+        if key and not visible(key):
+            raise Problem("the API key has other than visible ASCII characters", "Check MESH_KEY or --api-key.")
         self._headers = {"authorization": f"Bearer {key}"} if key else {}
         self._http: httpx.Client | None = None
 

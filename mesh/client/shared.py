@@ -147,7 +147,7 @@ class Base:
             endpoint,
             operation,
             _value(rest[0]) if rest else None,
-            options.get("idempotency_key") or new_key(),
+            new_key() if (key := options.get("idempotency_key")) is None else key,
             options.get("callback"),
             {name: value for name in names if (value := options.get(name)) is not None},
             options.get("labels"),

@@ -28,10 +28,13 @@ import pytest
 import yaml
 from rich.console import Console
 from standardwebhooks.webhooks import Webhook
+from typer.testing import CliRunner
 
 from gateway.cli.endpoints import REGISTERED
 from gateway.cli.exits import MEANINGS, Exit
+from gateway.cli.main import app
 from gateway.cli.show import Show
+from mesh.client import patience
 from mesh.clock import monotonic_s, pause
 from mesh.ids import operation_id, short_id
 from mesh.store.embedded import EmbeddedStore
@@ -571,6 +574,39 @@ class TestCall:
 
 
 # Looking ------------------------------------------------------------------------------------------------------------
+
+
+    def test_ctrl_c_tells_how_to_come_back(self) -> None:
+        def reply(_: Any) -> Any:
+            return answer({"id": "00-x", "state": "started", "attempt": 1}, 202)
+
+        with serving(gateway := Scripted(reply)) as url:
+            asking = Background("call", "a", "s", "o", "--url", url)
+            until(lambda: [one for one in gateway.requests if one.path.startswith("/v1/operations/00-x/")], "a wait")
+            done = asking.end(signal.SIGINT)
+        assert (done.code, "Traceback" in done.err) == (Exit.INTERRUPTED, False)
+        assert "operation 00-x goes on" in done.err
+
+    def test_why_it_waits_is_said(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """P420: as the SDK does."""
+        monkeypatch.setattr(patience, "QUIET_S", 0.0)
+        waits = {"id": "00-x", "state": "backing_off", "attempt": 2, "closed_at": None}
+        whole = waits | {"last_failure": {"attempt": 2, "message": "no such door"}}
+
+        def reply(request: Any) -> Any:
+            return answer(whole) if request.path == "/v1/operations/00-x" else answer(waits, 202)
+
+        with serving(Scripted(reply)) as url:
+            done = CliRunner().invoke(app, ["call", "a", "s", "o", "--wait", "0.5", "--url", url])
+        (said,) = [line for line in done.output.splitlines() if line.startswith("operation 00-x waits, for ")]
+        assert "s now: attempt 2 failed: no such door; the next one is at" in said
+
+    @pytest.mark.parametrize("key", ["", "ü", "a\n"])
+    def test_a_key_that_is_none(self, key: str) -> None:
+        done = mesh("call", "a", "s", "o", "--key", key)
+        assert (done.code, "visible ASCII" in done.err) == (Exit.USAGE, True)
+        done = mesh("call", "a", "s", "o", "--api-key", key or "x y")
+        assert (done.code, "MESH_KEY" in done.err) == (Exit.USAGE, True)
 
 
 class TestOperation:
