@@ -15,6 +15,7 @@ import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from mesh.edge.exchange import Routes
+from mesh.edge.line import is_over
 from mesh.edge.turn import TAKE_S_MAX, Exchange
 from mesh.edge.upgrade import framing, parser_behind
 
@@ -58,8 +59,8 @@ class Edge(HttpToolsProtocol):
 
     # Slots: CPython is slow to find what is in an instance of more than 30 attributes, and uvicorn has 28.
     __slots__ = (
-        "_context", "_framing", "_head_bytes", "_held", "_lines", "_progress_bytes", "_quiet_bytes", "_routes",
-        "_taken_at_s", "_unsent", "idle_since_s", "reading_since_s",
+        "_active", "_context", "_framing", "_head_bytes", "_held", "_lines", "_progress_bytes", "_quiet_bytes",
+        "_routes", "_taken_at_s", "_unsent", "idle_since_s", "reading_since_s",
     )  # fmt: skip
     parser: Any
 
@@ -76,9 +77,19 @@ class Edge(HttpToolsProtocol):
         self._framing = b""
         """Of the body behind a head that asked for another protocol."""
         self._context = copy_context()
+        self._active: Exchange | None = None
+        """Whose turn it was last; others may wait behind it."""
         self._routes: Routes | None = getattr(self.config.app, "hot", None)
         self._lines: tuple[Any, bytes] = (None, b"")
         super().connection_made(transport)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        # uvicorn tells the request that came last, which may be one that waits behind it.
+        active = self._active
+        if active is not None and active is not self.cycle and not active.response_complete:
+            active.disconnected = True
+            active.message_event.set()
+        super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
         if self._head_bytes < 0:
@@ -164,6 +175,7 @@ class Edge(HttpToolsProtocol):
         exchange.expects = b"expect" in first and first[b"expect"].lower() == b"100-continue"
         if (earlier is None or earlier.response_complete) and not self._held:
             exchange.turn = True
+            self._active = exchange
             if exchange.expects or not sound:
                 exchange.advance()  # before its body, which is still to come, be it an empty one
         else:
@@ -208,6 +220,7 @@ class Edge(HttpToolsProtocol):
     def _start_asgi_task(self, cycle: Any, app: Any) -> None:
         if type(cycle) is Exchange:
             cycle.turn = True
+            self._active = cycle
             cycle.advance()
         else:
             super()._start_asgi_task(cycle, app)
@@ -286,13 +299,19 @@ class Edge(HttpToolsProtocol):
         self._unsent = unsent
         return now_s - self._taken_at_s > TAKE_S_MAX
 
+    def is_left(self) -> bool:
+        """Whether the caller hung up on an answer that watches for it; while others wait behind, nothing is read."""
+        active = self._active
+        watches = active is not None and active.watches and not active.response_complete
+        return watches and bool(self.pipeline) and not self.transport.is_closing() and is_over(self.transport)
+
     def abort(self) -> None:
         """Drop the connection."""
         self.transport.abort()
 
 
 def sweep(connections: Iterable[Any], now_s: float) -> int:
-    """Drop connections that send one request for too long or take no answer, close those that were idle too long.
+    """Drop connections that send one request for too long, take no answer or are gone; close those idle for too long.
 
     Returns how many.
     """
@@ -300,7 +319,8 @@ def sweep(connections: Iterable[Any], now_s: float) -> int:
     for one in connections:
         if not isinstance(one, Edge):
             continue
-        if one.takes_nothing(now_s) or (one.reading_since_s and now_s - one.reading_since_s > REQUEST_S_MAX):
+        slow = one.reading_since_s and now_s - one.reading_since_s > REQUEST_S_MAX
+        if slow or one.takes_nothing(now_s) or one.is_left():
             late += 1
             one.abort()
         elif one.idle_since_s and now_s - one.idle_since_s > one.timeout_keep_alive:

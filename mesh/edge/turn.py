@@ -253,6 +253,11 @@ class Exchange:
         status_line = STATUS_LINE.get(answer.status) or b"HTTP/1.1 %d \r\n" % answer.status
         return b"".join((status_line, self._edge.default_lines(), lines, b"content-length: %d\r\n" % size, end))
 
+    @property
+    def watches(self) -> bool:
+        """Somebody wants to know when the caller hangs up."""
+        return self._gone is not None
+
     async def gone(self) -> None:
         """Return once the caller has hung up."""
         if not self.disconnected:

@@ -127,13 +127,15 @@ class TestResult:
         assert monotonic_s() - done_at_s < 10
         assert answers[0]["cache-control"] == "no-store"
 
-    async def test_who_hung_up_is_waited_for_no_longer(self, caller: Caller, agent: Actor) -> None:
-        """P66."""
+    @pytest.mark.parametrize("asked", [1, 3])
+    async def test_who_hung_up_is_waited_for_no_longer(self, caller: Caller, agent: Actor, asked: int) -> None:
+        """P66, also with more asked behind it on the same connection, of which nothing is read meanwhile."""
         agent.replies(started())
         operation = await caller.begin(await caller.register(agent.url))
         await agent.until(1)
         async with await Connection.open(caller.gateway.port) as connection:
-            connection.send("GET", f"/v1/operations/{operation}/result?wait=60")
+            for _ in range(asked):
+                connection.send("GET", f"/v1/operations/{operation}/result?wait=60")
             await caller.until_gauge("mesh_waits_open", 1)
         await caller.until_gauge("mesh_waits_open", 0)
 
