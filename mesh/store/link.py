@@ -1,9 +1,9 @@
 """The link: one self-healing connection on which every store call of this process travels.
 
-Owns batching (all calls of one event-loop turn leave in one write, so that they share one fsync; one that nobody waits
-for may ride along with those of a later turn), order, deadlines, caps, reconnecting and re-sending. Must not know
-what commands mean; it relies on two promises of its users: a call with `resend` is idempotent, and no call blocks the
-server (BLPOP, SUBSCRIBE and the like).
+Owns batching (all calls of one event-loop turn leave in one write, so that they share one fsync; while the store is at
+work those of two; one that nobody waits for may ride along with those of a later turn), order, deadlines, caps,
+reconnecting and re-sending. Must not know what commands mean; it relies on two promises of its users: a call with
+`resend` is idempotent, and no call blocks the server (BLPOP, SUBSCRIBE and the like).
 
 The life of a call: `_fresh` (asked, never left) -> `Connection.inflight` (written) -> answered, or, when the
 connection is lost, `_again` (written once, waits for the next connection) -> `inflight` ...
@@ -77,6 +77,8 @@ class Link:
         self._shut: MeshError | None = StoreUnavailable("the store link is not connected")
         self._fault: Exception | None = None
         self._turn_open = False
+        self._stayed = False
+        """The present turn's calls were kept back for those of the next."""
         self._turn_at_s = 0.0
         self._riding = Riding(self._depart)
         self._sweeper: asyncio.TimerHandle | None = None
@@ -204,10 +206,15 @@ class Link:
             self._open_turn()
 
     def _flush(self) -> None:
-        self._turn_open = False
+        connection = self._connection
+        if connection is not None and connection.inflight and not self._stayed:
+            # The store is at work: what the next turn brings can leave in the same write and share its fsync.
+            self._stayed = True
+            self._loop.call_soon(self._flush)
+            return
+        self._stayed = self._turn_open = False
         if self._merging:
             self._pack_merged()
-        connection = self._connection
         if connection is None or not connection.writable or not self._fresh:
             return
         calls, self._fresh = self._fresh, []

@@ -114,3 +114,16 @@ class TestAlone:
         await room.succeed(one)
         second = await rides(room, other)
         assert [(await first).verdict, (await second).verdict] == ["started"] * 2
+
+
+async def test_while_the_store_is_at_work_two_turns_leave_together(room: Room) -> None:
+    """They share one fsync, and nobody waits longer for it; where nothing is out each turn leaves at once."""
+    link, writes = room.link, room.link.writes
+    busy = link.call("EVAL", "for i = 1, 3e7 do end return 'OK'", 0)
+    await sleep(0)
+    assert link.writes == writes + 1
+    one = link.call("PING")
+    await sleep(0)
+    other = link.call("PING")
+    assert await asyncio.gather(busy, one, other) == [b"OK", b"PONG", b"PONG"]
+    assert link.writes == writes + 2
