@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from mesh.clock import monotonic_s, sleep
+from mesh.clock import monotonic_s, now_ms, sleep
 from mesh.tokens import CompletionTokens
 from tests.ports import lasting_port
 from tests.surface.wire import Answer, Connection, Pairs, ask, pairs
@@ -127,6 +127,13 @@ class Gateway:
         return f"http://127.0.0.1:{self.port}{path}"
 
 
+async def next_ms() -> None:
+    """Among operations that were accepted in the same millisecond there is no order."""
+    present_ms = now_ms()
+    while now_ms() <= present_ms:
+        await sleep(0)
+
+
 class Caller:
     """Somebody who asks a gateway; with `key` in the name of its namespace."""
 
@@ -175,15 +182,18 @@ class Caller:
         return await self.ask("POST", target, given, body)
 
     async def begin(self, endpoint: str, headers: Pairs = (), **options: Any) -> str:
-        """Start over the Nexus surface without waiting; the operation's id."""
+        """Start over the Nexus surface without waiting; the operation's id. One begun after it comes after it."""
         answer = await self.nexus(endpoint, headers=[ASYNC, *pairs(headers)], **options)
         assert answer.status == 201, answer
+        await next_ms()
         return answer.json["token"]
 
     async def v1(self, endpoint: str, headers: Pairs = (), **fields: Any) -> Answer:
-        """Start over /v1."""
+        """Start over /v1. One begun after it comes after it."""
         body = {"endpoint": endpoint, "service": "svc", "operation": "op"} | fields
-        return await self.post("/v1/operations", body, headers)
+        answer = await self.post("/v1/operations", body, headers)
+        await next_ms()
+        return answer
 
     async def record(self, operation: str) -> dict[str, Any]:
         answer = await self.get(f"/v1/operations/{operation}")
