@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
-
-import pytest
 
 import mesh
 from mesh.wire.failures import HANDLER_ERRORS
@@ -21,7 +18,6 @@ BLOCKS = re.findall(r"^```([a-z]+)\n(.*?)^```$", TEXT, re.DOTALL | re.MULTILINE)
 MESH = f"{sys.executable} -m gateway.cli.main"
 
 
-@pytest.mark.skipif(not shutil.which("bash"), reason="needs bash")
 def test_the_page(keyless: Gateway, tmp_path: Path) -> None:
     """P12, P13, P43, P92: said for good, refused, tried again, and never started."""
     block = dict(BLOCKS)
@@ -31,7 +27,7 @@ def test_the_page(keyless: Gateway, tmp_path: Path) -> None:
     script = re.sub(r"^mesh ", f"{MESH} ", block["sh"], flags=re.MULTILINE)
     agent = subprocess.Popen([sys.executable, "till.py"], env=env, cwd=tmp_path)
     try:
-        command = ["bash", "-c", f"{MESH} endpoint wait till > {os.devnull} 2>&1; {script}"]
+        command = ["sh", "-c", f"{MESH} endpoint wait till > {os.devnull} 2>&1; {script}"]
         done = subprocess.run(command, env=env, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=90)
     finally:
         agent.terminate()

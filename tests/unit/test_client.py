@@ -18,6 +18,7 @@ from mesh.clock import monotonic_s
 from mesh.machine import BLOCKED_REASONS
 from tests.agents.serving import Request, Response, Scripted, answer, serving
 from tests.agents.workshop import Order, Receipt, Shop
+from tests.ports import lasting_port
 
 ID = "00-0123456789abcdefghjk"
 BROKEN = Response(chunks=[b"{", b""], headers={"content-length": "99"})
@@ -436,8 +437,7 @@ class TestRepeats:
         assert isinstance(caught.value.__cause__, errors.Unavailable)
 
     async def test_nobody_there(self, stage: Stage) -> None:
-        with serving(Scripted()) as gone:
-            pass
+        gone = f"http://127.0.0.1:{lasting_port()}"
         caller = stage.caller(answer(record()), url=gone, retry_for_s=0)
         with pytest.raises(mesh.GatewayUnreachable, match=rf"no gateway answers at {gone} .*`mesh dev`.*MESH_URL"):
             await caller.do("get", ID)
