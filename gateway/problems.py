@@ -16,6 +16,7 @@ from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.routing import Match, Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from mesh.edge import Answer, Headers
 from mesh.errors import ConfigError, MeshError, PeerFault, Refusal, StoreUnsafe, TooMany, Unauthenticated, Unavailable
@@ -108,9 +109,31 @@ async def _on_mesh_error(request: Request, error: Exception) -> Response:
     return _response(problem(error))
 
 
-async def _on_unexpected(request: Request, error: Exception) -> Response:
-    _log.error("unexpected error in %s %s", request.method, request.url.path, exc_info=error)
-    return _response(problem(error))
+class _Unexpected:
+    """ASGI: what nothing else expected is a 500 like any other answer.
+
+    Not Starlette's handler of exceptions: after its answer it raises on, upon which the server hangs up on a caller who
+    was told nothing of that, and whose next request is reset.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        begun = scope["type"] != "http"
+
+        async def noted(message: Message) -> None:
+            nonlocal begun
+            begun = True
+            await send(message)
+
+        try:
+            await self._app(scope, receive, noted)
+        except Exception as error:
+            if begun:
+                raise  # the server logs it, and cuts off what cannot be completed
+            _log.error("unexpected error in %s %s", scope["method"], scope["path"], exc_info=error)
+            await _response(problem(error))(scope, receive, send)
 
 
 async def _on_invalid(_request: Request, error: Exception) -> Response:
@@ -161,4 +184,4 @@ def install(app: FastAPI, *routers: APIRouter) -> None:
     app.add_exception_handler(MeshError, _on_mesh_error)
     app.add_exception_handler(RequestValidationError, _on_invalid)
     app.add_exception_handler(HTTPException, _on_http)
-    app.add_exception_handler(Exception, _on_unexpected)
+    app.add_middleware(_Unexpected)
