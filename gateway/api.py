@@ -114,20 +114,25 @@ class OperationsSurface:
         wait_s = wait_ms / 1000
         until_s = monotonic_s() + wait_s
         conclude = partial(self._conclude, request, placed, until_s if wait_ms > 0 else None, applied)
-        if mine is not None and not await self._operations.carry(mine, placed.first, wait_s, request, conclude):
-            return None
-        return await conclude()
+        open_still = (
+            self._operations.park(placed.first, wait_s, request, partial(self._at_once, placed, applied), conclude)
+            if mine is None
+            else await self._operations.carry(mine, wait_s, request, conclude)
+        )
+        return await conclude() if open_still else None
+
+    def _at_once(self, placed: Placed, applied: bytes) -> Answer | None:
+        """What a start is answered whose outcome is here."""
+        ending = self._operations.ending_here(placed)
+        return None if ending is None else self._answer(placed, ended(placed, ending), applied)
 
     async def _conclude(self, request: Request, placed: Placed, until_s: float | None, applied: bytes) -> Answer:
         """What a start is answered, at the latest then; None: it does not wait."""
-        ending = self._operations.ending_here(placed)
-        if ending is None and until_s is not None:
-            ending = await self._operations.ending_soon(placed, until_s)
-        if ending is not None:
-            known = ended(placed, ending)
-        else:
-            wait_s = 0 if until_s is None else max(until_s - monotonic_s(), 0)
-            known = await self._operations.first_outcome(placed, wait_s, request.gone)
+        answer = self._at_once(placed, applied)
+        if answer is not None:
+            return answer
+        wait_s = 0 if until_s is None else max(until_s - monotonic_s(), 0)
+        known = await self._operations.first_outcome(placed, wait_s, request.gone)
         if known is None and until_s is not None:
             placed, known = await self._operations.at_last(placed)
         return self._answer(placed, known, applied)

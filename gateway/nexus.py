@@ -12,24 +12,14 @@ from typing import TYPE_CHECKING, Any, Final
 from msgspec.structs import replace
 
 from gateway.callbacks import operation_link
+from gateway.nexus_faults import render
 from gateway.operations import Order
 from gateway.outcomes import GATEWAY, encode_json, nexus_answer, running_answer
 from gateway.payloads import DIGESTS, check_told
-from gateway.problems import STORE_REFUSED, STORE_REFUSED_DETAIL
 from gateway.wishes import NO_WISHES, SELDOM, wishes_of
 from mesh.clock import monotonic_s
 from mesh.edge import Answer, HotRoute, Request
-from mesh.errors import (
-    ConfigError,
-    Gone,
-    Malformed,
-    NotFound,
-    Refusal,
-    StoreUnsafe,
-    TooMany,
-    Unauthenticated,
-    Unavailable,
-)
+from mesh.errors import Malformed, NotFound, Unauthenticated
 from mesh.wire import (
     caller_headers,
     check_operation,
@@ -44,11 +34,13 @@ from mesh.wire import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine
+    from collections.abc import Coroutine, Sequence
 
     from gateway.auth import Auth
     from gateway.operations import Operations, Placed
     from mesh.blobs.spool import Spooled
+    from mesh.machine import State
+    from mesh.store.layout import Outcome
     from mesh.streams import Intake
 
 PREFIX: Final = b"/nexus/endpoints/"
@@ -60,45 +52,6 @@ PATH_BYTES_REMEMBERED_MAX: Final = 512
 MARGIN_SHARE: Final = 0.1
 MARGIN_MS_MAX: Final = 50
 """P14: with `Request-Timeout` the 201 leaves a margin before the caller's patience ends."""
-
-_TYPES: Final = {
-    400: "BAD_REQUEST", 401: "UNAUTHENTICATED", 403: "UNAUTHORIZED", 404: "NOT_FOUND", 408: "REQUEST_TIMEOUT",
-    409: "CONFLICT", 410: "NOT_FOUND", 429: "RESOURCE_EXHAUSTED", 500: "INTERNAL", 501: "NOT_IMPLEMENTED",
-    503: "UNAVAILABLE",
-}  # fmt: skip
-
-
-def render(error: Exception) -> Answer:
-    """A gateway fault as HandlerError. Sizes and schema breaches are BAD_REQUEST on this surface (P2, P20)."""
-    headers: list[tuple[bytes, bytes]] = [GATEWAY]
-    retryable: bool | None = None
-    metadata: dict[str, str] = {}
-    if isinstance(error, Refusal):
-        status = error.status if error.status in _TYPES else 400
-        message = error.detail
-        metadata["code"] = error.code
-        if error.operation_id:
-            headers.append((b"mesh-operation-id", error.operation_id.encode()))
-        if isinstance(error, Unauthenticated):
-            headers.append((b"www-authenticate", b'Bearer realm="mesh"'))
-        if isinstance(error, Gone):
-            status = 410
-        if isinstance(error, TooMany):
-            headers += error.headers
-    elif isinstance(error, ConfigError):
-        status, message = 503, STORE_REFUSED_DETAIL
-        metadata["code"] = STORE_REFUSED
-    elif isinstance(error, Unavailable | StoreUnsafe):
-        status, message = 503, error.detail
-        metadata["code"] = error.code
-    else:
-        status, message = 500, "internal error of the gateway"
-    retry_after_s = getattr(error, "retry_after_s", 1 if status in (429, 503) else None)
-    if retry_after_s is not None:
-        headers.append((b"retry-after", b"%d" % retry_after_s))
-    kind = _TYPES[status]
-    headers += headers_for_handler_error(kind, retryable=retryable)
-    return Answer(status, headers, failure_json(handler_failure(kind, message, metadata=metadata)))
 
 
 @lru_cache(maxsize=4096)
@@ -236,26 +189,34 @@ class NexusSurface:
         wait_s = wait_ms / 1000
         until_s = monotonic_s() + wait_s
         conclude = partial(self._conclude, request, placed, until_s)
-        if mine is not None and not await self._operations.carry(mine, placed.first, wait_s, request, conclude):
-            return None
-        return await conclude()
+        open_still = (
+            self._operations.park(placed.first, wait_s, request, partial(self._at_once, placed), conclude)
+            if mine is None
+            else await self._operations.carry(mine, wait_s, request, conclude)
+        )
+        return await conclude() if open_still else None
+
+    def _at_once(self, placed: Placed) -> Answer | None:
+        """What a start is answered whose outcome is here."""
+        ending = self._operations.ending_here(placed)
+        return None if ending is None else self._ended(placed, ending.state, ending.outcome, placed.agent_links)
 
     async def _conclude(self, request: Request, placed: Placed, until_s: float) -> Answer:
         """What a start is answered, at the latest then."""
-        ending = self._operations.ending_here(placed) or await self._operations.ending_soon(placed, until_s)
-        if ending is not None:
-            state, outcome, links = ending.state, ending.outcome, placed.agent_links
-        else:
-            known = await self._operations.first_outcome(placed, max(until_s - monotonic_s(), 0), request.gone)
-            if known is None or known.outcome is None:
-                return self._running(placed)
-            state, outcome, links = known.state, known.outcome, known.links
+        answer = self._at_once(placed)
+        if answer is not None:
+            return answer
+        known = await self._operations.first_outcome(placed, max(until_s - monotonic_s(), 0), request.gone)
+        if known is None or known.outcome is None:
+            return self._running(placed)
+        answer, data = self._ended(placed, known.state, known.outcome, known.links), known.outcome.data
+        return answer if data is None else await self._operations.payloads.answering(answer, request, placed.id, data)
+
+    def _ended(self, placed: Placed, state: State, outcome: Outcome, links: Sequence[str]) -> Answer:
         link = operation_link(self._public_url, placed.id).encode()
         answer = nexus_answer(placed.id, state, outcome, link, links, first=True)
         if placed.replayed or placed.quota:
             answer = replace(answer, headers=[*answer.headers, *placed.told])
-        if outcome.data is not None:
-            return await self._operations.payloads.answering(answer, request, placed.id, outcome.data)
         return answer
 
     def _running(self, placed: Placed) -> Answer:

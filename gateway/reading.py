@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
 import msgspec
 from msgspec.structs import replace
 
-from gateway.carrying import QUICK_S
 from gateway.history import Events, merged, span
 from gateway.orders import Known, Placed
 from gateway.waiters import wait_for
@@ -62,25 +61,13 @@ class Reading:
         self._waiters = waiters
 
     def ending_here(self, placed: Placed) -> Ending | None:
-        """As `first_outcome`, where it came already and nothing has to be looked up; `ended` says what is known."""
+        """As `first_outcome`, where all of it came already; `ended` says what is known."""
         first = placed.first
-        if first is None or first.ending is None or first.ending.journal:
+        ending = None if first is None else first.ending
+        if first is None or ending is None or ending.journal or ending.outcome.data is not None:
             return None
         self._waiters.close(placed.id, first)
-        return first.ending
-
-    async def ending_soon(self, placed: Placed, until_s: float) -> Ending | None:
-        """The same after a wait as long as most answers take, once; at the latest `until_s`."""
-        first = placed.first
-        if first is None or first.waited:
-            return None
-        first.waited = True
-        try:
-            await first.wait(min(max(until_s - monotonic_s(), 0), QUICK_S), self._waiters.alarms)
-        except BaseException:
-            self._waiters.close(placed.id, first)
-            raise
-        return self.ending_here(placed)
+        return ending
 
     async def first_outcome(self, placed: Placed, wait_s: float, gone: Gone) -> Known | None:
         """The outcome within `wait_s`, for the request that started the operation; None when it is not there yet.

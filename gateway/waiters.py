@@ -53,11 +53,9 @@ class FirstRequest(msgspec.Struct, eq=False):
     """What the agent's 201 linked to, when it came here."""
     brief: bool = False
     """The caller is told by callback and said nothing of waiting: once the agent gives a 201, so do we."""
-    waited: bool = False
-    """As long as most answers take."""
     unsure: bool = False
     """The store did not say whether it recorded a claimed outcome, so the callback may have been spared already."""
-    _waiter: asyncio.Future[None] | None = None
+    _waiter: Waiter | None = None
     _claims: int = 0
     _closed: bool = False
 
@@ -101,17 +99,21 @@ class FirstRequest(msgspec.Struct, eq=False):
             if self.moved is not None:
                 self.moved.set()
 
-    async def wait(self, seconds: float, alarms: Alarms | None = None) -> Ending | None:
-        """Until it is settled or `seconds` are over; one waiter at a time. On the hot path one future, no timer."""
+    def wake(self, waiter: Waiter) -> None:
+        """Wake it, as the only one, when this is settled, which it is not yet."""
+        self._waiter = waiter
+
+    async def wait(self, seconds: float) -> Ending | None:
+        """Until it is settled or `seconds` are over."""
         if not self.settled:
             loop = asyncio.get_running_loop()
-            self._waiter = waiter = loop.create_future()
-            alarm = loop.call_later(seconds, _wake, waiter) if alarms is None else alarms.set(loop, seconds, waiter)
+            waiter = loop.create_future()
+            self.wake(waiter)
+            alarm = loop.call_later(seconds, _wake, waiter)
             try:
                 await waiter
             finally:
-                if alarm is not None:
-                    alarm.cancel()
+                alarm.cancel()
                 self._waiter = None
         return self.ending
 

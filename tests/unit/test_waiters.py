@@ -26,10 +26,10 @@ async def test_waits_of_equal_length_share_a_timer_and_shorter_ones_do_not() -> 
 
 
 async def test_a_first_request_waits_no_longer_than_told_and_may_wait_again() -> None:
-    alarms, first = Alarms(), FirstRequest()
+    first = FirstRequest()
     async with asyncio.timeout(10):
-        assert await first.wait(0.02, alarms) is None
-        assert await first.wait(0.01, alarms) is None
+        assert await first.wait(0.02) is None
+        assert await first.wait(0.01) is None
         first.close()
-        assert await first.wait(60, alarms) is None
+        assert await first.wait(60) is None
     assert first.settled
