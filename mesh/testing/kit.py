@@ -23,14 +23,15 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal, cast
 
-from nexusrpc import HandlerError, OperationError, OperationErrorState
+from nexusrpc import HandlerError, HandlerErrorType, OperationError, OperationErrorState
 
-from mesh.agent.codec import Codec
+from mesh.agent.codec import Codec, Undecodable
 from mesh.agent.context import Call, Cancellation, running
 from mesh.agent.durable.attempt import Attempt
-from mesh.agent.durable.errors import Suspended
+from mesh.agent.durable.errors import JournalMismatch, Suspended
 from mesh.agent.durable.handler import Durable, durable_of
 from mesh.agent.durable.link import Task, Tools
+from mesh.blob import Blob
 from mesh.clock import sleep
 from mesh.errors import ConfigError
 from mesh.testing.loop import VirtualLoop
@@ -61,6 +62,7 @@ class Run:
     journal     the entries, as JSON objects
     chunks      what was emitted, as JSON objects `{data, source, n}`
     children    how often each called operation was started
+    uncalled    what `children=` gives and nobody called
     canceled_children  how many of them were asked to end
     """
 
@@ -75,6 +77,7 @@ class Run:
     journal: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
     chunks: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
     children: dict[str, int] = field(default_factory=dict[str, int])
+    uncalled: list[str] = field(default_factory=list[str])
     canceled_children: int = 0
     moments: list[str] = field(default_factory=list[str])
 
@@ -97,14 +100,17 @@ def run(
     """One operation, from its start to its end.
 
     handler         decorated with `mesh.durable`; a method of an instance for services
+    input           checked and read anew by each attempt, as an agent does
     children        what operations it calls answer, by `endpoint/service/operation`: a value, an exception, or a
-                    function of the input, async or not; `await asyncio.sleep(3600)` in it costs no time
+                    function of the input, async or not; `await asyncio.sleep(3600)` in it costs no time; a Refusal,
+                    such as mesh.errors.NotFound: the call is refused. What it calls has to be here
     cancel_after_s  the caller cancels then
     attempts        how many attempts may end with an error worth repeating; the last one's error is raised here
     linger_ms       0: every wait suspends, so that every wait is a replay too
     crash_at        index of the moment at which the process is lost, once
 
-    Raises what the handler raises unless it means an end of the operation, ConfigError, loop.Stuck.
+    Raises what the handler raises unless it means an end of the operation; JournalMismatch; ConfigError, also for a
+    call of what `children` does not give; HandlerError for an input that is not of the handler's type; loop.Stuck.
     """
     durable = durable_of(handler)
     if durable is None:
@@ -174,15 +180,23 @@ class _Scene:
         tools = Tools(*threads, linger_ms=self._linger_ms, blocked=loop.blocked)
         try:
             await self._attempts_of(mesh, tools)
+        except Exception as error:
+            if mesh.missing:
+                raise _missing(mesh) from error
+            raise
         finally:
             await mesh.close()
             for each in threads:
                 each.shutdown(wait=False)
+        if mesh.missing:
+            # A handler may take a refused call for an outcome (a gather always does); of a misspelt test it is none.
+            raise _missing(mesh)
         outcome.attempts = mesh.attempt
         outcome.elapsed_s = loop.time() - began_s
         outcome.journal = [json.loads(raw) for raw in mesh.journal]
         outcome.chunks = [json.loads(raw) for raw in mesh.chunks]
         outcome.moments = mesh.moments
+        outcome.uncalled = mesh.uncalled()
         outcome.canceled_children = len(mesh.canceled)
         for _, name in mesh.started.values():
             outcome.children[name] = outcome.children.get(name, 0) + 1
@@ -211,7 +225,7 @@ class _Scene:
                 failures += 1
                 if error.retryable and failures < self._attempts:
                     continue
-                raise
+                raise _own(error) from None
             except Exception:
                 failures += 1
                 if failures >= self._attempts:
@@ -248,7 +262,32 @@ class _Scene:
             f"{mesh.operation_id}.1", {}, None, Cancellation(),
         )  # fmt: skip
         running.set(_Called(call))
-        return await self._durable.run(attempt, self._owner, self._value)
+        return await self._durable.run(attempt, self._owner, self._input())
+
+    def _input(self) -> Any:
+        """The input as it comes over the wire, new for each attempt. Raises HandlerError, as the agent answers."""
+        codec = Codec(self._durable.input_type)
+        if isinstance(self._value, Blob) and codec.takes_blobs:
+            return self._value
+        try:
+            return codec.decode(*codec.encode(self._value))
+        except Undecodable as error:
+            message = f"the input cannot be read: {error}"
+            raise HandlerError(message, type=HandlerErrorType.BAD_REQUEST) from None
+
+
+def _own(error: HandlerError) -> Exception:
+    """What Durable.run made a HandlerError of, for the mesh: a test is told what it was."""
+    return error.__cause__ if isinstance(error.__cause__, (JournalMismatch, ConfigError)) else error
+
+
+def _missing(mesh: MemoryMesh) -> ConfigError:
+    names = list(mesh.missing)
+    given = ", ".join(map(repr, mesh.uncalled())) or "nothing else"
+    return ConfigError(
+        f"the handler calls {', '.join(map(repr, names))}, which the test does not give: children={{{names[0]!r}: ...}}"
+        f" (given and not called: {given})"
+    )
 
 
 class _Called:
@@ -264,9 +303,7 @@ class _Called:
 
 def _on_virtual_loop(play: Callable[[], Any]) -> Run:
     """On a loop of its own; in a thread of its own when this one has a loop that runs."""
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
+    if not _loop_runs():
         return _played(play)
     ended: list[Run | BaseException] = []
 
@@ -282,6 +319,15 @@ def _on_virtual_loop(play: Callable[[], Any]) -> Run:
     if isinstance(ended[0], BaseException):
         raise ended[0]
     return ended[0]
+
+
+def _loop_runs() -> bool:
+    # Apart: what is raised inside an `except` shows its RuntimeError first, as if that were the fault.
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
 
 
 def _played(play: Callable[[], Any]) -> Run:

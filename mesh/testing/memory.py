@@ -21,7 +21,7 @@ from mesh.agent.durable.blobs import Reference
 from mesh.agent.durable.link import Ack, Child, ChildOrder, Page
 from mesh.blob import OCTETS, Blob
 from mesh.clock import sleep
-from mesh.errors import BlobMissing, NotFound
+from mesh.errors import BlobMissing, NotFound, Refusal
 from mesh.ids import short_id
 from mesh.wire.digests import digest_field
 
@@ -49,6 +49,9 @@ class MemoryMesh:
         self.canceling = False
         self.started: dict[str, tuple[str, str]] = {}
         """Children by idempotency key: id and name."""
+        self.missing: dict[str, None] = {}
+        """Names that were called and that the test does not give."""
+        self.refused: set[str] = set()
         self.canceled: list[str] = []
         self.crash_at: int | None = None
         self.moments: list[str] = []
@@ -104,13 +107,18 @@ class MemoryMesh:
             await self._woken.wait()
 
     def start(self, order: ChildOrder) -> Child:
-        """Raises NotFound."""
+        """Raises NotFound; the Refusal that stands for the child."""
         name = f"{order.endpoint}/{order.service}/{order.operation}"
         known = self.started.get(order.key)
         if known is None:
             if name not in self._answers:
-                message = f"the test gives no child {name!r}: children={{{name!r}: ...}}"
+                self.missing[name] = None
+                message = f"the test gives no child {name!r}"
                 raise NotFound(message)
+            refusal = self._answers[name]
+            if isinstance(refusal, Refusal):
+                self.refused.add(name)
+                raise refusal
             known = self.started[order.key] = (f"00-{short_id('child')}", name)
             value = None if order.body is None else json.loads(order.body)
             self._tasks[known[0]] = self._loop.create_task(self._child(known[0], order.parent_key, name, value))
@@ -121,6 +129,11 @@ class MemoryMesh:
         task = self._tasks.get(operation_id)
         if task is not None:
             task.cancel()
+
+    def uncalled(self) -> list[str]:
+        """What the test gives and nobody has started."""
+        called = {name for _, name in self.started.values()} | self.refused
+        return [name for name in self._answers if name not in called]
 
     async def close(self) -> None:
         for task in self._tasks.values():
@@ -141,7 +154,6 @@ class MemoryMesh:
             entry |= {"state": "failed", "failure": {"message": str(error), "metadata": {"type": type(error).__name__}}}
         self.journal.append(json.dumps(entry).encode())
         self.wake()
-
 
     def _told(self, operation_id: str, answer: Any) -> dict[str, Any]:
         """A child's result as its parent's journal has it: long ones outside, as the mesh does (P403, P440)."""

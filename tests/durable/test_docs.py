@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from mesh import testing
+from mesh.errors import NotFound
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "how-to" / "durable-agents.md").read_text()
@@ -32,7 +33,8 @@ def test_its_tests_pass(page: Any) -> None:
 
 
 def test_its_gather_and_its_cancel(page: Any) -> None:
-    found = testing.run(page.retrieve, "q", children=dict.fromkeys(("wiki/Source/ask", "mail/Source/ask"), "here"))
+    children = {**dict.fromkeys(("wiki/Source/ask", "mail/Source/ask"), "here"), "tickets/Source/ask": NotFound("gone")}
+    found = testing.run(page.retrieve, "q", children=children)
     assert found.result["found"] == {"wiki": "here", "mail": "here"}
     assert found.result["states"].pop("tickets") in ("failed", "late"), "two are enough"
     assert set(found.result["states"].values()) == {"succeeded"}

@@ -6,12 +6,12 @@ import asyncio
 from typing import Any
 
 import pytest
-from nexusrpc import HandlerError
 
 import mesh
 from mesh import testing
 from mesh.client.errors import OperationFailed
 from mesh.clock import sleep
+from mesh.errors import ConfigError, NotFound
 
 effects: list[Any] = []
 
@@ -81,7 +81,7 @@ class TestCalls:
                 return error.kind
             return ""
 
-        run = testing.run(handler)
+        run = testing.run(handler, children={"nobody/S/o": NotFound("there is no endpoint 'nobody'")})
         assert run.result == "NotFound"
         assert run.attempts == 2
         assert run.journal[0]["error"]["type"] == "NotFound"
@@ -228,7 +228,7 @@ class TestGather:
         async def handler(ctx: mesh.Context) -> None:
             await ctx.gather({"a": ctx.step("a", note, 1)}, quorum=2)
 
-        with pytest.raises(HandlerError, match="a quorum of 2 cannot be had from 1"):
+        with pytest.raises(ConfigError, match="a quorum of 2 cannot be had from 1"):
             testing.run(handler)
 
 

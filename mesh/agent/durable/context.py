@@ -163,7 +163,7 @@ class Context(Common):
         Raises StepFailed, when its tries are over or its error is not worth repeating, and JournalMismatch.
         """
         step = self._step(name, function, args, kwargs, retry, timeout_ms, out, match)
-        return self.owed.give(f"step {key_of(step.name, step.n)}", run_step(self._attempt, step))
+        return self.owed.give("step", key_of(step.name, step.n), run_step(self._attempt, step))
 
     def call(
         self,
@@ -189,7 +189,7 @@ class Context(Common):
         OperationCanceled, OperationTimedOut, CallRefused, JournalMismatch.
         """
         call = self._call(endpoint, what, out, name, timeout_ms, labels, parent_close, match)
-        return self.owed.give(f"call {key_of(call.name, call.n)}", run_call(self._attempt, call))
+        return self.owed.give("call", key_of(call.name, call.n), run_call(self._attempt, call))
 
     def gather(
         self,
@@ -211,12 +211,12 @@ class Context(Common):
         """
         name, n = self._number(name)
         spec = checked(name, n, sources, quorum, deadline_ms, late)
-        return self.owed.give(key_of(name, n), run_gather(self._attempt, spec))
+        return self.owed.give("gather", key_of(name, n), run_gather(self._attempt, spec))
 
     def sleep(self, seconds: float) -> Coroutine[Any, Any, None]:
         """Go on after that time, counted from the first attempt that came here. Longer sleeps hold nothing."""
         _, n = self._number("sleep")
-        return self.owed.give(key_of("sleep", n), sleep_for(self._attempt, n, seconds * 1000))
+        return self.owed.give("sleep", key_of("sleep", n), sleep_for(self._attempt, n, seconds * 1000))
 
     def now(self) -> Coroutine[Any, Any, datetime]:
         """The mesh's time, the same on every replay."""
