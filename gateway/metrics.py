@@ -42,13 +42,13 @@ class Metrics:
         """A start request: accepted, replayed, key_reused."""
         self._counts["mesh_operations_started", outcome] += 1
 
-    def ended(self, state: State) -> None:
-        """An operation reached `state` through this gateway."""
-        self._counts["mesh_operations_ended", _WORDS[state]] += 1
+    def ended(self, state: State, count: int = 1) -> None:
+        """So many operations reached `state` through this gateway."""
+        self._counts["mesh_operations_ended", _WORDS[state]] += count
 
-    def attempt(self, endpoint_id: str, outcome: str) -> None:
-        """One try to start at an agent."""
-        self._counts["mesh_attempts", endpoint_id, outcome] += 1
+    def attempt(self, endpoint_id: str, outcome: str, count: int = 1) -> None:
+        """So many tries to start at an agent."""
+        self._counts["mesh_attempts", endpoint_id, outcome] += count
 
     def callback(self, outcome: str) -> None:
         """One try of a callback."""

@@ -146,6 +146,8 @@ class Answering:
     def _tell(self, waiting: list[_Answered], replies: list[Completed | Taken], statuses: list[str]) -> None:
         works: list[Work] = []
         lines: set[str] = set()
+        ended: dict[State, int] = {}
+        tell = self._waiters.tell
         for one, reply in zip(waiting, replies, strict=True):
             if isinstance(reply, Taken):
                 statuses[one.place] = _TAKEN.get(reply.verdict, "ok")
@@ -153,12 +155,14 @@ class Answering:
                     one.first.release()
             else:
                 statuses[one.place] = _WORDS[reply.verdict]
-                self._settle(one, reply)
+                _settle(one, reply, ended)
                 if reply.callback is not None:
                     works.append(reply.callback)
             if reply.line:
                 lines.add(reply.line)
-            self._waiters.tell(one.answer.id)
+            tell(one.answer.id)
+        for state, count in ended.items():
+            self._metrics.ended(state, count)
         if works:
             self._take(works)
         for line in lines:
@@ -187,20 +191,21 @@ class Answering:
             report = Ended(operation, run, attempt, event, pack(outcome), first is not None)
             into.append(_Answered(place, report, said, first))
 
-    def _settle(self, one: _Answered, reply: Completed) -> None:
-        """As for an outcome that came with a start's reply (starts.py)."""
-        if one.ending is None:
-            return
-        event, outcome = one.ending
-        state, verdict = _STATES[event], reply.verdict
-        if one.first is not None:
-            # An equal outcome that stands already may be this very call, sent again after its reply was lost.
-            if verdict is _DONE or verdict is _SAME:
-                one.first.settle(Ending(state, outcome, one.answer.attempt, reply.seq, reply.at_ms, reply.journal))
-            else:
-                one.first.release()
-        if verdict is _DONE:
-            self._metrics.ended(state)
+
+def _settle(one: _Answered, reply: Completed, ended: dict[State, int]) -> None:
+    """As for an outcome that came with a start's reply (starts.py); `ended` counts what is over now."""
+    if one.ending is None:
+        return
+    event, outcome = one.ending
+    state, verdict = _STATES[event], reply.verdict
+    if verdict is _DONE:
+        ended[state] = ended.get(state, 0) + 1
+    if one.first is not None:
+        # An equal outcome that stands already may be this very call, sent again after its reply was lost.
+        if verdict is _DONE or verdict is _SAME:
+            one.first.settle(Ending(state, outcome, one.answer.attempt, reply.seq, reply.at_ms, reply.journal))
+        else:
+            one.first.release()
 
 
 def read(body: AnswerBody, claim: Claim) -> tuple[Event, Outcome] | Retried | Released:

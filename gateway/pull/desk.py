@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import deque
 from typing import TYPE_CHECKING, Final
 
 from gateway.pull.frames import CancelBody, task_json
+from gateway.pull.untold import Untold
 from gateway.pull.window import Poll, Window, Wish
 from gateway.starts import TOKEN_LIFE_S
 from mesh.clock import monotonic_s, now_ms
@@ -42,9 +42,6 @@ IDLE_S: Final = 60.0
 LOOK_SEATS_MAX: Final = 256
 HANDED_MAX: Final = 4_096
 """Tasks whose tokens are known without a look at their MAC; with more, all are forgotten."""
-UNTOLD_MAX: Final = 10_000
-"""Instances that do not poll right now, for which cancels are kept."""
-UNTOLD_EACH_MAX: Final = 1_000
 GONE: Final = "poller_gone"
 SILENT: Final = "silent"
 """In a message of an endpoint's channel: the lease of an attempt that this instance has ended."""
@@ -78,7 +75,7 @@ class Desk:
         self._session = session
         self._metrics = metrics
         self._windows: dict[str, Window] = {}
-        self._untold: dict[tuple[str, str], deque[CancelBody]] = {}
+        self._untold = Untold()
         self.handed: dict[str, Claim] = {}
         """By the tokens of tasks: what they speak for, until they are answered. Forgotten, a token is as good."""
         self._tasks: set[asyncio.Task[None]] = set()
@@ -110,9 +107,7 @@ class Desk:
             self._sweep()
         poll = Poll(window, instance, count, lease_ms, frozenset(services), version, booked=booked)
         window.add(poll)
-        untold = self._untold.pop((endpoint.id, instance), None)
-        if untold is not None:
-            poll.cancels += untold
+        poll.cancels += self._untold.take(endpoint.id, instance)
         if self._ended:
             poll.over()
         elif count and window.may_have(poll):
@@ -125,10 +120,12 @@ class Desk:
         window = poll.window
         window.remove(poll)
         window.idle_since_s = monotonic_s()
+        if poll.claims:
+            self._metrics.attempt(window.endpoint_id, "fetched", len(poll.claims))
         if gone:
             self._give_back(poll.claims)
             for cancel in poll.cancels:
-                self._keep_untold(window.endpoint_id, poll.instance, cancel)
+                self._untold.keep(window.endpoint_id, poll.instance, cancel)
 
     def end(self) -> None:
         """The gateway drains: polls are answered now, and later ones at once."""
@@ -161,12 +158,13 @@ class Desk:
     def hand(self, poll: Poll, work: Work, at_ms: int) -> None:
         """The attempt is `poll.instance`'s in the store: put it into the poll's frame. `at_ms` is the store's time."""
         head = work.head
-        claim = Claim(work.id, head.run, head.attempt)
-        token = self._tokens.mint(*claim, now_ms() // 1000 + TOKEN_LIFE_S)
-        if len(self.handed) >= HANDED_MAX:
-            self.handed.clear()
-        self.handed[token] = claim
-        self._metrics.attempt(head.endpoint, "fetched")
+        operation, run, attempt = work.id, head.run, head.attempt
+        claim = Claim(operation, run, attempt)
+        token = self._tokens.mint(operation, run, attempt, now_ms() // 1000 + TOKEN_LIFE_S)
+        handed = self.handed
+        if len(handed) >= HANDED_MAX:
+            handed.clear()
+        handed[token] = claim
         if not poll.hand(claim, task_json(work, token, poll.lease_ms, at_ms)):
             self._give_back([claim])
 
@@ -304,14 +302,7 @@ class Desk:
         if poll is not None:
             poll.tell(cancel)
         else:
-            self._keep_untold(endpoint_id, instance, cancel)
-
-    def _keep_untold(self, endpoint_id: str, instance: str, cancel: CancelBody) -> None:
-        """For the instance's next poll. Forgotten, it is no harm: its heartbeat is told the same."""
-        cancels = self._untold.setdefault((endpoint_id, instance), deque(maxlen=UNTOLD_EACH_MAX))
-        cancels.append(cancel)
-        if len(self._untold) > UNTOLD_MAX:
-            del self._untold[next(iter(self._untold))]
+            self._untold.keep(endpoint_id, instance, cancel)
 
     # What was handed to nobody ----------------------------------------------------------------------------------------
 
@@ -335,8 +326,7 @@ class Desk:
             if not window.all and window.idle_since_s and window.idle_since_s < before_s:
                 del self._windows[endpoint_id]
                 self._subscriber.unsubscribe(self._keys.pull_channel(endpoint_id))
-                for key in [key for key in self._untold if key[0] == endpoint_id]:
-                    del self._untold[key]
+                self._untold.forget(endpoint_id)
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)

@@ -77,20 +77,24 @@ class Poll:
         """It is being answered: nothing more can be added."""
         return self._answered.done()
 
-    def takes(self, service: str, size: int) -> bool:
-        """Whether one more of `service` with `size` bytes of input may be promised to it."""
-        return (
-            self.open
-            and self.free > 0
-            and (not self.bytes or self.bytes + size <= FRAME_BYTES_MAX)
-            and (not self.services or service in self.services)
-        )
+    def take(self, service: str, size: int) -> bool:
+        """A seat for a start of `service` with `size` bytes of input on its way, if it has one."""
+        free, total = self.free, self.bytes + size
+        if not self.open or free <= 0 or (total > FRAME_BYTES_MAX and self.bytes):
+            return False
+        if self.services and service not in self.services:
+            return False
+        self.free = free - 1
+        self.held += 1
+        self.bytes = total
+        if free == 1:
+            self.window.full(self)
+        return True
 
-    def promise(self, count: int = 1, size: int = 0) -> None:
-        """Seats for starts on their way."""
+    def promise(self, count: int) -> None:
+        """Seats for what a look at the line brings."""
         self.free -= count
         self.held += count
-        self.bytes += size
         if not self.free:
             self.window.full(self)
 
@@ -252,14 +256,14 @@ class Window:
         """A seat for a start that goes into the store now, of the instance whose turn it is."""
         for instance, polls in self._open.items():
             for poll in polls:
-                if poll.takes(service, size) and (not pin or poll.pin == pin):
-                    if len(self._open) > 1:
-                        del self._open[instance]
-                        self._open[instance] = polls
-                    poll.promise(size=size)
-                    if len(polls) > 1 and poll.held % SPREAD == 0:
-                        polls.rotate(-1)
-                    return poll
+                if (pin and poll.pin != pin) or not poll.take(service, size):
+                    continue
+                if len(polls) > 1 and poll.held % SPREAD == 0:
+                    polls.rotate(-1)
+                if len(self._open) > 1 and polls:
+                    del self._open[instance]
+                    self._open[instance] = polls
+                return poll
         return None
 
     def offered(self) -> Iterator[Poll]:

@@ -115,7 +115,16 @@ class PullStore(Functions):
             payload += _arguments(answer, session, alone=alone)
         letters = "".join([_LETTERS[type(answer)] for answer in answers]).encode()
         replies = await self.called("mesh1_answers", letters, *payload)
-        return [_read(answer, reply) for answer, reply in zip(answers, of_all(replies), strict=True)]
+        found: list[Completed | Taken] = []
+        said, kind = None, None
+        for answer, reply in zip(answers, of_all(replies), strict=True):
+            # Most replies to a frame are one and the same: it is read once.
+            if reply is said and type(answer) is kind:
+                found.append(found[-1])
+            else:
+                said, kind = reply, type(answer)
+                found.append(_read(answer, reply))
+        return found
 
 
 _LETTERS: Final = {
