@@ -1,31 +1,27 @@
 """Starts on the wire: one request to an agent, what its reply means for the operation, and how an outcome is recorded.
 
 Every path out of a try ends in exactly one store call, or in none when the store is away. Chooses no instance
-(registry/routing.py) and decides no policy (egress.py); cancels and callbacks are deliveries.py.
+(registry/routing.py) and decides no policy (egress.py); what is sent says start_request.py, cancels and callbacks are
+deliveries.py.
 """
 
 from __future__ import annotations
 
 import logging
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final
 
 from gateway.answers import Refused, StartAnswer, Started, Succeeded, TryAgain, Unsuccessful, read_start_reply
-from gateway.orders import LEASE_GRACE_MS
 from gateway.payloads import transfer_ms
+from gateway.start_request import TOKEN_LIFE_S, patience_ms, start_headers, start_lines, start_path
 from gateway.waiters import Ending
 from mesh.clock import now_ms
 from mesh.errors import Malformed, MeshError, NotSent, PeerFault, Refusal, TooLarge, TooMany, Unavailable
 from mesh.ids import jittered
 from mesh.machine import Event, State
-from mesh.pool import Lines, header_lines
-from mesh.pool.target import under
 from mesh.store.layout import Outcome
 from mesh.store.store import pack
 from mesh.store.verbs import Completion
-from mesh.wire import failure_json, format_duration, handler_failure, quote_segment
-from mesh.wire.digests import CONTENT_DIGEST, digest_field
-from registry.choice import CANARY
+from mesh.wire import failure_json, handler_failure, quote_segment
 from registry.routing import Outcome as Routed
 
 if TYPE_CHECKING:
@@ -45,8 +41,6 @@ if TYPE_CHECKING:
     from registry.routing import Admitted, Router
 
 RETRY_AFTER_MS_MAX: Final = 3_600_000
-TOKEN_LIFE_S: Final = 400 * 86_400
-"""From the dispatch of its attempt: longer than any timeout may be, which is a year."""
 DETAIL_CHARS_MAX: Final = 200
 POSTPONED_MS: Final = 1_000
 POSTPONED_MS_MAX: Final = 30_000
@@ -62,36 +56,6 @@ _DONE: Final = Completion.DONE
 _RECORDED: Final = (Completion.DONE, Completion.SAME)
 _STATES: Final = {Event.SUCCEED: State.SUCCEEDED, Event.FAIL: State.FAILED, Event.CANCEL: State.CANCELED}
 _log = logging.getLogger(__name__)
-
-
-@lru_cache(maxsize=4096)
-def start_path(url_path: bytes, service: str, operation: str, query: bytes) -> bytes:
-    """The request target of a start below an instance's URL; the same few come again and again."""
-    return under(url_path, f"/{quote_segment(service)}/{quote_segment(operation)}".encode(), query)
-
-
-@lru_cache(maxsize=4096)
-def _common_lines(namespace: str, run: int, attempt: int, timeout_ms: int, content_type: str | None) -> Lines:
-    """What many starts say alike; nothing that their callers send on. Raises Malformed."""
-    headers = [
-        (b"request-timeout", b"%dms" % timeout_ms),
-        (b"mesh-run", b"%d" % run),
-        (b"mesh-attempt", b"%d" % attempt),
-        (b"mesh-namespace", namespace.encode()),
-    ]
-    if content_type is not None:
-        headers.append((b"content-type", content_type.encode("latin-1")))
-    return header_lines(headers)
-
-
-def _patience_ms(work: Work, policy_ms: int) -> int:
-    """What a start request may take, the sending of a large input aside."""
-    head, request = work.head, work.request
-    # The lease was measured at acceptance: a policy that has become more patient since must not outlast it, for
-    # then the attempt would be given to somebody else while it is still out.
-    lease_ms = head.lease_ms - LEASE_GRACE_MS - transfer_ms(request.data)
-    timeout_ms = min(request.request_timeout_ms or policy_ms, lease_ms)
-    return min(timeout_ms, head.close_by - (head.start_at - head.lease_ms)) if head.close_by else timeout_ms
 
 
 class Starts:
@@ -134,19 +98,20 @@ class Starts:
         self.out[work.id] = admitted.id
         routed = _NEUTRAL
         try:
-            timeout_ms = _patience_ms(work, endpoint.bounds.request_ms)
+            timeout_ms = patience_ms(work, endpoint.bounds.request_ms)
             try:
                 body = work.extra if data is None else self._payloads.stored(work.id, data)
                 target = self._egress.cached(admitted.url) or await self._egress.resolve(admitted.url)
+                token = self._tokens.mint(work.id, head.run, head.attempt, now_ms() // 1000 + TOKEN_LIFE_S)
                 reply = await self._pool.request(
                     b"POST",
                     target,
                     start_path(target.path, request.service, request.operation, self._query),
-                    self._start_headers(work),
+                    start_headers(work),
                     body,
                     timeout_s=(timeout_ms + transfer_ms(data)) / 1000,
                     large=self._payloads.replies(head.namespace),
-                    lines=_common_lines(head.namespace, head.run, head.attempt, timeout_ms, request.content_type),
+                    lines=start_lines(work, timeout_ms, token),
                 )
                 answer = read_start_reply(reply)
                 if reply.intake is not None:
@@ -228,31 +193,6 @@ class Starts:
         self._waiters.tell(work.id)
         self._wake(moved.line)
         return Routed.NEUTRAL
-
-    def _start_headers(self, work: Work) -> list[tuple[bytes, bytes]]:
-        """Those of this start alone."""
-        head, request = work.head, work.request
-        expires_at_s = now_ms() // 1000 + TOKEN_LIFE_S
-        headers = [
-            (b"nexus-request-id", f"{work.id}.{head.run}".encode()),
-            (b"nexus-callback-token", self._tokens.mint(work.id, head.run, head.attempt, expires_at_s).encode()),
-            (b"mesh-operation-id", work.id.encode()),
-            *request.headers,
-        ]
-        if head.close_by:
-            left_ms = head.close_by - (head.start_at - head.lease_ms)
-            headers.append((b"operation-timeout", format_duration(left_ms).encode()))
-        if head.journal:
-            headers.append((b"mesh-journal", b"%d" % work.journal))
-        if head.cancel_asked:
-            headers.append((b"mesh-cancel-requested", b"1"))
-        if head.pin[:1] == CANARY:
-            headers.append((b"mesh-canary", b"1"))
-        if request.data is not None:
-            headers.append((CONTENT_DIGEST, digest_field(request.data.sha256).encode()))
-        if request.links:
-            headers += [(b"nexus-link", link.encode("latin-1")) for link in request.links]
-        return headers
 
     async def _started(self, work: Work, answer: Started, policy_beat_ms: int, admitted: Admitted) -> None:
         head = work.head

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 from gateway.pull.frames import CancelBody, task_json
 from gateway.pull.untold import Untold
 from gateway.pull.window import Poll, Window, Wish
-from gateway.starts import TOKEN_LIFE_S
+from gateway.start_request import TOKEN_LIFE_S
 from mesh.clock import monotonic_s, now_ms
 from mesh.errors import MeshError
 from mesh.machine import State

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from standardwebhooks import Webhook, WebhookVerificationError
 
 from gateway.start_body import TIMEOUT_MS_MAX
-from gateway.starts import TOKEN_LIFE_S
+from gateway.start_request import TOKEN_LIFE_S
 from mesh.clock import now_ms
 from mesh.errors import ConfigError, Unauthenticated
 from mesh.ids import operation_id
