@@ -1,6 +1,6 @@
 """What a look at one operation tells beside its record: where its attempts went and failed, and the callback. Pure.
 
-All of it is read off the history, so lists and callbacks do without. Knows no store and no HTTP.
+All of it is read off the history, so lists of operations and callbacks do without. Knows no store and no HTTP.
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ from typing import Any, Final
 
 from mesh.clock import to_rfc3339
 from mesh.events import EventKind
-from mesh.machine import Delivery
-from mesh.store.layout import Entry
+from mesh.machine import Delivery, Kind
+from mesh.store.layout import Entry, decode_events
 from mesh.store.verbs import Record
 
 _LOST: Final = {
@@ -19,7 +19,11 @@ _LOST: Final = {
     "gateway": "the gateway that had sent it died",
 }
 _FAILURES: Final = (EventKind.ATTEMPT_FAILED, EventKind.ATTEMPT_LOST)
-_CALLBACK_TROUBLE: Final = (EventKind.CALLBACK_FAILED, EventKind.CALLBACK_DEAD)
+_TROUBLE: Final = {
+    Kind.CALLBACK: (EventKind.CALLBACK_FAILED, EventKind.CALLBACK_DEAD),
+    Kind.CANCEL: (EventKind.CANCEL_FAILED,),
+}
+"""What the history says of a delivery's tries; of a cancel's, only the last one's."""
 SPARED: Final = "the first request was answered with the outcome"
 
 
@@ -38,6 +42,15 @@ def details(record: Record, sent_to: str = "") -> dict[str, Any]:
     if record.request.callback_url:
         found["callback"] = _callback(record)
     return found
+
+
+def trouble_of(record: Record, kind: Kind, state: Delivery) -> str | None:
+    """Why a delivery that is not through is dead or was not taken so far; None where nothing is known against it."""
+    if state not in (Delivery.DUE, Delivery.LEASED, Delivery.DEAD) or kind not in _TROUBLE:
+        return None
+    # A page of records is read with its events packed: the few that need a look are unpacked here.
+    trouble = _newest(record.events or decode_events(record.head), *_TROUBLE[kind])
+    return None if trouble is None else str(trouble.detail or "")
 
 
 def _newest(entries: list[Entry], *kinds: EventKind) -> Entry | None:
@@ -77,9 +90,9 @@ def _callback(record: Record) -> dict[str, Any]:
         callback["why"] = SPARED
     else:
         callback["tries"] = head.callback_tries
-    trouble = _newest(record.events, *_CALLBACK_TROUBLE)
-    if trouble is not None and state in (Delivery.DUE, Delivery.LEASED, Delivery.DEAD):
-        callback["why"] = str(trouble.detail or "")
+    why = trouble_of(record, Kind.CALLBACK, state)
+    if why is not None:
+        callback["why"] = why
     if state is Delivery.DUE:
         callback["next_at"] = to_rfc3339(head.callback_at)
     return callback

@@ -11,6 +11,7 @@ import binascii
 import re
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 
+from gateway.details import trouble_of
 from gateway.outcomes import known_fields
 from mesh.clock import to_rfc3339
 from mesh.errors import Malformed, NotFound, Refusal
@@ -192,6 +193,9 @@ def delivery_rows(record: Record) -> list[dict[str, Any]]:
             row["webhook_id"] = f"{record.id}.{record.head.run}"
         if state in (Delivery.DUE, Delivery.LEASED):
             row["next_at" if state is Delivery.DUE else "lease_until"] = to_rfc3339(at_ms)
+        why = trouble_of(record, kind, state)
+        if why is not None:
+            row["why"] = why
         rows.append(row)
     return rows
 

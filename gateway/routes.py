@@ -143,7 +143,7 @@ async def list_deliveries(
     cursor: str = "",
     limit: Annotated[int, Query(ge=1, le=LIMIT_MAX)] = LIMIT_DEFAULT,
 ) -> Response:
-    """Starts, cancels and callbacks; `state=dead` is the dead letter."""
+    """Starts, cancels and callbacks; `state=dead` is the dead letter. `why`: what came of the last try that failed."""
     namespace = _namespace(request)
     check_query(request)
     wanted = _word(_DELIVERY_STATES, state, "state") if state else None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Final
+from typing import Annotated, Any, Final
 
 import typer
 
@@ -50,11 +50,17 @@ def list_(
             word(one["state"]),
             str(one["tries"]),
             plain(one.get("url") or one["endpoint"]),
-            f"next {soon(one['next_at'])}" if one.get("next_at") else "",
+            _about(one),
         )
         for one in page["items"]
     ]
     show.page(("id", "kind", "state", "tries", "to", ""), rows, "deliveries", page["next_cursor"])
+
+
+def _about(one: dict[str, Any]) -> str:
+    """When it is tried next, and what came of the last try."""
+    due = f"next {soon(one['next_at'])}" if one.get("next_at") else ""
+    return "; ".join(filter(None, (due, plain(one.get("why") or ""))))
 
 
 @app.command()

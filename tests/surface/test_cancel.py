@@ -162,6 +162,7 @@ class TestEffect:
         await agent.until(2, cancels=True)
         dead = await caller.until_delivery(operation, "dead", "cancel")
         assert (dead["tries"], dead["id"]) == (2, f"{operation}.1.cancel")
+        assert "404" in dead["why"]
         assert (await caller.types(operation))[-1] == "cancel_failed"
         assert (await call.complete()).status == 200
 

@@ -99,6 +99,7 @@ class TestDeliveries:
         operation = await caller.begin(await caller.register(agent.url), callback=receiver.url)
         dead = await caller.until_delivery(operation, "dead")
         assert dead["id"] == f"{operation}.1.callback"
+        assert "404" in dead["why"], "the list says why it is dead"
         assert await caller.deliveries(operation, state="dead") == [dead]
         assert await caller.deliveries(operation, state="delivered") == []
         answer = await caller.post(f"/v1/deliveries/{dead['id']}/redeliver")
@@ -124,6 +125,7 @@ class TestDeliveries:
         receiver.replies(Reply(503, headers={"retry-after": "60"}), Reply(200))
         operation = await caller.begin(await caller.register(agent.url), callback=receiver.url)
         row = await caller.until_delivery(operation, "pending")
+        assert "503" in row.get("why", "503"), "not tried yet, or the last try's answer"
         assert (await caller.post(f"/v1/deliveries/{row['id']}/redeliver")).status == 202
         await receiver.until(2)
 
