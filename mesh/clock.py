@@ -8,9 +8,15 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 from datetime import UTC, datetime
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Final
+
+# Linux stops CLOCK_MONOTONIC in a suspend; elsewhere the clock behind time.monotonic, or this one, goes on.
+_CLOCK: Final = getattr(time, "CLOCK_BOOTTIME", getattr(time, "CLOCK_MONOTONIC", None))
+boot_s: Final[Callable[[], float]] = time.monotonic if _CLOCK is None else partial(time.clock_gettime, _CLOCK)
+"""As `monotonic_s`, counting on while the machine sleeps."""
 
 
 def now_ms() -> int:

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
 from typing import TYPE_CHECKING, Final, cast
 
+from mesh.agent.durable.holding import Hold, Pulse
 from mesh.agent.durable.hub import Item
 from mesh.agent.durable.lines import HttpLink, Lines
 from mesh.agent.durable.link import Hosted, Task, Tools
@@ -40,9 +41,11 @@ class Hosting:
         steps: Executor,
         handlers: Executor,
         linger_ms: int,
+        lease_ms: int,
         arrivals: Arrivals,
     ) -> None:
-        self._lines = Lines(pool, gateways, key, arrivals)
+        self._lines = Lines(pool, gateways, key, arrivals, lease_ms)
+        self._pulse = Pulse(lease_ms)
         self._tools = Tools(steps, handlers, linger_ms)
         self._leaving = False
         self._attempts: set[Attempt] = set()
@@ -65,7 +68,9 @@ class Hosting:
             cancel_requested(headers),
             run.detach,
         )
-        link = HttpLink(self._lines, _Address(run), run.leave)
+        self._pulse.begin()
+        hold = run.hold = Hold(self._pulse)
+        link = HttpLink(self._lines, _Address(run), run.leave, hold)
 
         def attach(attempt: Attempt) -> None:
             self._attempts.add(attempt)
@@ -75,8 +80,17 @@ class Hosting:
 
         return Hosted(task, link, self._tools, attach)
 
-    def adopted(self, attempt: Attempt, head: StartHead) -> None:
+    def begin(self) -> None:
+        """Work may come from now on, on this loop."""
+        self._pulse.begin()
+
+    def adopted(self, run: Run, head: StartHead) -> None:
         """A later attempt of the same run came here while it goes on; its token is the run's already."""
+        if run.hold is not None:
+            run.hold.arrived()
+        attempt = run.durable
+        if attempt is None:
+            return
         headers = head.headers()
         attempt.told(journal_of(headers))
         if cancel_requested(headers):
@@ -108,6 +122,7 @@ class Hosting:
             attempt.leave()
 
     async def close(self) -> None:
+        self._pulse.end()
         await self._lines.close()
 
 

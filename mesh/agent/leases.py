@@ -17,7 +17,7 @@ import msgspec
 
 from mesh.agent.inbound import Callback
 from mesh.agent.runs import Run
-from mesh.clock import sleep
+from mesh.clock import boot_s, sleep
 from mesh.errors import PeerFault
 from mesh.ids import jittered
 from mesh.pool import Pool, Target
@@ -127,9 +127,10 @@ class Leases:
         body = _write({"tasks": [{"token": callback.token, "lease_ms": self._lease_ms} for _, callback in entries]})
         others = [each for each in self._gateways if each.origin != gateway.origin]
         for target in [gateway, *others]:
+            asked_s = boot_s()
             verdicts = await self._ask(target, body)
             if verdicts is not None and len(verdicts) == len(entries):
-                self._apply(zip(entries, verdicts, strict=True))
+                self._apply(zip(entries, verdicts, strict=True), asked_s)
                 return
 
     async def _ask(self, target: Target, body: bytes) -> list[_Verdict] | None:
@@ -160,12 +161,14 @@ class Leases:
             logger.warning("no heartbeat: %s", trouble)
         return None
 
-    def _apply(self, answers: Iterable[tuple[tuple[Run, Callback], _Verdict]]) -> None:
+    def _apply(self, answers: Iterable[tuple[tuple[Run, Callback], _Verdict]], asked_s: float) -> None:
         for (run, callback), verdict in answers:
             # While the beat was away the run may have ended, or a later attempt may have brought it another token.
             if run not in self._held or run.callback is not callback:
                 continue
             status = verdict.status
+            if run.hold is not None and status in ("ok", "cancel"):
+                run.hold.renewed(asked_s)
             if status == "ok":
                 run.leased = True
             elif status == "cancel":

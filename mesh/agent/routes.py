@@ -111,6 +111,11 @@ class Routes:
             raise NotFound(message)
         return self.named(segments[0], segments[1]), cancel
 
+    @property
+    def durable(self) -> bool:
+        """Whether there are handlers with a journal."""
+        return any(route.durable for operations in self._table.values() for route in operations.values())
+
     def named(self, service: str, operation: str) -> Route:
         """Raises NotFound (unknown service or operation)."""
         operations = self._table.get(service)

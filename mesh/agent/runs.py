@@ -22,6 +22,7 @@ from mesh.ids import short_id
 
 if TYPE_CHECKING:
     from mesh.agent.durable.attempt import Attempt
+    from mesh.agent.durable.holding import Hold
 
 REMEMBER_S: Final = 60.0
 """How long an answer is repeated to the same request id; covers the repeats of one attempt, not of an operation."""
@@ -61,6 +62,7 @@ class Run(msgspec.Struct, eq=False):
     leased     a mesh confirmed the lease: silence makes it send the work again
     inner      the handler's own token, when it answered 201 itself; else empty
     durable    the attempt of a durable handler while it runs
+    hold       what is known of the lease of a durable handler's attempt
     detached   the run goes on by itself: no request needs to be held for its outcome
     leaving    the run may have been handed back already: a later attempt is other work
     callback   of the latest attempt that came here; `head` is the first one's
@@ -91,6 +93,7 @@ class Run(msgspec.Struct, eq=False):
     detached: bool = False
     leaving: bool = False
     durable: Attempt | None = None
+    hold: Hold | None = None
     sink: Sink | None = None
 
     def end(self, outcome: Outcome | None) -> None:

@@ -122,8 +122,7 @@ class Agent:
         middleware: Sequence[OperationHandlerMiddleware] = (),
     ) -> None:
         if lease_ms < LEASE_MS_MIN:
-            message = f"lease_ms is at least {LEASE_MS_MIN}"
-            raise ConfigError(message)
+            raise ConfigError(f"lease_ms is at least {LEASE_MS_MIN}")
         if mode not in ("push", "pull") or slots < 1:
             message = 'mode is "push" or "pull", and slots is at least 1'
             raise ConfigError(message)
@@ -232,6 +231,7 @@ class Agent:
         """Register and heartbeat in the background; called by the lifespan. Raises ConfigError without a URL."""
         if self._work.stopping:
             self._open()
+        self._work.listen(durable=self._routes.durable)
         if self.mode == "pull":
             declared = self._declared if self._register is True else None
             self._pulling = Pulling(
@@ -290,7 +290,7 @@ class Agent:
         self._blobs.fetch_by(self._pool, self.gateways)
         hosting = Hosting(
             self._pool, self.gateways, self._key, steps=self._steps, handlers=self._executor,
-            linger_ms=self._linger_ms, arrivals=self._blobs,
+            linger_ms=self._linger_ms, lease_ms=self._lease_ms, arrivals=self._blobs,
         )  # fmt: skip
         self._work = Work(
             self.endpoint, self._pool, self.gateways, key=self._key, lease_ms=self._lease_ms, hosting=hosting

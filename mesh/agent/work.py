@@ -80,6 +80,11 @@ class Work:
         self._pool = pool
         self._gateways = gateways
 
+    def listen(self, *, durable: bool) -> None:
+        """Work may come from now on, on this loop; `durable`: also for handlers with a journal."""
+        if durable:
+            self._hosting.begin()
+
     def home(self) -> Home:
         """Of the runs that begin now; an agent may come back on another loop."""
         loop = asyncio.get_running_loop()
@@ -115,8 +120,8 @@ class Work:
     def adopt(self, run: Run, head: StartHead) -> None:
         """A later attempt of the same run has come: its token supersedes the one we had, its lease the one we lost."""
         run.callback, run.attempt = head.callback, head.attempt
-        if run.durable is not None:
-            self._hosting.adopted(run.durable, head)
+        if run.route.durable:
+            self._hosting.adopted(run, head)
         if run.doubt is not None:
             run.doubt.cancel()
             run.doubt = None
@@ -293,6 +298,8 @@ class Work:
 
     def _doubt(self, run: Run) -> None:
         """The lease is lost. Unless the attempt that got it comes here, the work stops."""
+        if run.hold is not None:
+            run.hold.lost()
         if run.outcome is None and run.doubt is None:
             logger.warning(
                 "%s: the lease is lost; what attempt %d did since does not count, unless the next one comes here",

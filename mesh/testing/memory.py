@@ -183,6 +183,12 @@ class MemoryLink:
     def now_ms(self) -> int:
         return self._mesh.now_ms()
 
+    def sure(self) -> bool:
+        return True  # the kit's process never stands still: it is lost, or goes on
+
+    def renew(self) -> asyncio.Future[Ack]:
+        return self._answer("", lambda: Ack("ok" if self._mesh.attempt == self._attempt else "lost", 0))
+
     def append(self, at: int, entries: Sequence[bytes]) -> asyncio.Future[Ack]:
         names = ", ".join(_name(raw) for raw in entries)
         return self._answer(f"recording {names}", lambda: self._stored(self._mesh.journal, at, entries))

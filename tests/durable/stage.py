@@ -121,5 +121,7 @@ def ledger(effects: list[dict[str, Any]]) -> tuple[int, int, Counter[str]]:
     return useful, sum(effect["tokens"] for effect in effects) - useful, counts
 
 
-def start(client: mesh.SyncClient, job: Job, endpoint: str = "coder") -> mesh.client.SyncOperationHandle[Any]:
-    return client.start(endpoint, endpoint, "build", asdict(job))
+def start(
+    client: mesh.SyncClient, job: Job, endpoint: str = "coder", operation: str = "build"
+) -> mesh.client.SyncOperationHandle[Any]:
+    return client.start(endpoint, endpoint, operation, asdict(job))

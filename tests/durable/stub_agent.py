@@ -17,7 +17,7 @@ from typing import Any
 
 import mesh
 from mesh.agent import Agent
-from mesh.clock import now_ms, sleep
+from mesh.clock import now_ms, pause, sleep
 from tests.ports import lasting_port
 
 TOKENS = 1000
@@ -90,6 +90,17 @@ class Stub:
         await sleep(self.config.get("end_s", 0))
         return {"tokens": tokens, "attempt": ctx.attempt}
 
+    def slow_part(self, number: int, key: str) -> int:
+        """As `part`, in a thread."""
+        self.effect(f"part-{number}", key)
+        pause(self.config.get("step_s", 0.02))
+        return number
+
+    async def fan(self, ctx: mesh.Context, job: Job) -> int:
+        """All steps at once, of which as many run as there are threads."""
+        parts = {f"{n}": ctx.step(f"part-{n}", self.slow_part, n) for n in range(1, job.steps + 1)}
+        return len((await ctx.gather(parts)).require())
+
 
 def serve(config: dict[str, Any]) -> None:
     stub = Stub(config)
@@ -97,13 +108,18 @@ def serve(config: dict[str, Any]) -> None:
     async def build(ctx: mesh.Context, job: Job) -> dict[str, Any]:
         return await stub.build(ctx, job)
 
+    async def fan(ctx: mesh.Context, job: Job) -> int:
+        return await stub.fan(ctx, job)
+
+    timeout_ms = config.get("request_timeout_ms", 5000)
     agent = Agent(
         config.get("endpoint", "coder"),
-        [mesh.durable(build)],
+        [mesh.durable(build), mesh.durable(fan)],
         gateway=config["gateway"],
         lease_ms=1000,
-        policy={"retry": {"initial_ms": 50, "max_attempts": 500}, "request_timeout_ms": 5000},
+        policy={"retry": {"initial_ms": 50, "max_attempts": 500}, "request_timeout_ms": timeout_ms},
         mode=config.get("mode", "push"),
+        threads=config.get("threads", 16),
     )
     agent.run(port=config["port"])
 

@@ -14,8 +14,9 @@ import pytest
 
 from mesh.agent.arrivals import BLOB_BYTES_MAX, Arrivals
 from mesh.agent.durable import hub, watching
+from mesh.agent.durable.holding import Hold, Pulse
 from mesh.agent.durable.lines import HttpLink, Lines
-from mesh.agent.durable.link import ChildOrder
+from mesh.agent.durable.link import Ack, ChildOrder
 from mesh.clock import sleep
 from mesh.errors import Conflict, NotFound
 from mesh.pool import Pool, Target
@@ -48,6 +49,8 @@ class Store(Scripted):
     def _task(self, task: dict[str, Any]) -> dict[str, Any]:
         if task["token"] in self.lost:
             return {"status": "lost", "length": 0}
+        if "lease_ms" in task:
+            return {"status": "cancel" if task["token"] == "unwanted" else "ok"}
         journal = self.journals.setdefault(task["token"], [])
         if task["at"] != len(journal):
             return {"status": "grown", "length": len(journal)}
@@ -88,7 +91,7 @@ async def lines(stores: tuple[Store, Store], tmp_path: Path) -> AsyncIterator[Li
 
 def link_of(lines: Lines, token: str, url: str) -> tuple[HttpLink, Address]:
     address = Address(token, Target.parse(url))
-    return HttpLink(lines, address, lambda _: None), address
+    return HttpLink(lines, address, lambda _: None, Hold(Pulse(60_000))), address
 
 
 async def test_what_comes_while_a_request_is_out_leaves_together(lines: Lines, stores: tuple[Store, Store]) -> None:
@@ -108,7 +111,7 @@ async def test_what_comes_while_a_request_is_out_leaves_together(lines: Lines, s
 
 async def test_another_gateway_is_asked_when_one_does_not_answer(lines: Lines, stores: tuple[Store, Store]) -> None:
     gone = Target.parse("http://127.0.0.1:9")
-    link = HttpLink(lines, Address("t", gone), lambda _: None)
+    link = HttpLink(lines, Address("t", gone), lambda _: None, Hold(Pulse(60_000)))
     assert (await link.append(0, [entry(1)])).status == "ok"
     assert len(stores[0].requests) == 1, "the first of those that are configured"
     page = await link.read(0, 10)
@@ -150,6 +153,26 @@ async def test_a_lost_lease_goes_on_when_the_next_attempt_comes_here(
     assert store.journals["new"] == [{"kind": "step", "name": "s", "n": 1}]
     address.token = "old"
     assert (await link.append(1, [entry(2)])).status == "lost"
+
+
+def leased(lines: Lines, token: str, url: str) -> tuple[HttpLink, Hold]:
+    hold = Hold(Pulse(60_000))
+    return HttpLink(lines, Address(token, Target.parse(url)), lambda _: None, hold), hold
+
+
+async def test_a_lease_that_is_not_known_to_hold_is_asked_for(lines: Lines, stores: tuple[Store, Store]) -> None:
+    """P470, P471."""
+    for token in ("wanted", "unwanted"):
+        link, hold = leased(lines, token, stores[0].url)
+        hold.lost()
+        assert not link.sure()
+        assert await link.renew() == Ack("ok", 0, token == "unwanted")
+        assert link.sure()
+    stores[0].lost.add("taken")
+    link, hold = leased(lines, "taken", stores[0].url)
+    hold.lost()
+    assert (await link.renew()).status == "lost"
+    assert not link.sure()
 
 
 async def test_news_of_many_journals_is_asked_for_in_one_request(

@@ -191,6 +191,15 @@ class Attempt:
                 break
         self.detach()
 
+    async def sure(self) -> None:
+        """Before a step's function: the lease is known to hold, or the mesh is asked. Raises what ends this code.
+
+        Else a process that stood still for longer than its lease would do again what somebody else has recorded since.
+        """
+        while not self.link.sure():
+            await self.wait(self.exchange.renewed())
+            await self.ready()
+
     def check(self) -> None:
         """Raises what ended this attempt."""
         if self._stopped is not None:

@@ -48,8 +48,8 @@ class Exchange:
     """`length`: entries in the journal when the attempt was sent out."""
 
     __slots__ = (
-        "_children", "_closed", "_flushes", "_link", "_listener", "_loop", "_out", "_pages", "chunks", "ledger",
-        "replay",
+        "_children", "_closed", "_flushes", "_link", "_listener", "_loop", "_out", "_pages", "_renewals", "chunks",
+        "ledger", "replay",
     )  # fmt: skip
 
     def __init__(self, link: Link, length: int, listener: Listener) -> None:
@@ -64,6 +64,7 @@ class Exchange:
         self._pages: list[asyncio.Future[None]] = []
         self._flushes: list[asyncio.Future[None]] = []
         self._children: dict[str, asyncio.Future[None]] = {}
+        self._renewals: list[asyncio.Future[None]] = []
 
     @property
     def idle(self) -> bool:
@@ -114,6 +115,14 @@ class Exchange:
         self._flushes.append(turn)
         self._note()
         self.pump()
+        return turn
+
+    def renewed(self) -> asyncio.Future[None]:
+        """Done when the mesh was asked to renew the lease and did; one question for all who ask meanwhile."""
+        turn: asyncio.Future[None] = self._loop.create_future()
+        self._renewals.append(turn)
+        if len(self._renewals) == 1:
+            self._send(self._link.renew(), self._confirmed)
         return turn
 
     def child(self, key: str) -> asyncio.Future[None]:
@@ -188,6 +197,13 @@ class Exchange:
                 _wake([self._children.pop(key)])
         self._understood(Ack("ok", page.length, page.cancel))
         self.pump()
+
+    def _confirmed(self, out: asyncio.Future[Ack]) -> None:
+        turns, self._renewals = self._renewals, []
+        if self._arrived(out):
+            ack = out.result()
+            self._understood(Ack("invalid", 0, detail=ack.detail) if ack.status == "full" else ack)
+            _wake(turns)
 
     def _understood(self, ack: Ack) -> None:
         if ack.status not in ("ok", "grown", "full"):

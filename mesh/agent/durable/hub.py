@@ -36,6 +36,8 @@ LOST_GRACE_S: Final = 1.0
 """A later attempt of the same run may be on its way to this very process, with a token that counts."""
 REFUSED: Final = frozenset({400, 413, 422})
 STATUSES: Final = frozenset({"ok", "grown", "lost", "ended", "unknown", "invalid", "full"})
+CANCEL: Final = "cancel"
+"""A heartbeat's way to say "ok", and that the caller wants the operation to end."""
 JSON_HEADER: Final[RawHeader] = (b"content-type", b"application/json")
 
 logger: Final = logging.getLogger("mesh.agent")
@@ -195,7 +197,8 @@ class Verb:
             if answer.status == "lost":
                 self._spawn(self._lost(item))
             elif not item.done.done():
-                item.done.set_result(Ack(_status(answer.status), answer.length, answer.cancel))
+                cancel = answer.cancel or answer.status == CANCEL
+                item.done.set_result(Ack(_status(answer.status), answer.length, cancel))
         return True
 
     def _refused(self, items: list[Item], reply: Reply) -> None:
@@ -230,4 +233,4 @@ class Verb:
 
 def _status(word: str) -> Status:
     """A word that a later gateway may say and this code does not know ends the attempt here, as a lost lease does."""
-    return cast("Status", word) if word in STATUSES else "invalid"
+    return cast("Status", word) if word in STATUSES else "ok" if word == CANCEL else "invalid"

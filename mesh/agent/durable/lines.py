@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Final
 
 import msgspec
@@ -14,11 +15,12 @@ import msgspec
 from mesh.agent.arrivals import Arrivals
 from mesh.agent.durable.blobs import Blobs, Reference
 from mesh.agent.durable.children import Children
+from mesh.agent.durable.holding import Hold
 from mesh.agent.durable.hub import JSON_HEADER, RETRY_FIRST_MS, RETRY_MAX_MS, RETRY_SPREAD, Address, Clock, Item, Verb
 from mesh.agent.durable.link import Ack, Child, ChildOrder, Page, Status
 from mesh.agent.durable.watching import Watch
 from mesh.blob import Blob
-from mesh.clock import sleep
+from mesh.clock import boot_s, sleep
 from mesh.errors import PeerFault
 from mesh.ids import jittered
 from mesh.pool import Pool, Target
@@ -27,6 +29,8 @@ PAGE_BYTES_MAX: Final = 8 << 20
 TIMEOUT_S: Final = 10.0
 VERBS_MAX: Final = 256
 """Gateways remembered; they come from callback URLs."""
+LEASE_MS_MAX: Final = 3_600_000
+"""The longest that a heartbeat may ask for (P103)."""
 READ: Final = b"/v1/tasks/read"
 
 
@@ -46,9 +50,17 @@ _read: Final = msgspec.json.Decoder(_Pages).decode
 
 
 class Lines:
-    """What the attempts of one agent share. `key`: its API key, for children."""
+    """What the attempts of one agent share. `key`: its API key, for children. `lease_ms`: of its attempts."""
 
-    def __init__(self, pool: Pool, gateways: Sequence[Target], key: str | None, arrivals: Arrivals) -> None:
+    def __init__(
+        self,
+        pool: Pool,
+        gateways: Sequence[Target],
+        key: str | None,
+        arrivals: Arrivals,
+        lease_ms: int = LEASE_MS_MAX,
+    ) -> None:
+        self.lease_ms = min(lease_ms, LEASE_MS_MAX)
         self.clock = Clock()
         self.pool = pool
         self.gateways = gateways
@@ -78,17 +90,29 @@ class Lines:
 
 
 class HttpLink:
-    """One attempt's Link. `leaving` is told 1 while the attempt may be over already, for all one knows; else 0."""
+    """One attempt's Link. `leaving` is told 1 while the attempt may be over already, for all one knows; else 0.
 
-    __slots__ = ("_address", "_leaving", "_lines")
+    `hold`: what is known of its lease.
+    """
 
-    def __init__(self, lines: Lines, address: Address, leaving: Callable[[int], None]) -> None:
+    __slots__ = ("_address", "_hold", "_leaving", "_lines")
+
+    def __init__(self, lines: Lines, address: Address, leaving: Callable[[int], None], hold: Hold) -> None:
         self._lines = lines
         self._address = address
         self._leaving = leaving
+        self._hold = hold
 
     def now_ms(self) -> int:
         return self._lines.clock.now_ms()
+
+    def sure(self) -> bool:
+        return self._hold.sure()
+
+    def renew(self) -> asyncio.Future[Ack]:
+        item = Item(self._address, b'"lease_ms":%d' % self._lines.lease_ms)
+        item.done.add_done_callback(partial(self._renewed, item, boot_s()))
+        return self._lines.verb("heartbeat", self._address.gateway).put(item)
 
     def append(self, at: int, entries: Sequence[bytes]) -> asyncio.Future[Ack]:
         return self._put("journal", b'"at":%d,"entries":[%b]' % (at, b",".join(entries)))
@@ -132,6 +156,11 @@ class HttpLink:
 
     def _put(self, verb: str, fields: bytes) -> asyncio.Future[Ack]:
         return self._lines.verb(verb, self._address.gateway).put(Item(self._address, fields))
+
+    def _renewed(self, item: Item, asked_s: float, done: asyncio.Future[Ack]) -> None:
+        # Not another attempt's lease, should a later one have come here meanwhile.
+        if not done.cancelled() and done.result().status == "ok" and item.token == self._address.token:
+            self._hold.renewed(asked_s)
 
     def _suspended(self, done: asyncio.Future[Ack]) -> None:
         if done.cancelled() or done.result().status != "ok":

@@ -93,6 +93,14 @@ class Link(Protocol):
         """The mesh's time."""
         ...
 
+    def sure(self) -> bool:
+        """Whether the lease is known to hold now, without asking. Also from threads."""
+        ...
+
+    def renew(self) -> asyncio.Future[Ack]:
+        """Ask the mesh to renew the lease: "ok" when it holds."""
+        ...
+
     def append(self, at: int, entries: Sequence[bytes]) -> asyncio.Future[Ack]:
         """Append entries that follow the first `at`."""
         ...

@@ -72,6 +72,10 @@ ONCE: Final = Retry(attempts=1)
 DEFAULT: Final = Retry()
 
 
+class _Unsure(Exception):
+    """The function was not called: by the time there was a thread for it, the lease was no longer known to hold."""
+
+
 class Running:
     """The step that this code runs for. `key`: the same on every try, whoever makes it."""
 
@@ -130,6 +134,8 @@ async def _executed(
     while True:
         begin_within_branch(key)
         await attempt.ready()
+        if not attempt.link.sure():
+            await attempt.sure()
         tries += 1
         at_ms, at_s = attempt.link.now_ms(), attempt.loop.time()
         entry = Entry("step", step.name, step.n, args=args, tries=tries, started_at=to_rfc3339(at_ms))
@@ -141,6 +147,9 @@ async def _executed(
             for field, each in fields.items():
                 setattr(entry, field, each)
             stored = await attempt.record(entry)
+        except _Unsure:
+            tries -= 1
+            continue
         except Exception as error:
             again = step.retry.worth(error, tries)
             logger.log(logging.INFO if again else logging.WARNING, "step %s failed", running.key, exc_info=error)
@@ -168,7 +177,9 @@ async def _called(attempt: Attempt, step: Step, running: Running) -> Any:
     call = partial(step.function, *step.args, **kwargs)
     token = running_step.set(running)
     try:
-        work = attempt.loop.create_task(call() if step.shape.is_async else in_thread(attempt.tools.executor, call))
+        work = attempt.loop.create_task(
+            call() if step.shape.is_async else in_thread(attempt.tools.executor, partial(_held, attempt, call))
+        )
     finally:
         running_step.reset(token)
     over: asyncio.Future[None] = attempt.loop.create_future()
@@ -192,6 +203,13 @@ async def _called(attempt: Attempt, step: Step, running: Running) -> Any:
             timer.cancel()
         del over, timer  # as in Attempt.wait
     return work.result()
+
+
+def _held(attempt: Attempt, call: Callable[[], Any]) -> Any:
+    """In the thread, which the function may have waited for for long. Raises _Unsure."""
+    if not attempt.link.sure():
+        raise _Unsure
+    return call()
 
 
 async def _rest(attempt: Attempt, until_ms: int) -> None:
