@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Sequence
 from typing import Final
 
 from mesh.agent import outcome as outcomes
@@ -16,7 +17,7 @@ from mesh.agent.inbound import MESH_CALLBACK
 from mesh.agent.outbox import Outbox
 from mesh.agent.routes import Routes
 from mesh.agent.runs import Run
-from mesh.agent.tasks import Cancel, Task, head_of, input_of
+from mesh.agent.tasks import Cancel, Task, head_of, input_of, request_id_of
 from mesh.agent.work import CANCELED, STOPPING, Work
 from mesh.errors import Malformed, NotFound
 from mesh.pool import Target
@@ -43,11 +44,17 @@ class Fetched:
         """Seats that no run takes."""
         return self._slots - len(self._runs)
 
-    def begin(self, task: Task, gateway: Target) -> None:
-        """Run it; whatever comes of it goes into the outbox."""
+    def begin(self, tasks: Sequence[Task], gateway: Target) -> None:
+        """Run them; whatever comes of each goes into the outbox."""
+        url, target = self._callback(gateway)
+        for task in tasks:
+            self._begin(task, gateway, url, target)
+
+    def _begin(self, task: Task, gateway: Target, callback_url: str, callback: Target) -> None:
+        request_id = request_id_of(task)
         try:
             route = self._routes.named(task.service, task.operation)
-            head = head_of(task, gateway, *self._callback(gateway))
+            head = head_of(task, request_id, gateway, callback_url, callback)
             data = task.dataref
             body = input_of(task) if data is None else self._arrivals.pending(route, task, data, gateway)
         except NotFound as error:
@@ -67,12 +74,12 @@ class Fetched:
         if entered.sink is None:
             entered.sink = self
             entered.leased = True
-            self._runs[f"{task.operation_id}.{task.run}"] = entered
+            self._runs[request_id] = entered
             self._work.leases.add(entered)
 
     def cancel(self, cancel: Cancel) -> None:
         """The mesh says that an attempt is not wanted any more."""
-        run = self._runs.get(f"{cancel.operation_id}.{cancel.run}")
+        run = self._runs.get(request_id_of(cancel))
         if run is None or run.attempt != cancel.attempt:
             return
         if cancel.state == "canceling":
@@ -84,7 +91,7 @@ class Fetched:
 
     def ended(self, run: Run) -> None:
         """Its task is over; `run.outcome` None: there is nothing to report."""
-        request_id = run.key.partition(" ")[2]
+        request_id = run.head.request_id or ""
         if self._runs.get(request_id) is run:
             del self._runs[request_id]
         outcome, token = run.outcome, "" if run.callback is None else run.callback.token
@@ -93,9 +100,11 @@ class Fetched:
             self._work.leases.add(run)
         elif outcome is not None and self._work.stopping and outcome.state == "error" and outcome.retryable:
             self._outbox.give_back(token, STOPPING)
+            return
         elif outcome is not None and run.doubt is None:
             self._outbox.put(token, outcome)
-        self._outbox.news.set()
+            return
+        self._outbox.news.set()  # nothing to say, but a seat is free
 
     def canceled(self, run: Run) -> None:
         """A cancel for what goes on under the handler's own token."""

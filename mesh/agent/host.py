@@ -89,9 +89,8 @@ class Host:
             # lost, and with it a new completion token: the handler must hear of it.
             if known is not None and (known.outcome.state != "running" or head.attempt <= known.attempt):
                 return known.outcome
-            refused = self._full()
-            if refused is not None:
-                return refused
+            if self._work.stopping or len(self._runs.live) >= self._running_max:
+                return self._full()
             try:
                 value = route.input.decode(head.content_type, body) if isinstance(body, bytes) else body
             except Undecodable as error:
@@ -105,14 +104,13 @@ class Host:
             self._work.adopt(run, head)
         return run
 
-    def _full(self) -> Outcome | None:
+    def _full(self) -> Outcome:
+        """Why there is to be no further run."""
         if self._work.stopping:
             return outcomes.refusal("UNAVAILABLE", STOPPING, retry_after_s=1)
-        if len(self._runs.live) >= self._running_max:
-            most = "1 operation runs" if self._running_max == 1 else f"{self._running_max} operations run"
-            message = f"{most} here; that is the most this agent takes"
-            return outcomes.refusal("RESOURCE_EXHAUSTED", message, retry_after_s=1)
-        return None
+        most = "1 operation runs" if self._running_max == 1 else f"{self._running_max} operations run"
+        message = f"{most} here; that is the most this agent takes"
+        return outcomes.refusal("RESOURCE_EXHAUSTED", message, retry_after_s=1)
 
     def _say(self, run: Run, head: StartHead) -> Outcome:
         """The answer to a request that waits no longer: the outcome, or what there is in its place."""

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from typing import Final, NamedTuple
+from typing import Final
+
+import msgspec
 
 from mesh.agent.outcome import Outcome
 from mesh.agent.tasks import answer_of, released
@@ -17,7 +19,7 @@ FRAME_BYTES_MAX: Final = 1 << 20
 """Of answers in one request; gateways take 2 MiB in all."""
 
 
-class Answer(NamedTuple):
+class Answer(msgspec.Struct, frozen=True, gc=False):
     """One answer; `body` is its JSON. `outcome` is kept of a large one, which travels alone as it is."""
 
     token: str
@@ -56,14 +58,15 @@ class Outbox:
 
     def take(self) -> list[Answer]:
         """What one request carries: many small ones, or a single large one."""
+        answers = self._answers
         taken: list[Answer] = []
         size = 0
-        while self._answers and len(taken) < FRAME_ANSWERS_MAX:
-            answer = self._answers[0]
+        while answers and len(taken) < FRAME_ANSWERS_MAX:
+            answer = answers[0]
             size += len(answer.body)
             if taken and (answer.outcome is not None or size > FRAME_BYTES_MAX):
                 break
-            taken.append(self._answers.popleft())
+            taken.append(answers.popleft())
             if answer.outcome is not None:
                 break
         return taken

@@ -35,9 +35,13 @@ CAUSES_MAX: Final = 16
 logger: Final = logging.getLogger("mesh.agent")
 
 _encode: Final = msgspec.json.Encoder().encode
+PLAIN_JSON: Final[tuple[RawHeader, ...]] = (
+    (b"content-type", JSON.encode()), (b"nexus-operation-state", b"succeeded")
+)  # fmt: skip
+"""Of most results: JSON, of which there is nothing more to say."""
 _SUCCEEDED: Final[dict[str | None, tuple[RawHeader, ...]]] = {
     None: ((b"nexus-operation-state", b"succeeded"),),
-    JSON: ((b"content-type", JSON.encode()), (b"nexus-operation-state", b"succeeded")),
+    JSON: PLAIN_JSON,
     BYTES: ((b"content-type", BYTES.encode()), (b"nexus-operation-state", b"succeeded")),
 }
 _RUNNING: Final[tuple[RawHeader, ...]] = (

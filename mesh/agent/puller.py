@@ -231,8 +231,7 @@ class Puller:
         self.known.set()
         for cancel in frame.cancels:
             self._fetched.cancel(cancel)
-        for task in frame.tasks:
-            self._fetched.begin(task, line.gateway)
+        self._fetched.begin(frame.tasks, line.gateway)
         if len(frame.tasks) >= BUSY_TASKS:
             line.busy_until_s = monotonic_s() + BUSY_S
             if line.waiting < LANES - 2:

@@ -205,13 +205,13 @@ class Runs:
         outcome = run.outcome
         if outcome is None or (outcome.state == "error" and outcome.retryable) or not (run.key or run.token):
             return
-        now_s = monotonic_s()
-        if run.key:
-            self._answers[run.key] = Ended(run.fingerprint, run.attempt, outcome)
-        if run.token:
-            self._ended_tokens.add(run.token)
-        self._order.append((now_s + self._remember_s, run.key, run.token, len(outcome.body)))
-        self._bytes += len(outcome.body)
+        now_s, key, token, size = monotonic_s(), run.key, run.token, len(outcome.body)
+        if key:
+            self._answers[key] = Ended(run.fingerprint, run.attempt, outcome)
+        if token:
+            self._ended_tokens.add(token)
+        self._order.append((now_s + self._remember_s, key, token, size))
+        self._bytes += size
         self._sweep(now_s)
         if self._sweeper is None:
             # As the handler's task ends: its context must not live on in the timer.
@@ -220,8 +220,9 @@ class Runs:
 
     def forget(self, run: Run) -> None:
         """A later request with the same id is new work, from here on."""
-        if run.key and self._by_key.get(run.key) is run:
-            del self._by_key[run.key]
+        key = run.key
+        if key and self._by_key.get(key) is run:
+            del self._by_key[key]
         if run.token:
             self._by_token.pop(run.token, None)
 

@@ -15,13 +15,13 @@ import nexusrpc
 from mesh import trace
 from mesh.agent.codec import JSON
 from mesh.agent.inbound import Callback, StartHead
-from mesh.agent.outcome import Outcome
+from mesh.agent.outcome import PLAIN_JSON, Outcome
 from mesh.errors import Malformed
 from mesh.pool import Target
 from mesh.wire import parse_links
 
 
-class DataRef(msgspec.Struct):
+class DataRef(msgspec.Struct, gc=False):
     """A large input: where it is on any gateway, what it is."""
 
     url: str
@@ -30,7 +30,7 @@ class DataRef(msgspec.Struct):
     content_type: str | None = None
 
 
-class Task(msgspec.Struct):
+class Task(msgspec.Struct, gc=False):
     """One attempt, from this gateway's frame."""
 
     task_token: str
@@ -51,7 +51,7 @@ class Task(msgspec.Struct):
     timeout_ms: int | None = None
 
 
-class Cancel(msgspec.Struct):
+class Cancel(msgspec.Struct, gc=False):
     """An attempt that is not wanted any more. `state`: canceling, or how the operation ended."""
 
     operation_id: str
@@ -60,7 +60,7 @@ class Cancel(msgspec.Struct):
     state: str
 
 
-class Status(msgspec.Struct):
+class Status(msgspec.Struct, gc=False):
     """What became of an answer."""
 
     status: str
@@ -96,7 +96,7 @@ class FetchedHead(StartHead, frozen=True, eq=False, gc=False):
         task = self.task
         headers = {
             **task.headers,
-            "nexus-request-id": f"{task.operation_id}.{task.run}",
+            "nexus-request-id": request_id_of(task),
             "mesh-operation-id": task.operation_id,
             "mesh-run": str(task.run),
             "mesh-attempt": str(task.attempt),
@@ -112,22 +112,23 @@ class FetchedHead(StartHead, frozen=True, eq=False, gc=False):
         return headers
 
     def trace(self) -> dict[str, str]:
-        return trace.received(self.task.headers)
+        headers = self.task.headers
+        return trace.received(headers) if headers else {}
 
 
-def head_of(task: Task, gateway: Target, callback_url: str, callback: Target) -> StartHead:
+def head_of(task: Task, request_id: str, gateway: Target, callback_url: str, callback: Target) -> StartHead:
     """The head of the start that this task stands for; `callback` is the gateway's URL for completions, read.
 
     Raises Malformed: links that cannot be read.
     """
-    token = task.task_token
-    links = task.headers.get("nexus-link", "")
+    token, headers = task.task_token, task.headers
+    links = headers["nexus-link"] if headers and "nexus-link" in headers else ""
     content_type = task.content_type
     if content_type is None and task.input is not msgspec.UNSET:
         content_type = JSON
     return FetchedHead(
         content_type,
-        f"{task.operation_id}.{task.run}",
+        request_id,
         task.attempt,
         None,
         task.timeout_ms,
@@ -135,6 +136,11 @@ def head_of(task: Task, gateway: Target, callback_url: str, callback: Target) ->
         Callback(callback_url, callback, [(b"token", token.encode("latin-1"))], token, gateway),
         task,
     )
+
+
+def request_id_of(work: Task | Cancel) -> str:
+    """The same on every attempt of a run."""
+    return f"{work.operation_id}.{work.run}"
 
 
 def input_of(task: Task) -> bytes:
@@ -168,6 +174,8 @@ def answer_of(token: str, outcome: Outcome) -> bytes:
 
 
 def _result(token: str, outcome: Outcome) -> bytes:
+    if outcome.headers is PLAIN_JSON:  # nearly all
+        return b'{"token":"%b","result":%b}' % (token.encode(), outcome.body)
     links: list[str] = []
     content_type = ""
     for name, value in outcome.headers:
@@ -175,8 +183,6 @@ def _result(token: str, outcome: Outcome) -> bytes:
             content_type = value.decode("latin-1")
         elif name == b"nexus-link":
             links.append(value.decode("latin-1"))
-    if content_type == JSON and not links:
-        return b'{"token":"%b","result":%b}' % (token.encode(), outcome.body)
     fields: dict[str, object] = {"token": token}
     if links:
         fields["links"] = links

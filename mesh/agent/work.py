@@ -115,7 +115,8 @@ class Work:
         given = self._hosting.task(run, head) if route.durable else None
         execution = self._execute(run, ctx, value, given)
         execution.send(None)  # up to `_entered`: who cancels the task before its first step is heard in it all the same
-        run.task = loop.create_task(execution)
+        # Not by the loop, which writes a name for each.
+        run.task = asyncio.Task(execution, loop=loop, name="mesh-run")
 
     def adopt(self, run: Run, head: StartHead) -> None:
         """A later attempt of the same run has come: its token supersedes the one we had, its lease the one we lost."""
@@ -220,8 +221,11 @@ class Work:
 
     def _returned(self, run: Run, ctx: StartOperationContext, answer: object) -> Outcome:
         if isinstance(answer, StartOperationResultSync):
-            value = cast("StartOperationResultSync[Any]", answer).value
-            return self._succeeded(run, value, ctx)
+            value: Any = answer.value  # pyright: ignore - of whatever type
+            try:
+                return outcomes.succeeded(run.route.output, value, ctx.outbound_links)
+            except Undecodable as error:
+                raise _unsendable(run, error) from None
         if not isinstance(answer, StartOperationResultAsync):
             message = f"a handler's start returned {type(answer).__name__} instead of a StartOperationResult"
             raise TypeError(message)
@@ -233,17 +237,6 @@ class Work:
         if run.token:
             self.runs.alias(run.token, token)
         return outcomes.running(run.token or token, ctx.outbound_links)
-
-    @staticmethod
-    def _succeeded(run: Run, value: Any, ctx: StartOperationContext) -> Outcome:
-        """The result, or why it cannot be sent: another attempt would come to the same, so there is none."""
-        try:
-            return outcomes.succeeded(run.route.output, value, ctx.outbound_links)
-        except Undecodable as error:
-            where = f"{run.route.service}/{run.route.operation}"
-            message = f"the result of {where} is not the declared {run.route.output.name}: {error}"
-            logger.error("%s", message)  # noqa: TRY400 - says it all
-            raise HandlerError(message, type=HandlerErrorType.INTERNAL, retryable_override=False) from None
 
     def _interrupted(self, run: Run) -> Outcome:
         """The task was cancelled: by us for a reason, or by the handler's own doing."""
@@ -333,6 +326,14 @@ def _entered() -> Generator[None, None, None]:
 def _interrupt(run: Run) -> None:
     if run.outcome is None and run.task is not None:
         run.task.cancel()
+
+
+def _unsendable(run: Run, error: Undecodable) -> HandlerError:
+    """Why a result cannot be sent: another attempt would come to the same, so there is none."""
+    where = f"{run.route.service}/{run.route.operation}"
+    message = f"the result of {where} is not the declared {run.route.output.name}: {error}"
+    logger.error("%s", message)
+    return HandlerError(message, type=HandlerErrorType.INTERNAL, retryable_override=False)
 
 
 def moment(at_ms: int) -> datetime:
