@@ -9,9 +9,9 @@ from typing import Annotated, Any, Final
 
 import typer
 
-from gateway.cli.call import finish, story
 from gateway.cli.exits import Exit, Problem
 from gateway.cli.options import ApiKey, Json, Labels, Url, one_of, pairs
+from gateway.cli.outcome import finish, story
 from gateway.cli.results import put_out_step, step_of
 from gateway.cli.show import Show, ago, between, large, plain, soon, word
 from gateway.cli.timeline import children, event_line, timeline
