@@ -248,9 +248,7 @@ class NexusSurface:
     async def cancel(self, request: Request, path_token: str) -> Answer:
         """202, repeats and ended operations too. The header's token wins over the query's (case 56)."""
         principal = self._auth.authenticate(request.headers, request.first)
-        token = self._token(request) or path_token
-        if not token:
-            raise Malformed("give the operation token in Nexus-Operation-Token or ?token=", code="token_missing")
+        token = self._named(request, path_token)
         await self._operations.cancel(token, principal.namespace)
         return Answer(202, [(b"mesh-operation-id", token.encode())])
 
@@ -259,12 +257,19 @@ class NexusSurface:
         token = request.first.get(b"nexus-operation-token")
         return token.decode("latin-1") if token else request.arguments().get("token", "")
 
+    def _named(self, request: Request, path_token: str = "") -> str:
+        """The operation that a request is about. Raises Malformed when it names none."""
+        token = self._token(request) or path_token
+        if not token:
+            raise Malformed("give the operation token in Nexus-Operation-Token or ?token=", code="token_missing")
+        return token
+
     async def result(self, request: Request) -> Answer:
         """Legacy: 200/424 when it ended, 412 while it runs, 408 when the wait is over (case 95)."""
         principal = self._auth.authenticate(request.headers, request.first)
         wait = request.arguments().get("wait", "")
         wait_ms = min(parse_duration_ms(wait) or 0, self._wait_max_ms)
-        token = self._token(request)
+        token = self._named(request)
         known = await self._operations.result(token, principal.namespace, wait_ms / 1000, request.gone)
         if known.state.terminal and known.outcome is not None:
             link = operation_link(self._public_url, token).encode()
@@ -281,7 +286,7 @@ class NexusSurface:
     async def info(self, request: Request) -> Answer:
         """Legacy: `{token, state}`."""
         principal = self._auth.authenticate(request.headers, request.first)
-        token = self._token(request)
+        token = self._named(request)
         known = await self._operations.get(token, principal.namespace)
         body = encode_json({"id": token, "token": token, "state": known.state.nexus})
         return Answer(200, [(b"content-type", b"application/json")], body)

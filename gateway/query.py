@@ -32,5 +32,10 @@ def check_query(request: Request, *, labels: bool = False) -> None:
     raise Unprocessable(detail, code="parameter_invalid", errors=errors[:SHOWN_MAX])
 
 
+def bad_parameter(name: str, wanted: str) -> Unprocessable:
+    """The refusal of a value that is none: the same form as that of a number out of its range."""
+    return Unprocessable(f"{name} {wanted}", code="parameter_invalid", errors=[{"parameter": name, "detail": wanted}])
+
+
 def _is_label(name: str) -> bool:
     return name.startswith(LABEL)

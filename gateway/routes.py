@@ -11,7 +11,7 @@ from msgspec.structs import replace
 from gateway.details import details
 from gateway.listing import LIMIT_DEFAULT, LIMIT_MAX, Filters, redeliver
 from gateway.outcomes import encode_json, known_fields
-from gateway.query import check_query
+from gateway.query import bad_parameter, check_query
 from gateway.queues import families
 from mesh.errors import Malformed
 from mesh.ids import is_operation_id
@@ -53,7 +53,7 @@ def _word(table: dict[str, Any], text: str, name: str, *more: str) -> Any:
     try:
         return table[text]
     except KeyError:
-        raise Malformed(f"{name} is one of {', '.join([*table, *more])}", code="query_invalid") from None
+        raise bad_parameter(name, f"is one of {', '.join([*table, *more])}") from None
 
 
 def _time(text: str, name: str, default: int) -> int:
@@ -62,7 +62,7 @@ def _time(text: str, name: str, default: int) -> int:
     try:
         return parse_rfc3339(text)
     except Malformed:
-        raise Malformed(f"{name} is an RFC 3339 time such as 2026-11-22T10:00:00Z", code="query_invalid") from None
+        raise bad_parameter(name, "is an RFC 3339 time such as 2026-11-22T10:00:00Z") from None
 
 
 @router.get("/v1/operations", tags=["operations"], summary="List operations, newest first")
@@ -87,7 +87,7 @@ async def list_operations(
     namespace = _namespace(request)
     check_query(request, labels=True)
     if parent and not is_operation_id(parent):
-        raise Malformed("parent is the id of an operation", code="query_invalid")
+        raise bad_parameter("parent", "is the id of an operation")
     words = [word for word in state.split(",") if word]
     if "running" in words:
         words = [word for word in words if word != "running"] + ["scheduled", "backing_off", "started"]

@@ -249,9 +249,11 @@ def remove(
       mesh endpoint remove billing --yes
     """  # noqa: D301 - \b keeps the lines of an example
     show = Show(as_json)
-    if not yes and not as_json:
-        typer.confirm(f"Remove endpoint {name}?", abort=True)
     with Gateway(url, api_key) as gateway:
+        if not yes and not as_json:
+            found = gateway.get(endpoint_path(name))  # nobody is asked about what is not there
+            waits = f" {counted(found['waiting'], 'operation')} wait for it." if found.get("waiting") else ""
+            typer.confirm(f"Remove endpoint {name} of {plain(found['owner'])}?{waits}", abort=True)
         gateway.ask("DELETE", endpoint_path(name), headers=if_match_header(if_match))
     if not show.json({"name": name, "removed": True}):
         show.line(f"endpoint [bold]{plain(name)}[/] removed")

@@ -335,4 +335,6 @@ def cancel(operation_id: Id, *, url: Url = "", api_key: ApiKey = "", as_json: Js
 
 
 def _path(operation_id: str) -> str:
+    if not operation_id.strip():
+        raise Problem("the operation's id is empty", "`mesh operation list` shows the operations of your namespace.")
     return f"/v1/operations/{quote_segment(operation_id)}"

@@ -71,13 +71,18 @@ class Routes:
         self._found: dict[bytes, tuple[Route, bool]] = {}
         self._executor = executor
         self._middleware = middleware
+        given: Any = services
+        if callable(given) or not isinstance(given, Iterable):
+            shown = getattr(given, "__name__", type(given).__name__)
+            message = f"its services are a list, also of one: [{shown}], not {shown}"
+            raise ConfigError(message)
         for service in services:
             if inspect.isfunction(service) or inspect.ismethod(service):
                 self._add_function(endpoint, service)
             else:
                 self._add_service(service)
         if not self._table:
-            message = f"agent {endpoint} has no services"
+            message = "its list of services is empty: give functions, or instances of nexusrpc service handlers"
             raise ConfigError(message)
 
     def find(self, raw_path: bytes) -> tuple[Route, bool]:

@@ -262,6 +262,18 @@ class TestRefusedForGood:
         assert "define it with def" in line
 
 
+    @pytest.mark.parametrize(
+        ("services", "said"),
+        [
+            ("print", "its services are a list, also of one: [print], not print"),
+            ("object()", "its services are a list, also of one: [object], not object"),
+            ("[]", "its list of services is empty: give functions, or instances of nexusrpc service handlers"),
+        ],
+    )
+    def test_services_that_are_no_list(self, services: str, said: str) -> None:
+        assert ended(f"import mesh; mesh.serve('shop', {services})") == (1, f"agent shop: {said}\n")
+
+
 async def told(status: int) -> list[str]:
     """What a registration that is answered `status` at first says of a final refusal."""
     said: list[str] = []

@@ -42,6 +42,8 @@ class TestAnswers:
     async def test_no_token_and_unknown_ones(self, caller: Caller) -> None:
         """P30."""
         check_failure(await caller.post(ROUTE + "/cancel"), 400, "BAD_REQUEST", "token_missing")
+        for path in ("", "/result"):  # P33
+            check_failure(await caller.get(ROUTE + path), 400, "BAD_REQUEST", "token_missing")
         for token in ("x", operation_id(), quote("ü ?", safe="")):
             check_failure(await caller.post(f"{ROUTE}/cancel?token={token}"), 404, "NOT_FOUND", "unknown_operation")
         assert (await caller.cancel(operation_id())).code == "unknown_operation"

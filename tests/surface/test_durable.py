@@ -574,4 +574,4 @@ async def test_nothing_of_it_is_for_others(alpha: Caller, beta: Caller, agent: A
     assert (await alpha.cancel(operation)).status == 202
     assert (await say(alpha, "complete", b"1", token)).status == 200
     await beta.until(child, cancel_requested=True)
-    check_problem(await alpha.get("/v1/operations?parent=x:y"), 400, "query_invalid")
+    check_problem(await alpha.get("/v1/operations?parent=x:y"), 422, "parameter_invalid")

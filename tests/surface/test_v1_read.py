@@ -314,9 +314,9 @@ class TestList:
     @pytest.mark.parametrize(
         ("query", "status", "code"),
         [
-            ("state=done", 400, "query_invalid"),
-            ("since=yesterday", 400, "query_invalid"),
-            ("until=2020-01-01", 400, "query_invalid"),
+            ("state=done", 422, "parameter_invalid"),
+            ("since=yesterday", 422, "parameter_invalid"),
+            ("until=2020-01-01", 422, "parameter_invalid"),
             ("cursor=x", 400, "cursor_invalid"),
             ("cursor=%ff", 400, "cursor_invalid"),
             ("limit=0", 422, "parameter_invalid"),

@@ -678,6 +678,11 @@ class TestOperation:
             done = place("operation", verb, operation)
             assert (done.code, done.err.count("\n")) == (Exit.MISSING, 1)
 
+    @pytest.mark.parametrize("verb", ["show", "watch", "cancel"])
+    def test_an_empty_id_is_told(self, verb: str) -> None:
+        done = mesh("operation", verb, "")
+        assert (done.code, "id is empty" in done.err) == (Exit.USAGE, True)
+
     def test_times_and_states_are_checked(self, place: Place) -> None:
         assert place("operation", "list", "--since", "yesterday").code == Exit.USAGE
         done = place("operation", "list", "--state", "nonesuch")
@@ -737,6 +742,8 @@ class TestEndpoint:
         assert "dispatches" in place("endpoint", "resume", name).out
         assert place("endpoint", "remove", name, "--yes").code == 0
         assert place("endpoint", "show", name).code == Exit.MISSING
+        gone = place("endpoint", "remove", name)
+        assert (gone.code, "[y/N]" in gone.out + gone.err) == (Exit.MISSING, False), "nobody is asked about it"
 
     def test_one_whose_agents_ask_for_their_work(self, place: Place) -> None:
         name = short_id("laptop")
