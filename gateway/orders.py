@@ -174,6 +174,13 @@ def _address(*names: str) -> bytes:
     return b"".join([b"%d:%b" % (len(part), part) for part in map(str.encode, names)])
 
 
+@lru_cache(maxsize=64)
+def _type(content_type: str | None) -> bytes:
+    """The content type in digests, where none is not the empty one; nearly all have one of a few."""
+    raw = b"" if content_type is None else b"=" + content_type.encode("latin-1")
+    return b"%d:%b" % (len(raw), raw)
+
+
 def _content(order: Order) -> tuple[int, bytes]:
     """Size of the input and what stands for it in the digest of P15: the same wherever it is kept."""
     if order.data is not None:
@@ -220,7 +227,6 @@ def start_arguments(
     # The name also where the caller gave the id: a repeat by the other is a repeat.
     called = _address(endpoint.name, order.service, order.operation)
     key, callback = order.key.encode(), order.callback_url.encode()
-    content_type = b"" if order.content_type is None else b"=" + order.content_type.encode("latin-1")
     size, content = _content(order)
     start = Start(
         id=order.id or operation_id(),
@@ -231,7 +237,8 @@ def start_arguments(
             called,
             b"%d:" % size,
             content,
-            b"%d:%b%d:%b" % (len(content_type), content_type, len(callback), callback),
+            _type(order.content_type),
+            b"%d:%b" % (len(callback), callback) if callback else b"0:",
             # Nothing for most, so that their digests are what they were.
             b"pin:" + order.pin.encode() if order.pin else b"",
         ),

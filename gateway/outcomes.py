@@ -131,7 +131,8 @@ def result_fields(operation_id: str, state: State, outcome: Outcome | None) -> d
         return {"result_dataref": dataref(url, outcome.data, outcome.content_type)}
     if outcome.content_type is None and not outcome.body:
         return {"result": None}
-    labelled = outcome.content_type is not None and is_json_type(outcome.content_type.encode("latin-1"))
+    kind = outcome.content_type
+    labelled = kind == "application/json" or (kind is not None and is_json_type(kind.encode("latin-1")))
     # Of more levels than a reader's stack it would spoil whatever it is shown in: a parent's journal.
     if labelled and readable_json(outcome.body):
         return {"result": msgspec.Raw(outcome.body)}
