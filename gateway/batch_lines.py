@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import msgspec
 from msgspec.structs import replace
 
+from gateway.body_fields import body_invalid, read_fields
 from gateway.outcomes import encode_json
 from gateway.problems import problem
-from gateway.start_body import StartBody, body_invalid, read_fields, read_order
+from gateway.start_body import StartBody, read_order
 from mesh.clock import to_rfc3339
 from mesh.errors import Malformed, MeshError, TooLarge
 from mesh.wire import check_key

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 import msgspec
 from msgspec.structs import replace
 
+from gateway.body_fields import body_invalid, read_fields
 from gateway.schedules.times import Clock, clock_of, spread
-from gateway.start_body import LABELS_MAX, StartBody, body_invalid, read_fields, read_order
+from gateway.start_body import LABELS_MAX, StartBody, read_order
 from mesh.clock import to_rfc3339
 from mesh.errors import Malformed, Unprocessable
 from mesh.wire import CallerHeaders

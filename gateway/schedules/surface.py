@@ -10,6 +10,7 @@ import msgspec
 from fastapi import APIRouter, Query, Request, Response
 from msgspec.structs import replace
 
+from gateway.body_fields import body_invalid, read_fields
 from gateway.declared import schema
 from gateway.http import Caller, request_of
 from gateway.listing import decode_cursor, encode_cursor
@@ -23,7 +24,6 @@ from gateway.schedules.spec import (
     read_schedule,
     record_fields,
 )
-from gateway.start_body import body_invalid, read_fields
 from mesh.clock import now_ms, to_rfc3339
 from mesh.edge.bodies import read_body
 from mesh.errors import Malformed, TooMany
