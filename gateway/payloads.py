@@ -53,10 +53,13 @@ REPLIES_MAX: Final = 64
 EACH_REPLIES_MAX: Final = 32
 COMPLETIONS_MAX: Final = 32
 """Results that come with the token of an attempt, which does not say whose it is; starts cannot take their seats."""
-STEPS_MAX: Final = 32
+STEPS_MAX: Final = 64
 """Results of steps, which come with such a token too."""
 EACH_STEPS_MAX: Final = 8
 """Of one operation."""
+STEPS_PART: Final = 4
+"""A further one only to who has fewer than a fourth of those that are free: a token tells of which operation it is, not
+whose that is, and a few operations of one namespace would take the places of all others."""
 OTHER_PLACE: Final = (
     "large payloads are kept in another place here than by the gateway that began: what is kept there is missing here;"
     " give all gateways of a mesh the same [blobs] url, and move a place with all that is in it"
@@ -99,8 +102,8 @@ class Payloads:
         self.inline_bytes_max = sys.maxsize
         self._inputs = Seats(INPUTS_MAX, EACH_INPUTS_MAX)
         self._completions = Seats(COMPLETIONS_MAX, COMPLETIONS_MAX)
-        self._steps = Seats(STEPS_MAX, EACH_STEPS_MAX)
-        self._small_steps = Seats(STEPS_MAX, EACH_STEPS_MAX)
+        self._steps = Seats(STEPS_MAX, EACH_STEPS_MAX, part=STEPS_PART)
+        self._small_steps = Seats(STEPS_MAX, EACH_STEPS_MAX, part=STEPS_PART)
         """Of bodies that came in memory: what stalls on its way keeps none of them out."""
         self._reply_seats = Seats(REPLIES_MAX, EACH_REPLIES_MAX)
         self._replies: dict[str, Large] = {}

@@ -6,19 +6,25 @@ from collections import Counter
 
 
 class Seats:
-    """`total_max` seats, `each_max` of them for one party, so that no party takes those of all others."""
+    """`total_max` seats, `each_max` of them for one party, so that no party takes those of all others.
 
-    __slots__ = ("_each_max", "_taken", "_total", "_total_max")
+    `part`: nor a few parties together. A second seat, and any after it, is for who holds fewer than that part of those
+    that are free: `part` 4, a fourth.
+    """
 
-    def __init__(self, total_max: int, each_max: int) -> None:
+    __slots__ = ("_each_max", "_part", "_taken", "_total", "_total_max")
+
+    def __init__(self, total_max: int, each_max: int, *, part: int = 0) -> None:
         self._total_max = total_max
         self._each_max = each_max
+        self._part = part
         self._total = 0
         self._taken: Counter[str] = Counter()
 
     def free(self, whose: str) -> bool:
         """Whether `whose` would get one now."""
-        return self._total < self._total_max and self._taken[whose] < self._each_max
+        held, free = self._taken[whose], self._total_max - self._total
+        return free > 0 and held < self._each_max and (held == 0 or held * self._part < free)
 
     def take(self, whose: str) -> bool:
         """Take one. False: there is none."""
