@@ -24,7 +24,7 @@ class CoderHandler:
     """`state`: a directory for its jobs, the same one after a restart. `retrieval`: the endpoint that it asks."""
 
     def __init__(self, state: Path, retrieval: str = "retrieval") -> None:
-        self._state = state
+        self._state = state.resolve()  # the tools run in other directories
         self._retrieval = retrieval
 
     @mesh.durable

@@ -143,7 +143,7 @@ class Reference(Fetching):
         if op.state.terminal:
             if (op.state, op.outcome) == (state, outcome):
                 return Completion.SAME, None
-            if attempt < op.attempt and op.durable:
+            if attempt < op.attempt and (op.beat_ms or op.durable):
                 op.note_refused(attempt)
             return Completion.OTHER, None
         if op.suspended and attempt == op.attempt:

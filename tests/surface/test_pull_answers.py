@@ -333,6 +333,22 @@ class TestRelease:
             assert (await Poller(caller, name).task())["operation_id"] == late["operation_id"]
             check_problem(await verb(caller, "complete", late["task_token"], b"1"), 409, "lease_lost")
 
+    async def test_a_late_answer_shows_in_the_history(self, caller: Caller) -> None:
+        """P223: once per attempt, before another has answered and after it."""
+        name = await pull_endpoint(caller)
+        late = await fetched(caller, name, 2, lease_ms=60_000)
+        for task in late:
+            await verb(caller, "release", task["task_token"])
+        tokens = {task["operation_id"]: task["task_token"] for task in await Poller(caller, name).tasks(2)}
+        open_, ended = late
+        assert (await verb(caller, "complete", tokens[ended["operation_id"]], b'"other"')).status == 200
+        for task, code in ((open_, "lease_lost"), (ended, "other_outcome")):
+            for body in (b"1", b"2"):
+                check_problem(await verb(caller, "complete", task["task_token"], body), 409, code)
+            events = await caller.events(task["operation_id"])
+            refused = [(event["attempt"], event["verb"]) for event in events if event["type"] == "refused"]
+            assert refused == [(1, "complete")]
+
     async def test_who_waits_has_it_at_once(self, caller: Caller) -> None:
         """P289, P282."""
         name = await pull_endpoint(caller)

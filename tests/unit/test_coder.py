@@ -53,9 +53,11 @@ class TestMends:
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> testing.Run:
-    """An undisturbed job."""
-    handler = CoderHandler(tmp_path_factory.mktemp("whole"))
-    return testing.run(handler.mend, MendRequest(tree="wsgiref"), children=CHILDREN)
+    """An undisturbed job of an agent that keeps its state where it was started, as the one in examples/ does."""
+    with pytest.MonkeyPatch.context() as here:
+        here.chdir(tmp_path_factory.mktemp("whole"))
+        handler = CoderHandler(Path(".mesh-coder"))
+        return testing.run(handler.mend, MendRequest(tree="wsgiref"), children=CHILDREN)
 
 
 @pytest.mark.timeout(120)

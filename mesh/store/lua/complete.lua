@@ -82,7 +82,8 @@ local function complete_one(root, gather, packed, id, outcome)
     return { 'same', op.closed_at, op.seq }
   end
   if verdict ~= 'moved' then
-    if a.attempt < op.attempt and op.journal == 1 and show_refused(op, a.attempt, now, 'complete') then save(op) end
+    local late = a.attempt < op.attempt and (op.beat_ms ~= 0 or op.journal == 1)
+    if late and show_refused(op, a.attempt, now, 'complete') then save(op) end
     return refuse('OTHER_OUTCOME', id)
   end
   local slot = op.slot
