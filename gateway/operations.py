@@ -175,7 +175,7 @@ class Operations(Carrying, Many, Journals):
                     attempt = (Work(start.id, _START, head, request, order.body), endpoint, admitted)
                 elif reply.attempt:
                     # Resent after a lost reply: the lease was taken although this gateway knew a hindrance.
-                    self._courier.take([Work(start.id, Kind.START, head, request, order.body)])
+                    self._courier.take([Work(start.id, _START, head, request, order.body)])
                 placed = Placed(
                     start.id, replayed=False, head=head, request=request, first=first, quota=quota, attempt=attempt
                 )
@@ -218,10 +218,10 @@ class Operations(Carrying, Many, Journals):
             if poll is not None and reply.fetched:
                 head = fetched_head(head, poll.instance, poll.lease_ms)
                 taker, poll = poll, None
-                self._desk.hand(taker, Work(start.id, Kind.START, head, request, order.body), reply.at_ms)
+                self._desk.hand(taker, Work(start.id, _START, head, request, order.body), reply.at_ms)
             elif reply.attempt:
                 # Since a moment ago its agents are sent their work.
-                self._courier.take([Work(start.id, Kind.START, head, request, order.body)])
+                self._courier.take([Work(start.id, _START, head, request, order.body)])
             placed, first = Placed(start.id, replayed=False, head=head, request=request, first=first, quota=quota), None
             return placed
         finally:

@@ -85,7 +85,7 @@ _GOES_ON: Final = (Retried, Released)
 _TAKEN: Final = {"lost": "lost", "ended": "ended", "unknown": "unknown", "broken": "broken"}
 
 
-class _Answered(msgspec.Struct, frozen=True):
+class _Answered(msgspec.Struct, frozen=True, gc=False):
     """One answer on its way into the store; `first` is the caller's open request, which it was promised to."""
 
     place: int

@@ -41,7 +41,7 @@ FailureJson = Annotated[
 """Read one by one, each within its bound: one of 2 MiB must not hold up the whole frame."""
 
 
-class AnswerBody(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+class AnswerBody(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, gc=False):
     """What became of an attempt; `state` is succeeded, failed, canceled or released.
 
     succeeded  `result` (JSON) or `result_base64`, `content_type`, `links`
