@@ -328,7 +328,7 @@ def bare_app() -> FastAPI:
     """Routes and errors without a Mesh behind them: enough to say what there is."""
     app = FastAPI(
         title="Mesh",
-        version=VERSION,
+        version=VERSION, docs_url=None, redoc_url=None,  # theirs ask a CDN; ours is pages.py
         summary="Durable RPC between agents: Nexus over HTTP, kept in Redis or Valkey.",
         redirect_slashes=False,  # it would redirect to whatever the request's Host names
     )

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import shutil
 import socket
 import sys
@@ -21,6 +22,7 @@ import typer
 from gateway.cli.exits import Problem
 from gateway.cli.options import Json
 from gateway.cli.show import Show
+from mesh.errors import ConfigError
 from mesh.gateways import GATEWAY
 
 if TYPE_CHECKING:
@@ -29,6 +31,9 @@ if TYPE_CHECKING:
 DATA: Final = Path(".mesh")
 NAMESPACES_FILE: Final = "namespaces.toml"
 KEY_BYTES: Final = 24
+_NO_FILE: Final = "settings: "
+"""How settings that came from no file begin their errors."""
+_NAMESPACE: Final = re.compile(r"namespaces\[(\d+)\]")
 
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Log more than trouble.")]
 
@@ -76,7 +81,10 @@ def dev(
     known = _known(file)
     tables = _namespaces(known, namespace or ())
     overrides = {"gateway": {"host": host, "port": port or _free_port(host), "public_url": public_url}}
-    settings = load(overrides=overrides, namespaces=tables)
+    try:
+        settings = load(overrides=overrides, namespaces=tables)
+    except ConfigError as error:
+        raise ConfigError(_by_flag(error.detail, tables)) from None
     if tables != known:
         _write(file, "".join(_toml(one["name"], one["keys"]) for one in tables))
     bound = settings.bound(host, settings.gateway.port)
@@ -161,6 +169,18 @@ def _python() -> str:
 
 def _mesh() -> str:
     return "mesh" if shutil.which("mesh") else f"{_python()} -m gateway.cli.main"
+
+
+def _by_flag(detail: str, tables: Sequence[dict[str, Any]]) -> str:
+    """What is wrong with a setting, by the option that gave it: `mesh dev` has no file of settings."""
+    if not detail.startswith(_NO_FILE):
+        return detail
+    key, _, what = detail.removeprefix(_NO_FILE).partition(": ")
+    if given := _NAMESPACE.match(key):
+        return f"--namespace {tables[int(given[1])]['name']}: {what}"
+    table, _, option = key.rpartition(".")
+    what = what.replace("add [[namespaces]] with keys", "add --namespace NAME")
+    return f"--{option.replace('_', '-')}: {what}" if table == "gateway" else f"{key}: {what}"
 
 
 def _known(file: Path) -> list[dict[str, Any]]:

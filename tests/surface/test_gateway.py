@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +59,14 @@ class TestOpenApi:
     async def test_it_is_served(self, caller: Caller) -> None:
         """P110."""
         assert (await caller.get("/openapi.json")).json == self.made()
-        assert (await caller.get("/docs")).status == 200
+
+    async def test_the_page_needs_nothing_from_elsewhere(self, caller: Caller) -> None:
+        """P110: it names every route, and a browser without internet shows it whole."""
+        page = (await caller.get("/docs")).body.decode()
+        for path in self.made()["paths"]:
+            assert f"</b> {path}</code>" in page, path
+        assert 'href="openapi.json"' in page
+        assert not re.search(r"<script|<iframe|(src|href)=.(https?:)?//", page)
 
     def test_every_route_of_the_contract_is_there(self) -> None:
         """P110: the hot ones too."""
