@@ -25,8 +25,8 @@ def demo(
 ) -> None:
     """See it work: agents of two teams do real work, are killed, and nothing is lost. Takes half a minute.
 
-    Starts a gateway, three agents and a webhook receiver as processes of their own; kills an agent and the gateway with
-    SIGKILL while they work; checks at the end that every operation ended once. Exit code 0: all held.
+    Starts a gateway, four agents and a webhook receiver as processes of their own; kills two of the agents and the
+    gateway with SIGKILL while they work; checks at the end that every operation ended once. Exit code 0: all held.
 
     \b
     Examples:

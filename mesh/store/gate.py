@@ -213,7 +213,7 @@ def _skew_ms(time: list[bytes]) -> int:
 
 
 async def _compact_records(call: Call, settings: Mapping[str, str] | None) -> bool:
-    """Records stay small only below this limit; a store that keeps its own is served at twice the memory."""
+    """Records stay small only below this limit; a store that keeps its own is served at 1.2 times the memory."""
     if settings and int(settings.get("hash-max-listpack-value", "0")) >= LISTPACK_BYTES:
         return True
     try:

@@ -19,6 +19,9 @@ from typing import Any
 import pytest
 import yaml
 
+from mesh.store.gate import Durability, inspect
+from tests.servers import RawServer, connected
+
 ROOT = Path(__file__).parents[2]
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
@@ -67,6 +70,18 @@ class TestCompose:
         assert int(re.search(r":(\d+)", SERVICES["valkey"]["image"])[1]) >= 8  # pyright: ignore[reportOptionalSubscript]
         assert "store:/data" in SERVICES["valkey"]["volumes"]
         assert "store" in COMPOSE["volumes"]
+
+    async def test_the_gate_takes_the_store_that_its_command_makes(self, tmp_path: Path) -> None:
+        words: list[str] = SERVICES["valkey"]["command"]
+        given = {name.removeprefix("--"): value for name, value in zip(words[1::2], words[2::2], strict=True)}
+        server = RawServer(tmp_path, given)
+        try:
+            server.wait_ready()
+            async with connected(server.address) as link:
+                verdict = await inspect(link.call, declared=Durability(SETTINGS["store"].get("durability", "always")))
+            assert (words[0], verdict.fsync, verdict.warnings) == ("valkey-server", "always", ())
+        finally:
+            server.kill()
 
     @pytest.mark.parametrize("name", OURS)
     def test_a_command_starts_what_exists(self, name: str) -> None:
