@@ -32,16 +32,16 @@ _FAULTS: Final = (b"refused", b"broken")
 class Merging:
     """The calls that travel together, in the order in which they are asked for.
 
-    `many`: the function that takes several; `described`: its arguments in front of those of all calls.
+    `many`: the function that takes several; `together`: its arguments, made of those of all calls.
     `asked`: this turn's, until the link packs them.
     """
 
-    __slots__ = ("_described", "_many", "_root", "asked")
+    __slots__ = ("_many", "_root", "_together", "asked")
 
-    def __init__(self, root: bytes, many: str, described: Callable[[Sequence[Asked]], Parts]) -> None:
+    def __init__(self, root: bytes, many: str, together: Callable[[Sequence[Asked]], Parts]) -> None:
         self._root = root
         self._many = many.encode()
-        self._described = described
+        self._together = together
         self.asked: list[Asked] = []
 
     def packed(self) -> tuple[Asker, bytes]:
@@ -50,9 +50,7 @@ class Merging:
         if len(asked) == 1:
             future, verb, parts = asked[0]
             return future, pack_bytes((b"FCALL", verb.encode(), b"1", self._root, *parts))
-        arguments = [b"FCALL", self._many, b"1", self._root, *self._described(asked)]
-        for _, _, parts in asked:
-            arguments += parts
+        arguments = (b"FCALL", self._many, b"1", self._root, *self._together(asked))
         return Shared([future for future, _, _ in asked]), pack_bytes(arguments)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from functools import lru_cache
 from typing import Any, Final
 
@@ -12,7 +12,7 @@ from mesh.events import EventKind
 from mesh.machine import Event, Kind
 from mesh.store.functions import Refused
 from mesh.store.layout import decode_content, decode_head, decode_links, encode
-from mesh.store.merging import Asked, Parts
+from mesh.store.merging import Parts
 from mesh.store.verbs import Completed, Completion, Moved, Work
 
 CALLBACK_LEASE_MS: Final = 35_000
@@ -37,15 +37,30 @@ _DONE: Final = Completion.DONE
 _SAME: Final = Completion.SAME
 
 
-LETTERS: Final = {
-    "mesh1_complete": "c", "mesh1_retry": "r", "mesh1_release": "b", "mesh1_started": "s", "mesh1_delivered": "d",
+_COMPLETE: Final = ord("c")
+_COMPLETE_AS_BEFORE: Final = ord("C")
+_LETTERS: Final = {
+    "mesh1_complete": _COMPLETE, "mesh1_retry": ord("r"), "mesh1_release": ord("b"), "mesh1_started": ord("s"),
+    "mesh1_delivered": ord("d"),
 }  # fmt: skip
 """What mesh1_answers calls its verbs."""
 
 
-def letters(asked: Sequence[Asked]) -> Parts:
-    """What mesh1_answers reads first."""
-    return ("".join([LETTERS[verb] for _, verb, _ in asked]).encode(),)
+def answers_parts(asked: Iterable[tuple[object, str, Parts]]) -> Parts:
+    """The arguments of mesh1_answers for verbs with theirs; what a completion has like the last one goes once."""
+    letters, arguments, before = bytearray(), [b""], b""
+    for _, verb, parts in asked:
+        letter = _LETTERS[verb]
+        if letter == _COMPLETE and parts[0] == before:
+            letters.append(_COMPLETE_AS_BEFORE)
+            arguments += parts[1:]
+            continue
+        if letter == _COMPLETE:
+            before = parts[0]
+        letters.append(letter)
+        arguments += parts
+    arguments[0] = bytes(letters)
+    return arguments
 
 
 def read_work(packed: list[Any]) -> Work:

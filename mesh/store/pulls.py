@@ -16,7 +16,7 @@ from mesh.store.functions import Functions, Refused, meaning
 from mesh.store.layout import encode
 from mesh.store.link import Link, StoreReply
 from mesh.store.merging import of_all, of_one
-from mesh.store.parcels import LETTERS, complete_arguments, read_completed, read_work, refused_completion
+from mesh.store.parcels import answers_parts, complete_arguments, read_completed, read_work, refused_completion
 from mesh.store.verbs import Completed, Pulled, Seat
 
 ANSWERS_MAX: Final = 1_000
@@ -110,11 +110,8 @@ class PullStore(Functions):
 
     async def answers(self, answers: Sequence[Answer], *, session: str, alone: bool) -> list[Completed | Taken]:
         """Book many answers in one step, each by itself: one that is refused keeps none of the others."""
-        payload: list[bytes] = []
-        for answer in answers:
-            payload += _arguments(answer, session, alone=alone)
-        letters = "".join([_LETTERS[type(answer)] for answer in answers]).encode()
-        replies = await self.called("mesh1_answers", letters, *payload)
+        asked = [(answer, _VERBS[type(answer)], _arguments(answer, session, alone=alone)) for answer in answers]
+        replies = await self.called("mesh1_answers", *answers_parts(asked))
         found: list[Completed | Taken] = []
         said, kind = None, None
         for answer, reply in zip(answers, of_all(replies), strict=True):
@@ -127,9 +124,7 @@ class PullStore(Functions):
         return found
 
 
-_LETTERS: Final = {
-    Ended: LETTERS["mesh1_complete"], Retried: LETTERS["mesh1_retry"], Released: LETTERS["mesh1_release"]
-}  # fmt: skip
+_VERBS: Final = {Ended: "mesh1_complete", Retried: "mesh1_retry", Released: "mesh1_release"}
 
 
 def _arguments(answer: Answer, session: str, *, alone: bool) -> tuple[bytes, ...]:

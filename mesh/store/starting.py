@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
-from typing import Any, TypeAlias
+from typing import Any, Final, TypeAlias
 
 import msgspec
 
@@ -107,8 +107,8 @@ def _how(*alike: Any) -> bytes:
     return encode(How(*alike))
 
 
-def start_parts(start: Start, request: Request, body: bytes) -> Parts:
-    """The arguments of mesh1_start."""
+def start_parts(start: Start, request: Request, body: bytes, seat: Parts = ()) -> Parts:
+    """The arguments of mesh1_start; `seat` as in PullStore.seat."""
     alike = (
         start.ns, start.endpoint, start.session, start.close_ms, start.start_ms, start.run_ms, start.lease_ms,
         start.attempts_max, start.retention_ms, start.callback, start.blocked, start.pin,
@@ -122,9 +122,33 @@ def start_parts(start: Start, request: Request, body: bytes) -> Parts:
     content = (start.key, start.digest, request)
     if 0 < len(body) <= INSIDE_BYTES_MAX:
         content, body = (*content, body), b""
-    return how, start.id.encode(), start.key.encode(), encode(content), body
+    parts = how, start.id.encode(), start.key.encode(), encode(content)
+    return (*parts, body, *seat) if body or seat else parts
 
 
-def described(asked: Sequence[Asked]) -> Parts:
-    """What mesh1_start_many reads first: how many arguments each has. One of them may be leased."""
-    return bytes([48 + len(parts) for _, _, parts in asked]), b""
+_OWN: Final = b"0"[0] - 1
+_AS_BEFORE: Final = b"P"[0] - 1
+"""A start's letter less the number of all its arguments, in lua/start_many.lua."""
+
+
+def many_parts(starts: Iterable[Parts], *, leased: bool) -> Parts:
+    """The arguments of mesh1_start_many. `leased`: some of them may be, to their session or who polls.
+
+    What a start has alike with the one before it, which is all but id, key and content mostly, is sent once.
+    """
+    letters, arguments, before = bytearray(), [b"", b"" if leased else b"1"], b""
+    for parts in starts:
+        if parts[0] == before:
+            letters.append(_AS_BEFORE + len(parts))
+            arguments += parts[1:]
+        else:
+            letters.append(_OWN + len(parts))
+            arguments += parts
+            before = parts[0]
+    arguments[0] = bytes(letters)
+    return arguments
+
+
+def together(asked: Sequence[Asked]) -> Parts:
+    """The arguments of mesh1_start_many for starts that travel in one call."""
+    return many_parts([parts for _, _, parts in asked], leased=True)

@@ -16,8 +16,8 @@ from mesh.store.merging import Merging, of_all, of_one
 from mesh.store.parcels import (
     CALLBACK_LEASE_MS,
     CANCEL_LEASE_MS,
+    answers_parts,
     complete_arguments,
-    letters,
     read_begun,
     read_completed,
     read_optional_work,
@@ -26,7 +26,16 @@ from mesh.store.parcels import (
     refused_move,
     unread,
 )
-from mesh.store.starting import NoSession, Reply, described, read_refused, read_started, refusal_of, start_parts
+from mesh.store.starting import (
+    NoSession,
+    Reply,
+    many_parts,
+    read_refused,
+    read_started,
+    refusal_of,
+    start_parts,
+    together,
+)
 from mesh.store.verbs import Beat, Claimed, Completed, Moved, Record, Start, Work
 
 SESSION_DEAD_AFTER_MS = 3_000
@@ -44,8 +53,8 @@ class Store(Durable):
 
     def __init__(self, link: Link, partition: str = PARTITION) -> None:
         super().__init__(link, partition)
-        self._starts = Merging(self.keys.root, "mesh1_start_many", described)
-        self._answers = Merging(self.keys.root, "mesh1_answers", letters)
+        self._starts = Merging(self.keys.root, "mesh1_start_many", together)
+        self._answers = Merging(self.keys.root, "mesh1_answers", answers_parts)
 
     async def secret(self, name: str, candidate: str) -> str:
         """A secret that the store keeps for all gateways; `candidate` becomes it when there is none."""
@@ -66,7 +75,7 @@ class Store(Durable):
 
         Raises NoEndpoint, NoSession, ParentLost, OtherParent, BacklogFull.
         """
-        parts = (*start_parts(start, request, body), *seat)
+        parts = start_parts(start, request, body, seat)
         return self.merged(self._starts, "mesh1_start", parts, read_started, read_refused)
 
     async def start_many(self, starts: Sequence[tuple[Start, Request, bytes]]) -> list[Reply | Exception]:
@@ -74,8 +83,8 @@ class Store(Durable):
 
         In place of a reply what `start` would have raised for it.
         """
-        parts = [part for asked in starts for part in start_parts(*asked)]
-        replies = await self.called("mesh1_start_many", b"5" * len(starts), b"1", *parts)
+        parts = many_parts([start_parts(*asked) for asked in starts], leased=False)
+        replies = await self.called("mesh1_start_many", *parts)
         found: list[Reply | Exception] = []
         for reply in of_all(replies):
             try:

@@ -10,7 +10,7 @@ from msgspec.msgpack import decode
 from mesh.clock import sleep
 from mesh.machine import Delivery, State
 from mesh.store.layout import Request, encode
-from mesh.store.starting import NoEndpoint, NoSession, start_parts
+from mesh.store.starting import NoEndpoint, NoSession, many_parts, start_parts
 from mesh.store.verbs import Accepted, KeyReused, Replayed
 from tests.model.fixtures import G2, Room
 from tests.model.snapshot import take
@@ -124,8 +124,8 @@ class TestMany:
         request = Request("work", "Svc", "op", None)
         how, *rest = start_parts(room.order("b", delay_ms=0), request, b"x")
         bad = {name: value for name, value in decode(how).items() if name != "lease_ms"}
-        parts = (encode(bad), *rest, *start_parts(good, request, b"x"))
-        replies = await room.store.called("mesh1_start_many", b"55", b"1", *parts)
+        parts = many_parts([(encode(bad), *rest), start_parts(good, request, b"x")], leased=False)
+        replies = await room.store.called("mesh1_start_many", *parts)
         assert [reply[0] for reply in replies] == [b"broken", b"accepted"]
         assert [*(await take(room.link)).operations] == [good.id]
         await room.link.call("FLUSHALL")

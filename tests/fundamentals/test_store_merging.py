@@ -22,7 +22,7 @@ from mesh.store.layout import Request
 from mesh.store.library import source
 from mesh.store.merging import MERGED_BYTES_MAX, MERGED_MAX, of_all
 from mesh.store.pulls import PullStore
-from mesh.store.starting import BacklogFull, NoEndpoint, NoSession, ParentLost, start_parts
+from mesh.store.starting import BacklogFull, NoEndpoint, NoSession, ParentLost, many_parts, start_parts
 from mesh.store.verbs import Accepted, ChildStart, Completion, KeyReused, Replayed, Start
 from tests.model.fixtures import ENDPOINT, G1, NS, OTHER_RESULT, RESULT, Room
 from tests.model.snapshot import Kept
@@ -85,10 +85,10 @@ class TestOneCall:
         started = [await room.accepted(), await room.accepted()]
         request = Request("work", "Svc", "op", "application/json")
         orders = [room.order("a"), room.order("a"), room.order("b"), room.order("b", "other content")]
-        starts = [part for order in orders for part in start_parts(order, request, b"1")]
-        first = of_all(await room.store.called("mesh1_start_many", b"5555", b"", *starts))
+        starts = many_parts([start_parts(order, request, b"1") for order in orders], leased=True)
+        first = of_all(await room.store.called("mesh1_start_many", *starts))
         assert [reply[0] for reply in first] == [b"accepted", b"replayed", b"accepted", b"refused"]
-        again = of_all(await room.store.called("mesh1_start_many", b"5555", b"", *starts))
+        again = of_all(await room.store.called("mesh1_start_many", *starts))
         assert [reply[:1] + reply[2:] for reply in again] == [reply[:1] + reply[2:] for reply in first]
         asked = await at_once(*[room.succeed(one) for one in (*started, started[0])])
         assert [one.verdict for one in asked] == [Completion.DONE, Completion.DONE, Completion.SAME]
@@ -213,8 +213,7 @@ class TestEachByItself:
         left_out = [[*bad[:number], *bad[number + 1 :]] for number in range(1, len(bad))]
         for number, parts in enumerate([*left_out, bad[:1], bad[:2]]):
             good = start_parts(room.order(f"good-{number}"), request, b"1")
-            counts = bytes([48 + len(good), 48 + len(parts)])
-            replies = await room.store.called("mesh1_start_many", counts, b"", *good, *parts)
+            replies = await room.store.called("mesh1_start_many", *many_parts([good, parts], leased=True))
             assert [reply[0] for reply in replies] == [b"accepted", b"broken"]
             assert {*(await room.snapshot()).idempotency} == {f"good-{n}" for n in range(number + 1)}
 

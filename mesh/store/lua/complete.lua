@@ -10,25 +10,21 @@
 
 local known_end, note_end = memory()
 
--- How an operation with this head ends now by this answer, where one like it did: in this call one with the same head, or
--- before one that had gone the same way and was as old.
+-- How an operation with this head ends now by this answer, where one like it did before, that had gone the same way and was as
+-- old.
 local function like_end(root, gather, packed, head, now)
-  local like = like_in(gather, packed, head)
-  if like then return like end
   local ms = age(head, now)
-  local known = ms >= 0 and ms < LIMIT.alike_ms and known_end(packed, string.char(ms) .. way_of(head))
-  if not known then return nil end
-  like = {
-    head = known.frame .. struct.pack('>I8', now - ms) .. known.way, at = now - ms + known.after, timers = timer_key(root, ''),
-    held = known.owner ~= '' and timer_key(root, known.owner), told = known.told, now = now, seq = known.seq,
-  }
+  local like = ms >= 0 and ms < LIMIT.alike_ms and known_end(packed, string.char(ms) .. way_of(head))
+  if not like or like.root ~= root then return nil end
+  like.head = like.frame .. struct.pack('>I8', now - ms) .. like.way
+  like.at, like.now, like.place = now - ms + like.after, now, nil
   note_in(gather, packed, head, like)
   return like
 end
 
 local function end_alike(root, gather, like, record, id, outcome)
   if gather then touch(gather, id) end
-  redis.call('HSET', record, 'h', like.head, 'r', outcome)
+  redis.call('HSET', record, 'r', outcome, 'h', like.head)
   if like.held then take(gather, like.held, id) end
   put(gather, like.timers, like.at, id)
   if like.told then redis.call('PUBLISH', root .. CHANNEL.operation .. id, like.told) end
@@ -43,14 +39,13 @@ local function note_alike(gather, packed, op, head, slot, told)
   if slot > 0 or owed(op.callback) or op.was_blocked ~= '' or not (head_was_short(head) and head_is_short(op)) then return end
   local root, now, at, owner = op.root, op.closed_at, timer_at(op), op.was_owner
   local ms, message = now - op.created_at, told and op.seq .. ' ' .. op.state
-  note_in(gather, packed, head, {
-    head = op.packed, at = at, timers = timer_key(root, ''), held = owner ~= '' and timer_key(root, owner), told = message,
-    now = now, seq = op.seq, place = gather and gather.place,
-  })
-  if ms < 0 or ms >= LIMIT.alike_ms then return end
-  note_end(packed, string.char(ms) .. way_of(head), {
-    frame = frame_of(op.packed), way = way_of(op.packed), after = at - op.created_at, owner = owner, told = message, seq = op.seq,
-  })
+  local like = {
+    root = root, frame = frame_of(op.packed), way = way_of(op.packed), after = at - op.created_at, head = op.packed, at = at,
+    timers = timer_key(root, ''), held = owner ~= '' and timer_key(root, owner), told = message, now = now, seq = op.seq,
+    place = gather and gather.place,
+  }
+  note_in(gather, packed, head, like)
+  if ms >= 0 and ms < LIMIT.alike_ms then note_end(packed, string.char(ms) .. way_of(head), like) end
 end
 
 local complete_arguments = remembered('run', 'attempt', 'event', 'code', 'session', 'answered', 'callback_lease_ms', 'alone',
@@ -60,9 +55,12 @@ local function complete_one(root, gather, packed, id, outcome)
   local _ = #id + #outcome -- a missing argument fails here, before the first write
   local record = root .. KEY.operation .. id
   local head = redis.call('HGET', record, 'h')
+  local likes = gather and gather.alike[packed]
+  local like = likes and likes[head]
+  if like then return end_alike(root, gather, like, record, id, outcome) end
   if not head then return refuse('UNKNOWN', id) end
   local now = gather and gather.now or now_ms()
-  local like = like_end(root, gather, packed, head, now)
+  like = like_end(root, gather, packed, head, now)
   if like then return end_alike(root, gather, like, record, id, outcome) end
   local a = complete_arguments(packed)
   local op = decode_head(head, id, root)

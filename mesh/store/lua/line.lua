@@ -17,6 +17,15 @@ local function gathering(now, apart)
   return { now = now, apart = apart, endpoints = {}, sessions = {}, left = {}, sets = {}, touched = {}, sizes = {}, alike = {} }
 end
 
+-- Arguments that are gathered, of which there are `count`. With room for as many as a call has most often: a table that grows
+-- is copied each time it is full.
+local function some_of(one, other)
+  return {
+    one, other, nil, nil, nil, nil, nil, nil, nil, nil, nil, nil, nil, nil, nil, nil,
+    nil, nil, nil, nil, nil, nil, nil, nil, nil, nil, nil, nil, nil, nil, nil, nil, count = other and 2 or 1,
+  }
+end
+
 -- Puts `id` into a sorted set, now or with all others of `gather`. Returns how many are in it then (nil where nobody asks).
 local function put(gather, key, at, id, sized)
   if not gather then
@@ -25,10 +34,12 @@ local function put(gather, key, at, id, sized)
   end
   local set = gather.sets[key]
   if not set then
-    set = {}
+    set = some_of(at, id)
     gather.sets[key] = set
+  else
+    local count = set.count
+    set[count + 1], set[count + 2], set.count = at, id, count + 2
   end
-  set[#set + 1], set[#set + 2] = at, id
   if not sized then return nil end
   gather.sizes[key] = (gather.sizes[key] or redis.call('ZCARD', key)) + 1
   return gather.sizes[key]
@@ -41,15 +52,24 @@ local function take(gather, key, id)
     return
   end
   local left = gather.left[key]
-  if left then left[#left + 1] = id else gather.left[key] = { id } end
+  if left then
+    local count = left.count + 1
+    left[count], left.count = id, count
+  else
+    gather.left[key] = some_of(id)
+  end
 end
 
 local function put_all(gather)
   for key, left in pairs(gather.left) do
-    for from = 1, #left, LIMIT.put do redis.call('ZREM', key, unpack(left, from, math.min(from + LIMIT.put - 1, #left))) end
+    for from = 1, left.count, LIMIT.put do
+      redis.call('ZREM', key, unpack(left, from, math.min(from + LIMIT.put - 1, left.count)))
+    end
   end
   for key, set in pairs(gather.sets) do
-    for from = 1, #set, LIMIT.put do redis.call('ZADD', key, unpack(set, from, math.min(from + LIMIT.put - 1, #set))) end
+    for from = 1, set.count, LIMIT.put do
+      redis.call('ZADD', key, unpack(set, from, math.min(from + LIMIT.put - 1, set.count)))
+    end
   end
 end
 

@@ -1,6 +1,6 @@
 -- start: accept an operation and take its first dispatch lease in one step.
 -- Keys: partition root. Arguments: msgpack {ns, endpoint, session, close_ms, start_ms, run_ms, lease_ms, attempts_max,
---   retention_ms, callback, blocked [, pin, priority]}, which many have alike (`remembered`), id, key, `q` (layout.Content), `i`
+--   retention_ms, callback, blocked [, pin, priority]}, which many have alike (`remembered`), id, key, `q` (layout.Content) [, `i`]
 --   [, instance, lease ms [, '1': it has a version]: it polls at the caller's for this endpoint of kind pull and gets the
 --   attempt; of pinned work the caller knows that it fits].
 --   One that begins later has {delay_ms} or {starts_at}: it becomes due then. Nobody leases it now, be that at once.
@@ -96,28 +96,26 @@ end
 -- it; of what waits, only in the same call, and where it enters its line with all others (`apart`).
 local function like_start(root, gather, packed, instance, lease_ms)
   local like = like_in(gather, packed, instance)
-  local known = not like and known_start(packed, instance)
-  if known and known.lease_ms == lease_ms then
-    local a, now = start_arguments(packed), gather and gather.now or now_ms()
-    local ep = endpoint_known(root, a.endpoint, gather)
-    if not ep or ep.pull ~= known.pull or limited(ep) or hindrance(ep, now) ~= '' then return nil end
-    if not session_known(root, a.session, gather) then return nil end
-    like = {
-      head = known.frame .. struct.pack('>I8', now) .. known.way, at = now + known.after, since = now, lease_ms = lease_ms,
-      timers = timer_key(root, known.owner), index = root .. KEY.index .. a.ns,
-      fetched = known.pull and (a.close_ms > 0 and now + a.close_ms or 0),
-    }
-    note_in(gather, packed, instance, like)
-  end
-  return like and like.lease_ms == lease_ms and like or nil
+  if like then return like.lease_ms == lease_ms and like or nil end
+  like = known_start(packed, instance)
+  if not like or like.lease_ms ~= lease_ms or like.root ~= root then return nil end
+  local a, now = start_arguments(packed), gather and gather.now or now_ms()
+  local ep = endpoint_known(root, a.endpoint, gather)
+  if not ep or ep.pull ~= like.pull or limited(ep) or hindrance(ep, now) ~= '' then return nil end
+  if not session_known(root, a.session, gather) then return nil end
+  like.head, like.at, like.since = like.frame .. struct.pack('>I8', now) .. like.way, now + like.after, now
+  like.fetched, like.place = like.pull and (a.close_ms > 0 and now + a.close_ms or 0), nil
+  note_in(gather, packed, instance, like)
+  return like
 end
 
 -- Accepts one more. Nil where the key or the operation is known.
 local function start_alike(root, gather, like, id, key, content, input)
+  local _ = #id + #key + #content -- a missing argument fails here, before the first write
   local record = root .. KEY.operation .. id
   local new = gather and gather.fresh
   if not new and key ~= '' then
-    if redis.call('SET', root .. KEY.idempotency .. key, id, 'NX', 'GET') then return nil end
+    if redis.call('SETNX', root .. KEY.idempotency .. key, id) == 0 then return nil end
   elseif not new and redis.call('EXISTS', record) == 1 then
     return nil
   end
@@ -125,7 +123,7 @@ local function start_alike(root, gather, like, id, key, content, input)
   if input ~= '' then
     redis.call('HSET', record, 'h', like.head, 'q', content, 'i', input)
   else
-    redis.call('HSET', record, 'h', like.head, 'q', content)
+    redis.call('HSET', record, 'q', content, 'h', like.head)
   end
   put(gather, like.timers, like.at, id)
   put(gather, like.index, like.since, id)
@@ -140,21 +138,20 @@ end
 
 -- Notes what `op`, which was just accepted, is to those that come next.
 local function note_start_of(gather, packed, instance, lease_ms, op, ep)
-  local at, owner = timer_at(op), op.owner
-  note_in(gather, packed, instance, {
-    head = op.packed, at = at, since = op.created_at, lease_ms = lease_ms, timers = timer_key(op.root, owner),
+  local at = timer_at(op)
+  local like = {
+    root = op.root, frame = frame_of(op.packed), way = way_of(op.packed), after = at - op.created_at, pull = ep.pull,
+    head = op.packed, at = at, since = op.created_at, lease_ms = lease_ms, timers = timer_key(op.root, op.owner),
     index = op.root .. KEY.index .. op.namespace, waits = op.blocked ~= '' and op, place = gather and gather.place,
-  })
-  if op.attempt == 0 then return end
-  note_start(packed, instance, {
-    frame = frame_of(op.packed), way = way_of(op.packed), after = at - op.created_at, owner = owner, lease_ms = lease_ms,
-    pull = ep.pull,
-  })
+  }
+  note_in(gather, packed, instance, like)
+  if op.attempt > 0 then note_start(packed, instance, like) end
 end
 
 local function start_one(root, gather, packed, id, key, content, input, instance, lease_ms, counted)
   -- A missing argument fails here, before the key is claimed below.
-  local _ = #id + #key + #content + #input
+  local _ = #id + #key + #content
+  input = input or ''
   local like = not counted and like_start(root, gather, packed, instance or '', lease_ms)
   local same = like and start_alike(root, gather, like, id, key, content, input)
   if same then return same end
