@@ -40,8 +40,13 @@ class Auth:
             for namespace in settings.namespaces
             for digest in namespace.digests
         }
+        self._names = {namespace.name for namespace in settings.namespaces}
         self._nobody = Principal(DEFAULT_NAMESPACE, admin=True)
         self._hosts: set[bytes] = set()
+
+    def stranger(self, namespace: str) -> bool:
+        """Whether this gateway knows no such namespace; others of the mesh may."""
+        return namespace not in self._names
 
     def authenticate(
         self, headers: Sequence[tuple[bytes, bytes]], first: Mapping[bytes, bytes] | None = None

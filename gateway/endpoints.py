@@ -162,7 +162,8 @@ async def list_endpoints(
     summary="Create or replace an endpoint",
     responses={
         201: {"description": "New"},
-        200: {"description": "Replaced, or equal to what was there; `contract_change` where the contract changed"},
+        200: {"description": "Replaced, or equal to what was there; `contract_change` where the contract changed;"
+            " `warnings` where `allow` names a namespace that this gateway does not know"},
         400: {"description": "Bad name, URL that the egress policy forbids, or a feature that does not work yet"},
         409: {
             "description": "`name_taken`: the name is another namespace's. `contract_breaks`: callers of the present"
@@ -188,6 +189,13 @@ async def put_endpoint(
     (record,) = await records(mesh, [put.endpoint], namespace, instances=True)
     if put.verdict is not None:
         record["contract_change"] = put.verdict._asdict()
+    # Not refused: gateways of one mesh may be given a new namespace one after the other.
+    strangers = [(at, one) for at, one in enumerate(spec.allow) if one != "*" and mesh.auth.stranger(one)]
+    if strangers:
+        record["warnings"] = [
+            {"pointer": f"/allow/{at}", "detail": f"this gateway knows no namespace {one!r}: nobody may call by that"}
+            for at, one in strangers
+        ]
     headers = {"etag": put.endpoint.etag}
     if put.created:
         return _reply(record, 201, headers | {"location": f"/v1/endpoints/{put.endpoint.name}"})

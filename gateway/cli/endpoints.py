@@ -106,6 +106,8 @@ def _tell_put(show: Show, name: str, reply: Reply, before: str) -> None:
     changed = "unchanged" if before and before == reply.headers.get("etag") else "changed"
     done = "registered" if reply.status == 201 else changed  # noqa: PLR2004
     show.line(f"endpoint [bold]{plain(name)}[/] {done}, registration {reply.json()['version']}")
+    for one in reply.json().get("warnings", ()):
+        show.note(f"{one['pointer']}: {one['detail']}")
     for one in reply.json().get("contract_change", {}).get("unproven", ()):
         show.note(f"not proven to fit: {one['service']}/{one.get('operation', '')}: {one['detail']}")
 

@@ -187,6 +187,8 @@ class Registration:
             written = await self._request(b"PUT", self._put_path, json.dumps(entry).encode(), headers)
             if written.status != 412:  # noqa: PLR2004
                 _check(written, "the endpoint")
+                for one in _object(written).get("warnings", ()):
+                    self._say(logging.WARNING, f"is registered, but {one.get('pointer')}: {one.get('detail')}")
                 return
         message = "the endpoint is rewritten by somebody else all the time"
         raise PeerFault(message)

@@ -167,6 +167,7 @@ class Gateway(Scripted):
         self.statuses: list[int] = []
         self.completions: list[Request] = []
         self.refuse: tuple[int, dict[str, Any]] | None = None
+        self.remarks: dict[str, Any] = {}
 
     def completed(self, count: int = 1, within_s: float = 30.0) -> list[Request]:
         until(lambda: len(self.completions) >= count, within_s)
@@ -187,7 +188,7 @@ class Gateway(Scripted):
         if request.method == "PUT":
             created, self.endpoint = self.endpoint is None, request.json
             self.etag += 1
-            return answer(self.endpoint, 201 if created else 200, etag=f'"{self.etag}"')
+            return answer(self.endpoint | self.remarks, 201 if created else 200, etag=f'"{self.etag}"')
         return answer({}, 404) if self.endpoint is None else answer(self.endpoint, etag=f'"{self.etag}"')
 
 

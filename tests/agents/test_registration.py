@@ -187,6 +187,11 @@ class TestRegistry:
         assert "shop belongs to another namespace" in caplog.text
         assert caplog.text.count("cannot register") == 1
 
+    def test_what_the_registry_remarks_is_said(self, gateway: Gateway, caplog: pytest.LogCaptureFixture) -> None:
+        gateway.remarks = {"warnings": [{"pointer": "/allow/0", "detail": "knows no namespace 'resaerch'"}]}
+        with agent(gateway, allow=["resaerch"]):
+            until(lambda: "is registered, but /allow/0: knows no namespace 'resaerch'" in caplog.text)
+
     def test_what_the_detail_has_is_not_said_again(self, gateway: Gateway, caplog: pytest.LogCaptureFixture) -> None:
         faults = [{"pointer": "/allow/0", "detail": "X is no name"}, {"pointer": "/labels", "detail": "too many"}]
         detail = "the body is not right at /allow/0: X is no name (and 1 more)"

@@ -815,6 +815,10 @@ class TestEndpoint:
         assert bare["policy"]["max_concurrency"] is None
         place("endpoint", "remove", name, "--yes")
 
+    def test_a_namespace_that_nobody_knows_is_told(self, place: Place) -> None:
+        done = place("endpoint", "register", short_id("billing"), "-t", NOWHERE, "--allow", "*", "--allow", "resaerch")
+        assert (done.code, "/allow/1: this gateway knows no namespace 'resaerch'" in done.err) == (0, True)
+
     def test_all_that_a_registration_has_is_kept(self) -> None:
         assert set(REGISTERED) == set(EndpointSpec.model_fields)
 
