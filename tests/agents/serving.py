@@ -188,7 +188,7 @@ class Gateway(Scripted):
         if request.method == "PUT":
             created, self.endpoint = self.endpoint is None, request.json
             self.etag += 1
-            return answer(self.endpoint | self.remarks, 201 if created else 200, etag=f'"{self.etag}"')
+            return answer({**request.json, **self.remarks}, 201 if created else 200, etag=f'"{self.etag}"')
         return answer({}, 404) if self.endpoint is None else answer(self.endpoint, etag=f'"{self.etag}"')
 
 
