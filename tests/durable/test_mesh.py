@@ -211,7 +211,7 @@ def test_ten_thousand_steps_replay_in_pages(client: mesh.SyncClient, host: Host,
         return total
 
     host(f"many-{mode}", [many])
-    assert client.call(f"many-{mode}", f"many-{mode}", "many", 3000, timeout_s=60) == sum(range(3000))
+    assert client.call(f"many-{mode}", f"many-{mode}", "many", 10_000, timeout_s=60) == sum(range(10_000))
 
 
 def test_a_bug_is_retried_by_the_endpoints_policy_and_its_message_is_there_to_read(
