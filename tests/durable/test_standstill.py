@@ -61,7 +61,7 @@ def test_an_arrival_counts_unless_the_process_stood_still() -> None:
 
 @pytest.mark.timeout(120)
 def test_a_process_that_stood_still_begins_nothing_that_is_not_its_own(tmp_path: Path) -> None:
-    """P470, P472: neither what lay in its buffers, nor what waited for a thread while one step ran."""
+    """P470, P472, P473: neither what lay in its buffers, nor what waited for a thread while one step ran."""
     with Stage(tmp_path) as stage, mesh.SyncClient(stage.gateway.url) as client:
         for mode in BUFFERED:
             stage.agent(tag=f"{mode}-A", mode=mode, endpoint=mode, threads=1, step_s=0.3, request_timeout_ms=1000)
