@@ -22,7 +22,8 @@ LEASE_MS = 60_000
 BUFFERED = {"push": 4, "pull": 1}
 """Operations that lie unread in the sockets of an agent: all starts are sent, a waiting poll is answered with one."""
 STEPS = 3
-FAN = 8
+FAN = 20
+"""One after the other in the only thread of the first agent: enough to be stopped in, however late the signal comes."""
 
 
 def test_a_pause_makes_what_is_read_after_it_doubtful_for_a_while() -> None:
