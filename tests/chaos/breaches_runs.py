@@ -93,6 +93,12 @@ def late_201_regresses(world: World) -> None:
 
 
 @case("I17")
+def attempt_that_ended_it_is_refused(world: World) -> None:
+    world.operation.events.append(Entry(EventKind.REFUSED, 60, 1))
+    world.operation.head.seq += 1
+
+
+@case("I17")
 def completed_and_then_shown_as_running(world: World) -> None:
     world.lines = [line for line in world.lines if line.what not in (What.READ, What.RESULT)]
     world.call(What.READ, "ok", op=OP, state="started", seq=3, status=200)

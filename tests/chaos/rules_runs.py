@@ -152,13 +152,16 @@ def i16_duplicates_change_nothing(view: View) -> Iterator[Finding]:
 
 @rule("I17")
 def i17_a_late_start_reply_moves_nothing(view: View) -> Iterator[Finding]:
-    """Nothing but deliveries happens after the end; an accepted completion is visible from then on."""
+    """After the end come deliveries and refusals of superseded attempts alone; a completion shows once accepted."""
     for one in view.stored.values():
         codes = [event.code for event in one.events]
         end = next((at for at, code in enumerate(codes) if EventKind(code).terminal), len(codes))
-        late = [code for code in codes[end + 1 :] if code not in AFTER_END and code != EventKind.CANCEL_REQUESTED]
-        if late:
-            yield Finding(f"{one.id}: {EventKind(late[0]).word} after the end", (one,))
+        for event in one.events[end + 1 :]:
+            known = event.code in AFTER_END or event.code == EventKind.CANCEL_REQUESTED
+            # P223: a superseded attempt's late answer is shown, and changed nothing.
+            if not known and not (event.code == EventKind.REFUSED and event.attempt < one.head.attempt):
+                yield Finding(f"{one.id}: {EventKind(event.code).word} after the end", (one,))
+                break
     for op, calls in completions(view).items():
         done_ns = min((call.ended_ns for call in calls if call.ok and call.invoke.state == "succeeded"), default=None)
         for call in view.asked[op] if done_ns is not None else ():
