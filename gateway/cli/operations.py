@@ -11,11 +11,12 @@ import typer
 
 from gateway.cli.exits import Exit, Problem
 from gateway.cli.options import ApiKey, Json, Labels, Url, one_of, pairs
-from gateway.cli.outcome import finish, story
+from gateway.cli.outcome import finish
 from gateway.cli.results import put_out_step, step_of
 from gateway.cli.show import Show, ago, between, large, plain, soon, word
 from gateway.cli.timeline import children, event_line, timeline
 from gateway.cli.wire import Gateway
+from mesh.client.errors import story
 from mesh.clock import from_rfc3339, monotonic_s, now_ms, pause, to_rfc3339
 from mesh.errors import Unavailable
 from mesh.machine import State

@@ -6,20 +6,19 @@ Shared by `mesh call` and `mesh operation`. Knows records as /v1 gives them; wai
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from gateway.cli.exits import Exit, Problem
 from gateway.cli.results import put_out
 from gateway.cli.show import Show, between, is_live, soon, span
 from gateway.cli.wire import Gateway
+from mesh.client.errors import story
 from mesh.client.patience import why_waits
 from mesh.errors import MeshError
 from mesh.wire import quote_segment
 
 if TYPE_CHECKING:
     from mesh.client.order import Record
-
-CAUSES_SHOWN_MAX: Final = 3
 
 
 def finish(
@@ -77,15 +76,3 @@ def _why(gateway: Gateway, record: dict[str, Any]) -> str:
         there = [one["version"] for one in found["items"] if is_live(one)]
         why += f" (there {'is' if len(there) == 1 else 'are'} {', '.join(there)})" if there else ""
     return why
-
-
-def story(failure: Any) -> str:
-    """The messages of a Nexus Failure and its causes, each once."""
-    told: list[str] = []
-    while isinstance(failure, dict) and len(told) < CAUSES_SHOWN_MAX:
-        fields = cast("dict[str, Any]", failure)
-        message = fields.get("message")
-        if isinstance(message, str) and message and message not in told:
-            told.append(message)
-        failure = fields.get("cause")
-    return ": ".join(told) or "no reason given"

@@ -55,7 +55,7 @@ class OperationUnsuccessful(MeshError):
     state: ClassVar[str] = "failed"
 
     def __init__(self, operation_id: str, failure: dict[str, Any]) -> None:
-        super().__init__(f"operation {operation_id} {self.state.replace('_', ' ')}: {_story(failure)}")
+        super().__init__(f"operation {operation_id} {self.state.replace('_', ' ')}: {story(failure)}")
         self.operation_id = operation_id
         self.failure = failure
 
@@ -115,14 +115,13 @@ def refusal(status: int, body: bytes, retry_after_s: int) -> MeshError:
     return Refusal(detail, code=code)
 
 
-def _story(failure: dict[str, Any]) -> str:
-    """The messages of a failure and its causes, each once."""
+def story(failure: Any) -> str:
+    """The messages of a Nexus Failure and its causes, each once."""
     told: list[str] = []
-    cause: Any = failure
-    while isinstance(cause, dict) and len(told) < CAUSES_SHOWN_MAX:
-        fields = cast("dict[str, Any]", cause)
+    while isinstance(failure, dict) and len(told) < CAUSES_SHOWN_MAX:
+        fields = cast("dict[str, Any]", failure)
         message = fields.get("message")
         if isinstance(message, str) and message and message not in told:
             told.append(message)
-        cause = fields.get("cause")
+        failure = fields.get("cause")
     return ": ".join(told) or "no reason given"

@@ -6,13 +6,12 @@ import asyncio
 from typing import Any
 
 import pytest
-import uvicorn
-from uvicorn.server import ServerState
 
 from gateway.http import Front
 from mesh.clock import sleep
 from mesh.edge import Answer, HotRoute, Request, Routes
 from mesh.edge.protocol import Edge
+from tests.unit.asgi_line import connected
 
 
 def _render(error: Exception) -> Answer:
@@ -32,27 +31,12 @@ async def test_the_connection_is_free_and_the_server_waits_for_nothing(http: Any
         return None
 
     front = Front(None, Routes(lambda _method, _path: HotRoute(run, _render), 1_000, 1_000))
-    config = uvicorn.Config(front, http=http, ws="none", lifespan="off", log_config=None, access_log=False)
-    config.load()
-    state, loop = ServerState(), asyncio.get_running_loop()
-    protocol: Any = config.http_protocol_class
-    server = await loop.create_server(lambda: protocol(config, state, {}, loop), "127.0.0.1", 0)
-    reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
-    try:
-        async with asyncio.timeout(30):
-            for body, answer in ((b"go on", b"first"), (b"second", b"second")):
-                writer.write(b"POST /x HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n%b" % (len(body), body))
-                assert (await reader.readuntil(answer)).startswith(b"HTTP/1.1 200 OK\r\n")
-            while state.tasks:
-                await sleep(0)
-            assert not ended.is_set()
-            gate.set()
-            await ended.wait()
-    finally:
-        writer.close()
-        await writer.wait_closed()
-        server.close()
-        await server.wait_closed()
-        async with asyncio.timeout(30):
-            while state.connections:
-                await sleep(0)
+    async with connected(front, http) as (reader, writer, state):
+        for body, answer in ((b"go on", b"first"), (b"second", b"second")):
+            writer.write(b"POST /x HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n%b" % (len(body), body))
+            assert (await reader.readuntil(answer)).startswith(b"HTTP/1.1 200 OK\r\n")
+        while state.tasks:
+            await sleep(0)
+        assert not ended.is_set()
+        gate.set()
+        await ended.wait()

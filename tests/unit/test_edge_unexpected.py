@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
-import uvicorn
 from fastapi import FastAPI
 from fastapi.responses import StreamingResponse
-from uvicorn.server import ServerState
 
 from gateway.http import Front
 from gateway.problems import install, problem
-from mesh.clock import sleep
 from mesh.edge import Answer, HotRoute, Request, Routes
 from mesh.edge.protocol import Edge
+from tests.unit.asgi_line import connected
 
 
 def _app() -> FastAPI:
@@ -43,33 +39,15 @@ async def _hot(_request: Request) -> Answer:
     raise RuntimeError("SECRET")
 
 
-@asynccontextmanager
-async def connection(http: Any) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+def _front() -> Front:
     route = HotRoute(_hot, problem)
-    front = Front(_app(), Routes(lambda _method, path: route if path == b"/hot" else None, 100_000, 100_000))
-    config = uvicorn.Config(front, http=http, ws="none", lifespan="off", log_config=None, access_log=False)
-    config.load()
-    state, loop = ServerState(), asyncio.get_running_loop()
-    protocol: Any = config.http_protocol_class
-    server = await loop.create_server(lambda: protocol(config, state, {}, loop), "127.0.0.1", 0)
-    reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
-    try:
-        async with asyncio.timeout(30):
-            yield reader, writer
-    finally:
-        writer.close()
-        await writer.wait_closed()
-        server.close()
-        await server.wait_closed()
-        async with asyncio.timeout(30):
-            while state.connections:
-                await sleep(0)
+    return Front(_app(), Routes(lambda _method, path: route if path == b"/hot" else None, 100_000, 100_000))
 
 
 @pytest.mark.parametrize("http", [Edge, "httptools"], ids=["edge", "asgi"])
 async def test_the_next_request_on_the_connection_of_a_500_is_answered(http: Any) -> None:
     """RFC 9112, 9.6: who closes says so in the answer; without `Connection: close` a caller sends its next request."""
-    async with connection(http) as (reader, writer):
+    async with connected(_front(), http) as (reader, writer, _):
         for path in (b"/ordinary", b"/ordinary", b"/hot", b"/ordinary"):
             writer.write(b"POST %b HTTP/1.1\r\nhost: x\r\ncontent-length: 3\r\n\r\nxyz" % path)
             head = await reader.readuntil(b"\r\n\r\n")
@@ -83,7 +61,7 @@ async def test_the_next_request_on_the_connection_of_a_500_is_answered(http: Any
 
 async def test_an_answer_that_breaks_off_is_cut() -> None:
     """Nobody is to take what came so far for all of it."""
-    async with connection(Edge) as (reader, writer):
+    async with connected(_front(), Edge) as (reader, writer, _):
         writer.write(b"POST /begun HTTP/1.1\r\nhost: x\r\ncontent-length: 0\r\n\r\n")
         whole = await reader.read()
         assert b"one piece" in whole
