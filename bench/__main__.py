@@ -12,6 +12,7 @@
     payload.py    one large payload              payload_agent.py     the handler that gives it back
     figures.py    values, units, targets         report.py    table and JSON
     machine.py    where it was measured
+    instructions.py  instructions of one process per call, by valgrind: a program of its own
     profiling.py  where the gateway's time goes  profiled.py  the gateway under cProfile
 
 A run fails (status 1) when any answer was wrong; a target missed is shown, not failed.
