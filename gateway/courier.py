@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Any, Final
 
 from gateway.deliveries import Deliveries
 from gateway.starts import Starts
+from mesh.clock import boot_s
 from mesh.errors import ConfigError, StoreUnsafe, Unavailable
 from mesh.machine import Kind
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Iterable
+    from collections.abc import Awaitable, Callable, Coroutine, Iterable
 
     from gateway.callbacks import CallbackPlan
     from gateway.carrying import Carried
@@ -39,11 +40,37 @@ _START: Final = Kind.START
 _CANCEL: Final = Kind.CANCEL
 
 
+KNOWN_S: Final = 2.5
+"""After a beat was sent that was answered: others take a gateway for dead after 3 s of silence (P114)."""
+
+
 class Session:
-    """The name under which this gateway holds leases; changes when the store took it for dead."""
+    """The name under which this gateway holds leases; changes when the store took it for dead.
+
+    `ask` beats. A gateway that stood still (SIGSTOP, a paused host) goes on where it stopped, with leases that others
+    may have taken over: it asks before it sends (P475).
+    """
 
     def __init__(self, name: str) -> None:
         self.name = name
+        self.ask: Callable[[], Awaitable[None]] | None = None
+        self._heard_s = 0.0
+        self._asking = asyncio.Lock()
+
+    def answered(self, sent_at_s: float) -> None:
+        """The store had this name among the living when it answered a beat sent at `sent_at_s`, of `boot_s`."""
+        self._heard_s = sent_at_s
+
+    def known(self, within_s: float = KNOWN_S) -> bool:
+        """Whether that was less than `within_s` ago; nobody can have taken this gateway for dead."""
+        return boot_s() - self._heard_s < min(within_s, KNOWN_S)
+
+    async def holds(self, name: str) -> bool:
+        """Whether what was leased under `name` still is; asks, once for all that wait. Raises Unavailable."""
+        async with self._asking:
+            if self.ask is not None and not self.known():
+                await self.ask()
+        return self.name == name
 
 
 class Courier:

@@ -95,6 +95,7 @@ class Starts:
     async def send(self, work: Work, endpoint: Endpoint, admitted: Admitted) -> None:
         """One try; its instance is settled with whatever happens."""
         head, request, data = work.head, work.request, work.request.data
+        session = self._session.name
         self.out[work.id] = admitted.id
         routed = _NEUTRAL
         try:
@@ -102,6 +103,9 @@ class Starts:
             try:
                 body = work.extra if data is None else self._payloads.stored(work.id, data)
                 target = self._egress.cached(admitted.url) or await self._egress.resolve(admitted.url)
+                if not (self._session.known() or await self._session.holds(session)):
+                    _log.warning("%s, attempt %d is not sent: this gateway stood still", work.id, head.attempt)
+                    return
                 token = self._tokens.mint(work.id, head.run, head.attempt, now_ms() // 1000 + TOKEN_LIFE_S)
                 reply = await self._pool.request(
                     b"POST",

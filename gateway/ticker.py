@@ -10,7 +10,7 @@ import asyncio
 import logging
 from typing import TYPE_CHECKING, Final
 
-from mesh.clock import monotonic_s, sleep
+from mesh.clock import boot_s, monotonic_s, sleep
 from mesh.errors import ConfigError, StoreUnsafe, Unavailable
 from mesh.ids import short_id
 from mesh.store.starting import NoSession
@@ -69,6 +69,7 @@ class Ticker:
         self._catalog = catalog
         self._router = router
         self._session = session
+        session.ask = self.beat
         self._recheck = recheck
         self._payloads = payloads
         self._claim_now = asyncio.Event()
@@ -98,8 +99,10 @@ class Ticker:
         if self._session.name:
             await self._recheck()
         name = f"{self._name}.{short_id('s')}"
+        sent_at_s = boot_s()
         beat = await self._store.beat(name, join=True, replaces=f"{self._name}." if self._exclusive else "")
         self._session.name = name
+        self._session.answered(sent_at_s)
         self.sessions = beat.sessions
         self._strangers.clear()
         await self._catalog.refresh(beat.registry_version, beat.at_ms)
@@ -112,12 +115,13 @@ class Ticker:
 
     async def beat(self) -> None:
         """Stay alive, learn of registry changes, take over, and give back leases that nobody here works on."""
-        name = self._session.name
+        name, sent_at_s = self._session.name, boot_s()
         beat = await self._store.beat(name)
         if not beat.alive:
             _log.warning("session %s was taken for dead; joining anew", name)
             await self.rejoin(name)
             return
+        self._session.answered(sent_at_s)
         self.sessions = beat.sessions
         self.beat_at_s = monotonic_s()
         self._left = beat.left

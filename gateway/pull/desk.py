@@ -156,7 +156,10 @@ class Desk:
         return "no_version" if pin else "no_instance"
 
     def hand(self, poll: Poll, work: Work, at_ms: int) -> None:
-        """The attempt is `poll.instance`'s in the store: put it into the poll's frame. `at_ms` is the store's time."""
+        """The attempt is `poll.instance`'s in the store: put it into the poll's frame. `at_ms` is the store's time.
+
+        A gateway that stood still gives it back, which is nothing where somebody has it already (P475).
+        """
         head = work.head
         operation, run, attempt = work.id, head.run, head.attempt
         claim = Claim(operation, run, attempt)
@@ -165,7 +168,10 @@ class Desk:
         if len(handed) >= HANDED_MAX:
             handed.clear()
         handed[token] = claim
-        if not poll.hand(claim, task_json(work, token, poll.lease_ms, at_ms)):
+        if not self._session.known(poll.lease_ms / 1000):
+            poll.let_go()
+            self._give_back([claim])
+        elif not poll.hand(claim, task_json(work, token, poll.lease_ms, at_ms)):
             self._give_back([claim])
 
     # The line -----------------------------------------------------------------------------------------------------

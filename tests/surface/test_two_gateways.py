@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 from collections.abc import Callable
 from typing import Any
 
 from mesh.clock import from_rfc3339, monotonic_s, sleep
 from tests.servers import RawServer
-from tests.surface.actors import Actor
-from tests.surface.gateways import KEYLESS, Caller, Gateway, fresh
+from tests.surface.actors import Actor, Call, Reply, started
+from tests.surface.gateways import ASYNC, KEYLESS, Caller, Gateway, fresh
+from tests.surface.pollers import Poller, pull_endpoint, verb
 
 EVERY_MS = 500
 EVERY_SECOND = "* * * * * *"
@@ -98,3 +100,69 @@ async def test_what_is_due_is_done_once(
     runs = await work.runs()
     assert runs == list(range(runs[0], runs[-1] + 1)), "each second once, none left out"
     assert await work.operations() == len(runs) == paused.json["counts"]["started"]
+
+
+async def test_a_gateway_that_stood_still_sends_nothing_that_another_has(
+    start_server: Callable[..., RawServer], own_gateway: Callable[..., Gateway], agent: Actor
+) -> None:
+    """P475: frozen with the lease of a start in its socket buffer, it asks before it sends; another has the work."""
+    server = await asyncio.to_thread(start_server)
+    settings = KEYLESS | {"store": {"url": f"unix://{server.address.path}"}}
+    frozen, other = [await asyncio.to_thread(own_gateway, settings, name) for name in ("frozen", "other")]
+    assert frozen.process is not None
+    agent.script = begun
+    endpoint = await Caller(other).register(agent.url)
+    assert (await Caller(frozen).nexus(endpoint)).status == 201
+    server.signal(signal.SIGSTOP)
+    waiting = asyncio.create_task(Caller(frozen).nexus(endpoint, headers=[ASYNC]))
+    for _ in range(3):  # answered behind the start, turns after it: the start has left for the store
+        await Caller(frozen).get("/healthz")
+    frozen.process.send_signal(signal.SIGSTOP)
+    try:
+        server.signal(signal.SIGCONT)  # it leases the start to a gateway that cannot read so
+        await until(lambda: called(agent), 2)
+    finally:
+        frozen.process.send_signal(signal.SIGCONT)
+    assert (await waiting).status == 201
+    assert (await Caller(frozen).nexus(endpoint)).status == 201
+    await until(lambda: called(agent), 3)
+    taken = agent.starts[1]
+    assert [call.attempt for call in agent.starts if call.operation == taken.operation] == [taken.attempt]
+    assert "this gateway stood still" in frozen.log.read_text()
+    events = (await Caller(frozen).get(f"/v1/operations/{taken.operation}/events")).json["items"]
+    assert "attempt_lost" in [event["type"] for event in events], "the lease was the frozen one's"
+
+
+async def test_a_gateway_that_stood_still_hands_out_nothing_that_another_has(
+    start_server: Callable[..., RawServer], own_gateway: Callable[..., Gateway]
+) -> None:
+    """P475: frozen with the lease of an agent that waits at it, which ended meanwhile; another agent has the work."""
+    server = await asyncio.to_thread(start_server)
+    settings = KEYLESS | {"store": {"url": f"unix://{server.address.path}"}}
+    frozen, other = [await asyncio.to_thread(own_gateway, settings, name) for name in ("frozen", "other")]
+    assert frozen.process is not None
+    endpoint = await pull_endpoint(Caller(other))
+    here, there = Poller(Caller(frozen), endpoint), Poller(Caller(other), endpoint)
+    async with here.waiting(lease_ms=1_000, wait_ms=15_000) as poll:
+        server.signal(signal.SIGSTOP)
+        waiting = asyncio.create_task(Caller(frozen).nexus(endpoint, headers=[ASYNC]))
+        for _ in range(3):
+            await Caller(frozen).get("/healthz")
+        frozen.process.send_signal(signal.SIGSTOP)
+        try:
+            server.signal(signal.SIGCONT)
+            task = await there.task(lease_ms=10_000)
+        finally:
+            frozen.process.send_signal(signal.SIGCONT)
+        assert task["attempt"] == 2, "the first was leased to the agent at the frozen gateway"
+        assert (await waiting).json["token"] == task["operation_id"]
+        assert (await verb(Caller(other), "complete", task["task_token"])).status == 200
+        assert (await poll)["tasks"] == []
+
+
+async def begun(_call: Call, _writer: asyncio.StreamWriter) -> Reply:
+    return started()
+
+
+async def called(agent: Actor) -> list[Call]:
+    return agent.starts
