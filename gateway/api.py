@@ -11,6 +11,7 @@ from gateway.callbacks import operation_link
 from gateway.outcomes import encode_json, known_fields, nexus_answer, record_fields
 from gateway.payloads import DIGESTS, check_told
 from gateway.problems import problem
+from gateway.query import check_names
 from gateway.reading import ended
 from gateway.start_body import MESH_START, TIMEOUT_MS_MAX, as_v1, beside, read_order, read_start
 from gateway.step_results import StepResults
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from gateway.operations import Known, Operations, Placed
     from mesh.store.layout import Head
     from mesh.streams import Intake
+    from mesh.wire import RawHeader
 
 PATH: Final = b"/v1/operations"
 RESULT: Final = b"/result"
@@ -144,7 +146,7 @@ class OperationsSurface:
                 return 0, b"respond-async"
             if preference.wait_s is not None:
                 wait_ms = min(preference.wait_s * 1000, self._wait_max_ms)
-                return wait_ms, b"wait=%d" % (wait_ms // 1000)
+                return wait_ms, b"wait=%g" % (wait_ms / 1000)
         return self._wait_default_ms, b""
 
     def _answer(self, placed: Placed, known: Known | None, applied: bytes) -> Answer:
@@ -171,12 +173,12 @@ class OperationsSurface:
         """200 the result's own bytes and type, 424 the failure, 202 with the record while it runs."""
         principal = self._auth.authenticate(request.headers, request.first)
         operation = request.raw_path[len(PATH) + 1 : -len(RESULT)].decode("latin-1")
-        wait = request.arguments().get("wait", "")
-        known = await self._operations.result(operation, principal.namespace, self._wait_s(wait), request.gone)
+        wait_s, applied = self._result_wait_s(request)
+        known = await self._operations.result(operation, principal.namespace, wait_s, request.gone)
         if known.state.terminal and known.outcome is not None:
             link = operation_link(self._public_url, operation).encode()
             answer = nexus_answer(operation, known.state, known.outcome, link, known.links, first=False)
-            answer = replace(answer, headers=[*answer.headers, (b"cache-control", b"no-store")])
+            answer = replace(answer, headers=[*answer.headers, *applied, (b"cache-control", b"no-store")])
             if known.outcome.data is None:
                 return answer
             return await self._operations.payloads.answering(answer, request, operation, known.outcome.data)
@@ -185,6 +187,7 @@ class OperationsSurface:
             (b"location", b"/v1/operations/" + operation.encode()),
             (b"retry-after", b"%d" % RETRY_AFTER_S),
             (b"cache-control", b"no-store"),
+            *applied,
         ]
         return Answer(202, headers, encode_json(known_fields(known)))
 
@@ -204,9 +207,17 @@ class OperationsSurface:
             return Answer(200, headers, await self._operations.input(operation))
         return await self._operations.payloads.answering(Answer(200, headers), request, operation, known.request.data)
 
-    def _wait_s(self, text: str) -> float:
+    def _result_wait_s(self, request: Request) -> tuple[float, list[RawHeader]]:
+        """By `wait=`, else as a start's by `Prefer`, which is answered; none waits not."""
+        arguments = request.arguments()
+        check_names(arguments, ("wait",))
+        text = arguments.get("wait", "")
         if not text:
-            return 0
+            wait_ms, applied = self._wait_ms(request)
+            return (wait_ms / 1000, [(b"preference-applied", applied)]) if applied else (0, [])
+        return self._wait_s(text), []
+
+    def _wait_s(self, text: str) -> float:
         try:
             wait_s = float(text.removesuffix("s"))
         except ValueError:

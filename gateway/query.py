@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
 from fastapi import Request
@@ -19,10 +20,12 @@ def check_query(request: Request, *, labels: bool = False) -> None:
     `labels`: it also takes `label.NAME`.
     """
     route: Any = request.scope["route"]
-    known: list[str] = [one.alias for one in route.dependant.query_params]
-    unknown = [
-        name for name in dict.fromkeys(request.query_params) if name not in known and not (labels and _is_label(name))
-    ]
+    check_names(request.query_params, [one.alias for one in route.dependant.query_params], labels=labels)
+
+
+def check_names(given: Iterable[str], known: Sequence[str], *, labels: bool = False) -> None:
+    """As `check_query`, of a route that takes the parameters `known`."""
+    unknown = [name for name in dict.fromkeys(given) if name not in known and not (labels and _is_label(name))]
     if not unknown:
         return
     errors = [{"parameter": name[:NAME_CHARS_MAX], "detail": "there is no such parameter"} for name in unknown]

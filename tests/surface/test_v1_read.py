@@ -127,6 +127,31 @@ class TestResult:
         assert monotonic_s() - done_at_s < 10
         assert answers[0]["cache-control"] == "no-store"
 
+    async def test_a_wait_asked_for_as_of_a_start(self, caller: Caller, agent: Actor) -> None:
+        """P66, P61: `Prefer` counts where `wait` says nothing; what is no parameter is refused, and names the one."""
+        agent.replies(started())
+        operation = await caller.begin(await caller.register(agent.url))
+        call = await agent.until(1)
+        target, asked_at_s = f"/v1/operations/{operation}/result", monotonic_s()
+        early = await caller.get(target, [("prefer", "wait=0.3")])
+        assert (early.status, early["preference-applied"]) == (202, "wait=0.3")
+        assert 0.28 < monotonic_s() - asked_at_s < 10
+        at_once = await caller.get(target, [ASYNC])
+        assert (at_once.status, at_once["preference-applied"]) == (202, "respond-async")
+        for query, headers, code in (
+            ("?timeout=3", [], "parameter_invalid"),
+            ("?wait=", [("prefer", "wait=soon")], "prefer_invalid"),
+            ("?wait=soon", [], "wait_invalid"),
+        ):
+            refused = await caller.get(target + query, headers)
+            check_problem(refused, 422 if code == "parameter_invalid" else 400, code)
+            assert "wait" in refused.json["detail"]
+        waiting = asyncio.create_task(caller.get(target, [("prefer", "wait=20")]))
+        await caller.until_gauge("mesh_waits_open", 1)
+        await call.complete(body=b"7")
+        answer = await waiting
+        assert (answer.status, answer.body, answer["preference-applied"]) == (200, b"7", "wait=20")
+
     @pytest.mark.parametrize("asked", [1, 3])
     async def test_who_hung_up_is_waited_for_no_longer(self, caller: Caller, agent: Actor, asked: int) -> None:
         """P66, also with more asked behind it on the same connection, of which nothing is read meanwhile."""

@@ -6,6 +6,7 @@ soon are forked off a process that has loaded them once, for a tenth of the pric
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import re
@@ -398,7 +399,11 @@ class TestDev:
 
 
 class TestServe:
-    def test_it_serves_a_given_store(self, embedded: EmbeddedStore, tmp_path: Path) -> None:
+    @pytest.mark.usefixtures("link")  # which empties the store: it refuses to serve one with work of nobody it knows
+    async def test_it_serves_a_given_store(self, embedded: EmbeddedStore, tmp_path: Path) -> None:
+        await asyncio.to_thread(self._serves, embedded, tmp_path)
+
+    def _serves(self, embedded: EmbeddedStore, tmp_path: Path) -> None:
         config = tmp_path / "mesh.toml"
         config.write_text('[gateway]\nport = 0\n[[namespaces]]\nname = "quality"\nkeys = ["0123456789abcdef"]\n')
         env = {"MESH_STORE_URL": str(embedded.address), "MESH_TOKEN_SECRET": "0" * 32}
