@@ -1,7 +1,7 @@
 """`python -m bench.instructions SCENARIO`: instructions per call of one process, counted by valgrind.
 
 They are the same on a quiet and on a busy machine, where times are not: for comparing two commits, never for a target.
-The counted process runs some fifty times slower than it does, so waits that depend on time look longer.
+The counted process runs some fifty times slower than alone, so waits that depend on time look longer.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ import tempfile
 from pathlib import Path
 from typing import Any, Final
 
-from bench.calls import KINDS
 from bench.parts import READY_S, Stack
 from bench.process import BenchFailed
-from bench.work import ENDPOINT, Surface, key_of, new_tag, surface_of
+from bench.work import Surface, key_of, new_tag, surface_of
 from mesh.errors import MeshError
 from mesh.pool import Pool, Target
 
 WARM_CALLS: Final = 600
-SCENARIOS: Final = ("nexus_sync", "v1_sync", "pull_sync")
+SCENARIOS: Final = {"nexus_sync": "nexus", "v1_sync": "v1", "pull_sync": "nexus"}
+"""As bench.calls has them, and their surfaces."""
 _TOTAL: Final = re.compile(r"^(?:summary|totals): (\d+)", re.MULTILINE)
 
 
@@ -69,7 +69,7 @@ async def calls(pool: Pool, url: str, surface: Surface, count: int, concurrency:
 
 async def count(scenario: str, part: str, concurrency: int, number: int, out: Path) -> float:
     """Instructions per call of `part`; the profile of the counted calls is left in `out`."""
-    surface = surface_of(scenario.partition("_")[0].replace("pull", "nexus"), operation="echo", endpoint=ENDPOINT)
+    surface = surface_of(SCENARIOS[scenario], operation="echo")
     pool = Pool(max_per_host=concurrency)
     dump = out.with_name(out.name + ".1")
     try:
@@ -91,7 +91,7 @@ async def count(scenario: str, part: str, concurrency: int, number: int, out: Pa
 def main() -> None:
     """Count and print."""
     parser = argparse.ArgumentParser(prog="python -m bench.instructions", description=__doc__)
-    parser.add_argument("scenario", choices=[name for name in KINDS if name in SCENARIOS])
+    parser.add_argument("scenario", choices=SCENARIOS)
     parser.add_argument("--part", choices=("gateway", "agent"), default="gateway")
     parser.add_argument("--concurrency", type=int, default=64)
     parser.add_argument("--calls", type=int, default=2_000)

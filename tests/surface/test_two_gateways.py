@@ -1,17 +1,21 @@
-"""Two gateways on one store: what is due is done by one of them, once, also when the other is killed. P303, P371."""
+"""Two gateways on one store: what is due is done by one of them, once, also when the other is killed (P303, P371), or stood still (P475)."""
 
 from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from typing import Any
+
+import pytest
 
 from mesh.clock import from_rfc3339, monotonic_s, sleep
 from tests.servers import RawServer
 from tests.surface.actors import Actor, Call, Reply, started
 from tests.surface.gateways import ASYNC, KEYLESS, Caller, Gateway, fresh
 from tests.surface.pollers import Poller, pull_endpoint, verb
+from tests.surface.wire import Answer
 
 EVERY_MS = 500
 EVERY_SECOND = "* * * * * *"
@@ -72,13 +76,22 @@ def not_faster_than_due(times: list[float], began_s: float) -> None:
         assert at_s - began_s >= number * EVERY_MS / 1000, (number, [round(one - began_s, 3) for one in times])
 
 
-async def test_what_is_due_is_done_once(
-    start_server: Callable[..., RawServer], own_gateway: Callable[..., Gateway], agent: Actor
-) -> None:
-    """P303, P371: a probe, a canary and the times of a schedule; then one of the two is killed, and all goes on."""
-    server = await asyncio.to_thread(start_server)
+@pytest.fixture
+def server(start_server: Callable[..., RawServer]) -> RawServer:
+    """The store of both."""
+    return start_server()
+
+
+@pytest.fixture
+def pair(server: RawServer, own_gateway: Callable[..., Gateway]) -> tuple[Gateway, Gateway]:
+    """Two gateways on it."""
     settings = KEYLESS | {"store": {"url": f"unix://{server.address.path}"}}
-    first, second = [await asyncio.to_thread(own_gateway, settings, name) for name in ("one", "two")]
+    return own_gateway(settings, "one"), own_gateway(settings, "two")
+
+
+async def test_what_is_due_is_done_once(pair: tuple[Gateway, Gateway], agent: Actor) -> None:
+    """P303, P371: a probe, a canary and the times of a schedule; then one of the two is killed, and all goes on."""
+    first, second = pair
     work, began_s = Work(Caller(first), agent), monotonic_s()
     await work.begin()
     born_s = from_rfc3339((await work.caller.get(f"/v1/endpoints/{work.canary}")).json["created_at"]) / 1000
@@ -102,27 +115,32 @@ async def test_what_is_due_is_done_once(
     assert await work.operations() == len(runs) == paused.json["counts"]["started"]
 
 
-async def test_a_gateway_that_stood_still_sends_nothing_that_another_has(
-    start_server: Callable[..., RawServer], own_gateway: Callable[..., Gateway], agent: Actor
-) -> None:
-    """P475: frozen with the lease of a start in its socket buffer, it asks before it sends; another has the work."""
-    server = await asyncio.to_thread(start_server)
-    settings = KEYLESS | {"store": {"url": f"unix://{server.address.path}"}}
-    frozen, other = [await asyncio.to_thread(own_gateway, settings, name) for name in ("frozen", "other")]
+@asynccontextmanager
+async def leased_while_frozen(frozen: Gateway, server: RawServer, endpoint: str) -> AsyncIterator[asyncio.Task[Answer]]:
+    """Inside, the store has leased a start to `frozen`, which stands still and has not read so; its caller waits."""
     assert frozen.process is not None
-    agent.script = begun
-    endpoint = await Caller(other).register(agent.url)
-    assert (await Caller(frozen).nexus(endpoint)).status == 201
     server.signal(signal.SIGSTOP)
     waiting = asyncio.create_task(Caller(frozen).nexus(endpoint, headers=[ASYNC]))
     for _ in range(3):  # answered behind the start, turns after it: the start has left for the store
         await Caller(frozen).get("/healthz")
     frozen.process.send_signal(signal.SIGSTOP)
     try:
-        server.signal(signal.SIGCONT)  # it leases the start to a gateway that cannot read so
-        await until(lambda: called(agent), 2)
+        server.signal(signal.SIGCONT)
+        yield waiting
     finally:
         frozen.process.send_signal(signal.SIGCONT)
+
+
+async def test_a_gateway_that_stood_still_sends_nothing_that_another_has(
+    pair: tuple[Gateway, Gateway], server: RawServer, agent: Actor
+) -> None:
+    """P475: frozen with the lease of a start in its socket buffer, it asks before it sends; another has the work."""
+    frozen, other = pair
+    agent.script = begun
+    endpoint = await Caller(other).register(agent.url)
+    assert (await Caller(frozen).nexus(endpoint)).status == 201
+    async with leased_while_frozen(frozen, server, endpoint) as waiting:
+        await until(lambda: called(agent), 2)
     assert (await waiting).status == 201
     assert (await Caller(frozen).nexus(endpoint)).status == 201
     await until(lambda: called(agent), 3)
@@ -134,26 +152,15 @@ async def test_a_gateway_that_stood_still_sends_nothing_that_another_has(
 
 
 async def test_a_gateway_that_stood_still_hands_out_nothing_that_another_has(
-    start_server: Callable[..., RawServer], own_gateway: Callable[..., Gateway]
+    pair: tuple[Gateway, Gateway], server: RawServer
 ) -> None:
     """P475: frozen with the lease of an agent that waits at it, which ended meanwhile; another agent has the work."""
-    server = await asyncio.to_thread(start_server)
-    settings = KEYLESS | {"store": {"url": f"unix://{server.address.path}"}}
-    frozen, other = [await asyncio.to_thread(own_gateway, settings, name) for name in ("frozen", "other")]
-    assert frozen.process is not None
+    frozen, other = pair
     endpoint = await pull_endpoint(Caller(other))
     here, there = Poller(Caller(frozen), endpoint), Poller(Caller(other), endpoint)
     async with here.waiting(lease_ms=1_000, wait_ms=15_000) as poll:
-        server.signal(signal.SIGSTOP)
-        waiting = asyncio.create_task(Caller(frozen).nexus(endpoint, headers=[ASYNC]))
-        for _ in range(3):
-            await Caller(frozen).get("/healthz")
-        frozen.process.send_signal(signal.SIGSTOP)
-        try:
-            server.signal(signal.SIGCONT)
+        async with leased_while_frozen(frozen, server, endpoint) as waiting:
             task = await there.task(lease_ms=10_000)
-        finally:
-            frozen.process.send_signal(signal.SIGCONT)
         assert task["attempt"] == 2, "the first was leased to the agent at the frozen gateway"
         assert (await waiting).json["token"] == task["operation_id"]
         assert (await verb(Caller(other), "complete", task["task_token"])).status == 200
