@@ -1,4 +1,7 @@
-"""Two gateways on one store: what is due is done by one of them, once, also when the other is killed (P303, P371), or stood still (P475)."""
+"""Two gateways on one store: what is due is done by one of them, once, also when the other is killed or stands still.
+
+P303, P371; P475.
+"""
 
 from __future__ import annotations
 
