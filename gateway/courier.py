@@ -39,7 +39,6 @@ _log = logging.getLogger(__name__)
 _START: Final = Kind.START
 _CANCEL: Final = Kind.CANCEL
 
-
 KNOWN_S: Final = 2.5
 """After a beat was sent that was answered: others take a gateway for dead after 3 s of silence (P114)."""
 
@@ -65,12 +64,11 @@ class Session:
         """Whether that was less than `within_s` ago; nobody can have taken this gateway for dead."""
         return boot_s() - self._heard_s < min(within_s, KNOWN_S)
 
-    async def holds(self, name: str) -> bool:
-        """Whether what was leased under `name` still is; asks, once for all that wait. Raises Unavailable."""
+    async def renew(self) -> None:
+        """Ask, once for all that wait; afterwards `name` is another where this gateway was dead. Raises Unavailable."""
         async with self._asking:
             if self.ask is not None and not self.known():
                 await self.ask()
-        return self.name == name
 
 
 class Courier:

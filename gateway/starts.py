@@ -103,7 +103,9 @@ class Starts:
             try:
                 body = work.extra if data is None else self._payloads.stored(work.id, data)
                 target = self._egress.cached(admitted.url) or await self._egress.resolve(admitted.url)
-                if not (self._session.known() or await self._session.holds(session)):
+                if not self._session.known():
+                    await self._session.renew()
+                if self._session.name != session:
                     _log.warning("%s, attempt %d is not sent: this gateway stood still", work.id, head.attempt)
                     return
                 token = self._tokens.mint(work.id, head.run, head.attempt, now_ms() // 1000 + TOKEN_LIFE_S)
