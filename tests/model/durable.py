@@ -41,8 +41,8 @@ class Durable(Ground):
         else:
             op.journal += mine
         op.durable = True
-        if op.leased and op.state is State.STARTED and op.beat_by - self.now < op.beat_ms * 2 / 3:
-            op.beat_by = self.now + op.beat_ms
+        if op.leased and op.beat_by - self.now < op.beat_ms * 2 / 3:
+            op.beaten(self.now)
         return "ok", end
 
     def suspend(self, task: Suspend) -> tuple[str, int]:

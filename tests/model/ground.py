@@ -124,7 +124,7 @@ class Op:
             kept = [one.at + DEAD_MS for one in (self.cancel, self.callback) if one.is_ is Delivery.DEAD]
             return min((one.at for one in self.owed), default=max(self.closed + self.order.retention_ms, *kept, 0))
         times = [self.close_by, *[one.at for one in self.owed]]
-        times += [self.finish_by, self.beat_by] if self.state is State.STARTED else [self.start_by]
+        times += [self.finish_by, self.beat_by if self.state is State.STARTED else self.start_by]
         if self.start is Delivery.LEASED or (self.start is Delivery.DUE and not self.blocked):
             times.append(self.start_at)
         return min((at for at in times if at), default=inf)
@@ -143,6 +143,17 @@ class Op:
     def held(self) -> bool:
         """Whether the present attempt is out, and was fetched: whoever has it has no address."""
         return self.state is State.STARTED and self.start is Delivery.DELIVERED and self.instance != ""
+
+    @property
+    def kept(self) -> bool:
+        """Whether its gateway is gone before it booked an answer, and its agent beats."""
+        return self.start is Delivery.LEASED and not self.owner
+
+    def beaten(self, at: int) -> None:
+        """Its agent lives at `at`."""
+        self.leased, self.beat_by = True, at + self.beat_ms
+        if self.kept:
+            self.start_at = self.beat_by
 
     def note(self, event: str) -> None:
         self.history.append((event, self.attempt, len(self.journal)))
@@ -307,7 +318,10 @@ class Ground:
     def hand_back(self, session: str, ids: set[str]) -> None:
         for one in ids & self.held(session):
             op = self.ops[one]
-            if op.start is Delivery.LEASED:
+            if op.start is Delivery.LEASED and op.beat_by > self.now:
+                op.owner, op.start_at, op.start_by = "", op.beat_by, 0
+                op.finish_by = self.now + op.order.run_ms if op.order.run_ms else 0
+            elif op.start is Delivery.LEASED:
                 self.lose(op)
             for owe in (op.cancel, op.callback):
                 if owe.is_ is Delivery.LEASED:

@@ -169,7 +169,7 @@ class Reference(Fetching):
         op = self.ops.get(one)
         if op is None:
             return "unknown"
-        if attempt != op.attempt or op.state is not State.SCHEDULED or op.start is not Delivery.LEASED:
+        if attempt != op.attempt or op.state is not State.SCHEDULED or op.start is not Delivery.LEASED or op.kept:
             return "same"
         op.note("attempt_failed")
         if op.cancel_asked and not op.durable:
@@ -208,7 +208,7 @@ class Reference(Fetching):
         if fate := self.fenced(op, task.attempt):
             return fate
         op.beat_ms = task.lease_ms or op.beat_ms or BEAT_MS
-        op.leased, op.beat_by = True, self.now + op.beat_ms
+        op.beaten(self.now)
         return "cancel" if op.cancel_asked else "ok"
 
     # Couriers
@@ -254,7 +254,7 @@ class Reference(Fetching):
         for at, reason in (
             (op.close_by, "schedule_to_close"),
             (0 if begun else op.start_by, "schedule_to_start"),
-            (op.finish_by if begun else 0, "start_to_close"),
+            (op.finish_by, "start_to_close"),
         ):
             if at and at <= self.now:
                 self.settle(op, State.TIMED_OUT, ("mesh", reason))

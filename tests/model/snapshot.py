@@ -185,7 +185,7 @@ def next_look(head: Head) -> float:
         past = max([head.closed_at + head.retention_ms, *[at + DEAD_MS for at in kept]])
         return min(owes, default=past)
     times += [head.close_by, *owes]
-    times += [head.finish_by, head.beat_by] if head.state == State.STARTED else [head.start_by]
+    times += [head.finish_by, head.beat_by if head.state == State.STARTED else head.start_by]
     if head.start == Delivery.LEASED or (head.start == Delivery.DUE and not head.blocked):
         times.append(head.start_at)
     return min((at for at in times if at), default=inf)
@@ -205,7 +205,8 @@ def faults(snapshot: Snapshot) -> list[str]:
 
 def _of_record(kept: Kept) -> Iterator[str]:  # noqa: C901, PLR0912 - one sentence per rule
     head, state = kept.head, kept.state
-    if (head.owner != "") != kept.leased:
+    beaten = head.start == Delivery.LEASED and head.beat_by > 0
+    if (head.owner != "") != kept.leased and not (beaten and not head.owner):
         yield f"owner {head.owner!r} does not say who leases its deliveries"
     if ("r" in kept.fields) != state.terminal:
         yield f"an outcome is kept in state {state.word}, or missing"

@@ -82,9 +82,9 @@ class Call(Message):
         return self["nexus-callback-token"]
 
     async def complete(
-        self, state: str = "succeeded", body: bytes = b'"late"', headers: Pairs = (), *, token: str | None = None
+        self, state: str = "succeeded", body: bytes = b'"late"', headers: Pairs = (), *, token: str | None = None, port: int = 0
     ) -> Answer:
-        """Report the outcome to the callback that came with this start."""
+        """Report the outcome to the callback that came with this start, or to the same at the gateway on `port`."""
         url = urlsplit(self.query["callback"][0])
         given = [
             ("token", self.completion_token if token is None else token),
@@ -92,8 +92,8 @@ class Call(Message):
             *([("content-type", "application/json")] if body and "content-type" not in dict(pairs(headers)) else []),
             *pairs(headers),
         ]
-        assert url.port is not None
-        return await ask(url.port, "POST", url.path, given, body)
+        port = port or url.port or 0
+        return await ask(port, "POST", url.path, given, body)
 
 
 Script = Callable[[Call, asyncio.StreamWriter], "Awaitable[Reply | bytes | None]"]

@@ -1,6 +1,6 @@
 """Two gateways on one store: what is due is done by one of them, once, also when the other is killed or stands still.
 
-P303, P371; P475.
+P303, P371; P475, P476.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ from tests.surface.wire import Answer
 EVERY_MS = 500
 EVERY_SECOND = "* * * * * *"
 WITHIN_S = 40.0
+DEAD_S = 3.0
+"""A gateway that is silent for so long counts as dead (P114)."""
 
 
 class Work:
@@ -168,6 +170,54 @@ async def test_a_gateway_that_stood_still_hands_out_nothing_that_another_has(
         assert (await waiting).json["token"] == task["operation_id"]
         assert (await verb(Caller(other), "complete", task["task_token"])).status == 200
         assert (await poll)["tasks"] == []
+
+
+async def beat(caller: Caller, call: Call, lease_ms: int) -> str:
+    task = {"token": call.completion_token, "lease_ms": lease_ms}
+    return (await caller.post("/v1/tasks/heartbeat", {"tasks": [task]})).json["tasks"][0]["status"]
+
+
+@asynccontextmanager
+async def unanswered(first: Gateway, second: Gateway, agent: Actor, lease_ms: int) -> AsyncIterator[tuple[str, Call]]:
+    """Inside, an agent that has not answered has beaten at `second`; `first`, which sent it the start, is dead."""
+    agent.script = silent
+    operation = await Caller(first).begin(await Caller(second).register(agent.url))
+    call = (await until(lambda: called(agent), 1))[0]
+    assert await beat(Caller(second), call, lease_ms) == "ok"
+    await asyncio.to_thread(first.kill)
+    agent.script = begun
+    yield operation, call
+
+
+async def test_who_was_told_that_it_has_the_work_keeps_it(pair: tuple[Gateway, Gateway], agent: Actor) -> None:
+    """P476: the gateway died before it booked an answer; nobody else gets what the agent beats for, which completes."""
+    async with unanswered(*pair, agent, 2_000) as (operation, call):
+        other, end_s = Caller(pair[1]), monotonic_s() + 2 * DEAD_S
+        while monotonic_s() < end_s:
+            assert await beat(other, call, 2_000) == "ok"
+            await sleep(0.2)
+        assert [one.attempt for one in agent.starts] == [1]
+        assert (await other.post(f"/v1/operations/{operation}/cancel")).status == 202
+        assert await beat(other, call, 2_000) == "cancel", "without a token of its own it hears so here"
+        assert (await call.complete(body=b'"kept"', port=pair[1].port)).status == 200
+        assert (await other.result(operation)).body == b'"kept"'
+
+
+async def test_who_is_silent_then_loses_it(pair: tuple[Gateway, Gateway], agent: Actor) -> None:
+    """P476, P55: when the lease of its last heartbeat is over, the next attempt is sent; late words are refused."""
+    async with unanswered(*pair, agent, 5_000) as (operation, call):
+        beaten_s = monotonic_s()
+        second = (await until(lambda: called(agent), 2))[1]
+        assert (second.operation, second.attempt) == (operation, 2)
+        assert second.at_s - beaten_s > 4.0, "not before the lease that it was told of"
+        other = Caller(pair[1])
+        assert await beat(other, call, 5_000) == "lost"
+        lost = next(one for one in await other.events(operation) if one["type"] == "attempt_lost")
+        assert (lost["reason"], lost["attempt"]) == ("heartbeat", 1)
+
+
+async def silent(_call: Call, _writer: asyncio.StreamWriter) -> None:
+    await asyncio.Event().wait()
 
 
 async def begun(_call: Call, _writer: asyncio.StreamWriter) -> Reply:

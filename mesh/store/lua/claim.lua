@@ -42,13 +42,13 @@ local function fire(op, now, a, endpoints)
       outcome = end_by_time(op, now, 'schedule_to_close')
     elseif op.state ~= S.started and overdue(op.start_by, now) then
       outcome = end_by_time(op, now, 'schedule_to_start')
-    elseif op.state == S.started and overdue(op.finish_by, now) then
+    elseif overdue(op.finish_by, now) then
       outcome = end_by_time(op, now, 'start_to_close')
     else
       if op.state == S.started and overdue(op.beat_by, now) then
         lose(op, now, 'heartbeat')
       elseif op.start == D.leased and overdue(op.start_at, now) then
-        lose(op, now, 'request_lease')
+        lose(op, now, kept(op) and 'heartbeat' or 'request_lease')
       end
       forget_if_freed(endpoints, op)
       if op.start == D.due and op.blocked == '' and overdue(op.start_at, now) then

@@ -22,7 +22,7 @@ local function mesh1_heartbeat(keys, argv)
     if not reply then
       local lease_ms = task.lease_ms > 0 and task.lease_ms or math.abs(op.beat_ms)
       op.beat_ms = lease_ms > 0 and lease_ms or LIMIT.beat_ms
-      op.beat_by = now + op.beat_ms
+      beaten(op, now, op.beat_ms)
       local details = task.details and argv[task.details + 1]
       if details then
         save(op, 'b', struct.pack(LINE, 0, math.max(0, now - op.created_at), op.attempt, #details) .. details)

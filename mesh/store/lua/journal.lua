@@ -46,11 +46,12 @@ end
 -- used up, so that most steps leave the record alone.
 local function note_step(root, h, id, now)
   local beat_ms = h[H.beat_ms]
-  local renew = beat_ms > 0 and h[H.state] == S.started and h[H.beat_by] - now < beat_ms * 2 / 3
+  local out = h[H.state] == S.started or h[H.start] == D.leased
+  local renew = beat_ms > 0 and out and h[H.beat_by] - now < beat_ms * 2 / 3
   if h[H.journal] == 1 and not renew then return end
   local op = load(root, id)
   op.journal = 1
-  if renew then op.beat_by = now + beat_ms end
+  if renew then beaten(op, now, beat_ms) end
   save(op)
 end
 

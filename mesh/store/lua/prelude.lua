@@ -144,8 +144,8 @@ local function earliest(op)
   local best = INF
   if op.state < S.succeeded then
     best = min_set(best, op.close_by)
+    best = min_set(best, op.finish_by)
     if op.state == S.started then
-      best = min_set(best, op.finish_by)
       best = min_set(best, op.beat_by)
     else
       best = min_set(best, op.start_by)
@@ -194,6 +194,18 @@ local function save(op, ...)
   put(op.gather, timer_key(root, op.owner), timer_at(op), op.id)
   if op.blocked ~= '' or op.was_blocked ~= '' then move_line(op) end
   if op.ended_child then wake_parent(op, select(2, ...)) end
+end
+
+-- An attempt whose gateway was lost before the agent's answer was booked, and whose agent was told by a heartbeat that it
+-- has it (P476): nobody holds its request, and the lease of the heartbeat is the timer.
+local function kept(op)
+  return op.start == D.leased and op.owner == ''
+end
+
+-- Until then the agent has the attempt.
+local function beaten(op, now, beat_ms)
+  op.beat_by = now + beat_ms
+  if kept(op) then op.start_at = op.beat_by end
 end
 
 local function tell(op)

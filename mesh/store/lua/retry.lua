@@ -31,7 +31,8 @@ local function mesh1_retry(keys, argv, gather)
   local now = gather and gather.now or now_ms()
   op.gather = gather
   if a.delay_ms then
-    if a.run ~= op.run or a.attempt ~= op.attempt or op.state ~= S.scheduled or op.start ~= D.leased then
+    -- A gateway that was taken for dead does not know what became of a request that its agent has and beats for.
+    if a.run ~= op.run or a.attempt ~= op.attempt or op.state ~= S.scheduled or op.start ~= D.leased or kept(op) then
       return { 'same', now, op.state }
     end
   else

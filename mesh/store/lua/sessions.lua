@@ -7,7 +7,12 @@ local function hand_over(root, session, now, ids)
   for _, id in ipairs(ids or redis.call('ZRANGE', key, 0, LIMIT.takeover - 1)) do
     local op = load_listed(root, key, id)
     if op and op.owner == session then
-      if op.start == D.leased then
+      if op.start == D.leased and op.beat_by > now then
+        -- Its agent was told `ok`, or would be: who stays silent from now on loses it when that lease ends.
+        op.owner = ''
+        op.start_at, op.start_by = op.beat_by, 0
+        if op.run_ms > 0 then op.finish_by = now + op.run_ms end
+      elseif op.start == D.leased then
         apply(op, 'lose')
         op.start, op.start_at = D.due, now
         free_slot(op)
