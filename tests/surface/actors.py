@@ -82,7 +82,13 @@ class Call(Message):
         return self["nexus-callback-token"]
 
     async def complete(
-        self, state: str = "succeeded", body: bytes = b'"late"', headers: Pairs = (), *, token: str | None = None, port: int = 0
+        self,
+        state: str = "succeeded",
+        body: bytes = b'"late"',
+        headers: Pairs = (),
+        *,
+        token: str | None = None,
+        port: int = 0,
     ) -> Answer:
         """Report the outcome to the callback that came with this start, or to the same at the gateway on `port`."""
         url = urlsplit(self.query["callback"][0])
