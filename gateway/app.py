@@ -289,12 +289,12 @@ class Mesh:
         if self.draining:
             return False, {"status": "draining", "detail": "this gateway is shutting down", "store": facts}
         if self.link.fault is not None:
-            return False, {"status": "unavailable", "detail": str(self.link.fault), "store": facts}
+            return False, {"status": "unavailable", "detail": self.gate.explain(str(self.link.fault)), "store": facts}
         try:
             beat = await self.store.beat(self.session.name)
             await self.gate(self.link.call)
         except MeshError as error:
-            return False, {"status": "unavailable", "detail": error.detail, "store": facts}
+            return False, {"status": "unavailable", "detail": self.gate.explain(error.detail), "store": facts}
         known = {"version": VERSION, "store": facts, "payloads": self.payloads.facts}
         return True, {"status": "ready", "gateways": beat.sessions, **known}
 

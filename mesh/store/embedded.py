@@ -14,6 +14,7 @@ import hashlib
 import logging
 import os
 import re
+import shutil
 import signal
 import stat
 import tempfile
@@ -37,6 +38,8 @@ STOP_S_MAX: Final = 8.0
 LOCK_WAIT_S: Final = 1.0
 ORPHAN_WAIT_S: Final = 5.0
 """How long the server of a killed gateway may take to notice and to let go of the directory."""
+ROOM_BYTES_MIN: Final = 1 << 20
+"""With less left, what one turn has to write may not fit."""
 RESTART_WINDOW_S: Final = 30.0
 RESTART_PAUSE_S_MAX: Final = 5.0
 
@@ -122,6 +125,14 @@ class EmbeddedStore:
             self._marker = replace(self._marker, incarnation=incarnation)
             self._files.write(self._marker)
 
+    def trouble(self) -> str:
+        """What keeps the server from its work, as far as the disk tells (gate.Memory)."""
+        free = shutil.disk_usage(self.directory).free
+        if free >= ROOM_BYTES_MIN:
+            return ""
+        # A write that does not fit ends the server, and what it could not write was not acknowledged.
+        return f"the disk that the store is on is full ({free // 1024} KiB free): make room, it goes on by itself"
+
     # The directory
 
     def _take_lock(self) -> int:
@@ -173,7 +184,8 @@ class EmbeddedStore:
                 return
             self.restarts += 1
             self.fault = StoreUnavailable(f"the store server ended ({ending})")
-            _log.error("store server %d ended (%s); starting it again", child.process.pid, ending)
+            why = f"{ending}; {trouble}" if (trouble := self.trouble()) else ending
+            _log.error("store server %d ended (%s); starting it again", child.process.pid, why)
             child = self._boot_again()
 
     def _boot_again(self) -> Child | None:

@@ -70,6 +70,11 @@ class Gate:
         if self._memory and self._known != known:
             self._memory.remember(self._known)
 
+    def explain(self, fault: str) -> str:
+        """`fault`, of a store that is away, with what is known of the reason."""
+        trouble = self._memory.trouble() if self._memory else ""
+        return f"{fault}; {trouble}" if trouble else fault
+
 
 _MEANS: Final = {
     "always": "on the store's disk",

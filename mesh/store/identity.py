@@ -27,10 +27,13 @@ return redis.call('HGETALL', KEYS[1])
 
 
 class Memory(Protocol):
-    """Where a gateway remembers, outside the store, which store it served."""
+    """Where a gateway remembers, outside the store, which store it served; it may know more of the store's host."""
 
     def recall(self) -> str: ...
     def remember(self, incarnation: str) -> None: ...
+    def trouble(self) -> str:
+        """Why the store may be away, with the mend; "" where nothing is known."""
+        ...
 
 
 class StateFile:
@@ -54,6 +57,9 @@ class StateFile:
             draft.replace(self.path)
         except OSError as fault:
             raise ConfigError(f"the state file {self.path} cannot be written: {fault.strerror}") from fault
+
+    def trouble(self) -> str:
+        return ""
 
 
 async def identify(call: Call, known: str) -> dict[str, str]:

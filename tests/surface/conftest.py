@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -86,3 +87,21 @@ async def agent(actor: Callable[[], Awaitable[Actor]]) -> Actor:
 async def receiver(actor: Callable[[], Awaitable[Actor]]) -> Actor:
     """Takes callbacks."""
     return await actor()
+
+
+@pytest.fixture
+def small_disk() -> Iterator[Callable[[Path], Path]]:
+    """Puts a file system of 8 MiB of its own over a directory, or says why there is none."""
+    mounted: list[Path] = []
+
+    def mount(path: Path) -> Path:
+        command = ["mount", "-t", "tmpfs", "-o", "size=8m,mode=700", "mesh", str(path)]
+        done = subprocess.run(command, capture_output=True, check=False)
+        if done.returncode:
+            pytest.skip(f"no file system of its own can be mounted here: {done.stderr.decode().strip()}")
+        mounted.append(path)
+        return path
+
+    yield mount
+    for path in mounted:
+        subprocess.run(["umount", "-l", str(path)], check=True)

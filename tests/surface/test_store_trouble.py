@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
+import re
 import signal
 from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,6 +20,23 @@ from tests.surface.checks import check_failure
 from tests.surface.gateways import ASYNC, Caller, Gateway
 
 Own = Callable[..., Gateway]
+
+
+async def begin(caller: Caller, name: str, key: str) -> str:
+    """The operation of a start that leaves some KiB; "" when it was refused as it is to be."""
+    answer = await caller.nexus(name, headers=[ASYNC, ("nexus-request-id", key)], body=json.dumps("x" * 5_000).encode())
+    if answer.status == 201:
+        return str(answer.json["token"])
+    check_failure(answer, 503, "UNAVAILABLE")
+    assert int(answer["retry-after"]) >= 1
+    return ""
+
+
+def fill(ballast: Path) -> None:
+    """Takes all the room that its file system has."""
+    with ballast.open("wb", buffering=0) as file, suppress(OSError):
+        while True:
+            file.write(b"x" * 4_096)
 
 
 async def in_thread(work: Callable[[], Any]) -> Any:
@@ -131,6 +152,45 @@ class TestStoreTrouble:
         assert (await caller.nexus(name, headers=key)).status == 201
         await agent.until(2)
         assert len((await caller.get("/v1/operations")).json["items"]) == 2
+
+    async def test_a_disk_that_fills_up(
+        self, own_gateway: Own, agent: Actor, small_disk: Callable[[Path], Path]
+    ) -> None:
+        """P7: what was acknowledged outlasts it; new work is 503, and `/readyz` says why; with room it all goes on."""
+        gateway = await in_thread(own_gateway)
+        await in_thread(gateway.stop)
+        ballast = small_disk(gateway.directory / "data") / "ballast"
+        await in_thread(gateway.start)
+        caller = Caller(gateway)
+        agent.replies(started())
+        name = await caller.register(agent.url)
+        acknowledged = {f"k{number}": await begin(caller, name, f"k{number}") for number in range(20)}
+        assert "" not in acknowledged.values()
+        fill(ballast)
+        refused, end_s = dict[str, str](), monotonic_s() + 20
+        while len(refused) < 3:
+            assert monotonic_s() < end_s
+            key = f"k{len(acknowledged) + len(refused)}"
+            operation = await begin(caller, name, key)
+            (acknowledged if operation else refused)[key] = operation
+        ready = await caller.get("/readyz")
+        assert (ready.status, int(ready["retry-after"]) >= 1) == (503, True)
+        assert re.search(r"the disk that the store is on is full \(\d+ KiB free\): make room", ready.json["detail"])
+        assert (await caller.get("/healthz")).status == 200
+        assert "disk that the store is on is full" in gateway.log.read_text()
+        ballast.unlink()
+        await caller.until_ready()
+        for key, operation in acknowledged.items():
+            assert await begin(caller, name, key) == operation, "the same key is the same operation"
+        every = [*acknowledged.values(), *[await begin(caller, name, key) for key in refused]]
+        for operation in every:
+            await caller.until(operation, state="started", within_s=15)
+        for call in {call.operation: call for call in agent.starts}.values():
+            assert (await call.complete(body=json.dumps(call.operation).encode())).status == 200
+        for operation in every:
+            assert (await caller.result(operation)).json == operation
+        listed = (await caller.get("/v1/operations?limit=200")).json["items"]
+        assert sorted(one["id"] for one in listed) == sorted(every), "what was refused left nothing"
 
     @pytest.mark.parametrize("by", ["start", "beat"])
     async def test_an_emptied_store(self, own_gateway: Own, agent: Actor, by: str) -> None:
