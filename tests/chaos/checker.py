@@ -14,6 +14,7 @@ from collections import Counter
 from typing import NamedTuple
 
 from tests.chaos import rules_admission, rules_callbacks, rules_runs, rules_store, rules_validity
+from tests.chaos.faults import Deed
 from tests.chaos.history import Line, What
 from tests.chaos.rules_validity import in_flight, takeovers
 from tests.chaos.snapshot import Snapshot
@@ -78,6 +79,10 @@ def _counts(view: View) -> dict[str, int]:
     counts["takeover_ms_max"] = max(delays_ms, default=0)
     going_on = [count for line in view.infos[What.FAULT] if (count := in_flight(view, line)) is not None]
     counts["in_flight_min"], counts["in_flight_max"] = min(going_on, default=0), max(going_on, default=0)
+    for line in view.infos[What.FAULT]:
+        if line.detail.get("deed") == Deed.KILL:
+            part = f"in_flight_at_kill_max.{str(line.detail['victim']).partition('-')[0]}"
+            counts[part] = max(counts[part], in_flight(view, line) or 0)
     counts["callbacks.twice"] = sum(len(lines) > 1 for lines in view.of_operation(What.RECEIVED).values())
     attempts = [one.head.attempt for one in view.stored.values()]
     counts["operations.tried_again"] = sum(attempt > 1 for attempt in attempts)

@@ -80,7 +80,7 @@ async def carry_out(
 
 async def _break(ground: Ground, record: Recorder, fault: Fault) -> None:
     await sleep(fault.after_s)
-    detail: dict[str, Any] = {"name": fault.name}
+    detail: dict[str, Any] = {"name": fault.name, "deed": fault.deed, "victim": fault.victim}
     with suppress(MeshError, TimeoutError):  # the store may be away, or frozen
         async with asyncio.timeout(STORE_ANSWERS_S):
             detail["at_ms"] = await _now_ms(ground)

@@ -28,6 +28,8 @@ SECONDS = float(os.environ.get("CHAOS_SECONDS") or 0)
 HUNDREDS = Promise(in_flight_min=100)
 STORMY = Promise(in_flight_min=50, deadline_slack_ms=40_000, ok_share_min=0.1)
 """Long runs have storms, in which for a while nobody is there to tell the time."""
+AT_ONCE = 200
+"""In flight at the fullest kill of each of gateway, agent and store."""
 FEWER = Promise(in_flight_min=20)
 """For `mesh dev` runs, which have fewer callers, so that they are soon over."""
 
@@ -73,6 +75,8 @@ async def test_nothing_acknowledged_is_lost_whatever_is_killed(directory: Path) 
     assert counts["takeovers"] > 0
     assert counts["callbacks.twice"] > 0
     assert counts["start.unknown"] > 0
+    for part in ("gateway", "worker", "store"):
+        assert counts[f"in_flight_at_kill_max.{part}"] >= AT_ONCE, part
 
 
 async def test_hundreds_of_leases_of_one_killed_gateway_move_in_time(directory: Path) -> None:
