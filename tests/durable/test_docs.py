@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
 import sys
 import types
 from pathlib import Path
@@ -15,21 +17,32 @@ from mesh.errors import NotFound
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "how-to" / "durable-agents.md").read_text()
+BLOCKS = re.findall(r"^```python\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)
+TESTS = next(block for block in BLOCKS if "def test_" in block)
 
 
 @pytest.fixture(scope="module")
 def page() -> Any:
-    """The page as a module."""
+    """The page as a module, without its tests."""
     module = types.ModuleType("durable_agents_page")
     sys.modules[module.__name__] = module
-    for block in re.findall(r"^```python\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE):
+    for block in BLOCKS:
+        if block == TESTS:
+            continue
         exec(compile(block, "durable-agents.md", "exec"), module.__dict__)  # noqa: S102 - the page is ours
     return module
 
 
-def test_its_tests_pass(page: Any) -> None:
-    page.test_review()
-    page.test_review_survives()
+def test_its_tests_pass(tmp_path: Path) -> None:
+    """As files beside each other, where nothing else is known."""
+    (tmp_path / "coder.py").write_text(BLOCKS[0])
+    (tmp_path / "test_coder.py").write_text(TESTS)
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_coder.py"]
+    done = subprocess.run(
+        command, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "2 passed" in done.stdout
 
 
 def test_its_gather_and_its_cancel(page: Any) -> None:
