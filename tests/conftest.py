@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import signal
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,10 @@ from tests.servers import SAFE, Proxy, RawServer
 # By default an example that took 200 ms once fails its test: on a busy machine any of them may.
 settings.register_profile("mesh", deadline=None)
 settings.load_profile("mesh")
+
+# `make test &` in a script ignores SIGINT, and what a test starts would inherit that.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="module", autouse=True)
