@@ -1,7 +1,8 @@
 """`python -m bench.instructions SCENARIO`: instructions per call of one process, counted by valgrind.
 
-They are the same on a quiet and on a busy machine, where times are not: for comparing two commits, never for a target.
-The counted process runs some fifty times slower than alone, so waits that depend on time look longer.
+For comparing two commits, never for a target. With one caller, the default, runs of one commit differ by a
+thousandth, on a busy machine too. With more they differ by a fifth: how many calls share a turn of the loop, and with
+it a write to the store, depends on time, and the counted process runs some fifty times slower than alone.
 """
 
 from __future__ import annotations
@@ -93,8 +94,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.instructions", description=__doc__)
     parser.add_argument("scenario", choices=SCENARIOS)
     parser.add_argument("--part", choices=("gateway", "agent"), default="gateway")
-    parser.add_argument("--concurrency", type=int, default=64)
-    parser.add_argument("--calls", type=int, default=2_000)
+    parser.add_argument("--concurrency", type=int, default=1)
+    parser.add_argument("--calls", type=int, default=1_000)
     parser.add_argument("--out", type=Path, help="keep the profile there, for callgrind_annotate")
     chosen = parser.parse_args()
     if shutil.which("valgrind") is None:

@@ -38,6 +38,7 @@ RETRY_AFTER_S_MAX: Final = 3_600
 
 
 _JSON: Final = (b"content-type", b"application/json")
+_UNSTORED: Final = (b"cache-control", b"no-store")
 FORM: Final = b"application/x-www-form-urlencoded"
 """What curl says of any body unless it is told."""
 
@@ -145,8 +146,8 @@ class OperationsSurface:
             if preference.respond_async and preference.wait_s is None:
                 return 0, b"respond-async"
             if preference.wait_s is not None:
-                wait_ms = min(preference.wait_s * 1000, self._wait_max_ms)
-                return wait_ms, b"wait=%g" % (wait_ms / 1000)
+                wait_ms = min(round(preference.wait_s * 1000), self._wait_max_ms)
+                return wait_ms, f"wait={wait_ms / 1000:.3f}".rstrip("0").rstrip(".").encode()
         return self._wait_default_ms, b""
 
     def _answer(self, placed: Placed, known: Known | None, applied: bytes) -> Answer:
@@ -156,13 +157,14 @@ class OperationsSurface:
             (b"location", b"/v1/operations/" + operation),
             (b"mesh-operation-id", operation),
             (b"nexus-link", operation_link(self._public_url, placed.id).encode()),
-            (b"cache-control", b"no-store"),
+            _UNSTORED,
         ]
         if placed.replayed:
             headers.append((b"idempotency-replayed", b"true"))
         if applied:
             headers.append((b"preference-applied", applied))
-        headers += placed.quota
+        if placed.quota:
+            headers += placed.quota
         if known is not None:
             return Answer(200, headers, encode_json(known_fields(known)))
         headers.append((b"retry-after", b"%d" % _retry_after_s(placed.head)))
@@ -178,7 +180,7 @@ class OperationsSurface:
         if known.state.terminal and known.outcome is not None:
             link = operation_link(self._public_url, operation).encode()
             answer = nexus_answer(operation, known.state, known.outcome, link, known.links, first=False)
-            answer = replace(answer, headers=[*answer.headers, *applied, (b"cache-control", b"no-store")])
+            answer = replace(answer, headers=[*answer.headers, *applied, _UNSTORED])
             if known.outcome.data is None:
                 return answer
             return await self._operations.payloads.answering(answer, request, operation, known.outcome.data)
@@ -186,7 +188,7 @@ class OperationsSurface:
             _JSON,
             (b"location", b"/v1/operations/" + operation.encode()),
             (b"retry-after", b"%d" % RETRY_AFTER_S),
-            (b"cache-control", b"no-store"),
+            _UNSTORED,
             *applied,
         ]
         return Answer(202, headers, encode_json(known_fields(known)))
@@ -200,7 +202,7 @@ class OperationsSurface:
             known = await self._operations.at_work(operation)
         else:
             known = await self._operations.get(operation, self._auth.authenticate(request.headers).namespace)
-        headers = [(b"mesh-operation-id", operation.encode()), (b"cache-control", b"no-store")]
+        headers = [(b"mesh-operation-id", operation.encode()), _UNSTORED]
         if known.request.content_type is not None:
             headers.append((b"content-type", known.request.content_type.encode("latin-1")))
         if known.request.data is None:

@@ -189,9 +189,9 @@ def record_fields(
         record["next_attempt_at"] = to_rfc3339(head.start_at)
     if request.idempotency_key:
         record["idempotency_key"] = request.idempotency_key
-    if links := _shown_links(request, started, outcome):
-        record["links"] = links
-    if trace := trace_headers(request):
+    if request.links or started or (outcome is not None and outcome.links):
+        record["links"] = _shown_links(request, started, outcome)
+    if request.headers and (trace := trace_headers(request)):
         record["trace"] = {name.decode(): value.decode("latin-1") for name, value in trace}
     if request.data is not None:
         record["input_dataref"] = dataref(f"/v1/operations/{operation_id}/input", request.data, request.content_type)
@@ -234,8 +234,6 @@ def durable_fields(head: Head, journal: int, beat: Line | None) -> dict[str, Any
 def _shown_links(request: Request, started: Sequence[str], outcome: Outcome | None) -> list[dict[str, str]]:
     """Each link with who gave it."""
     told = outcome.links if outcome is not None else ()
-    if not (request.links or started or told):
-        return []
     agent = dict.fromkeys((*started, *told))
     given = [("caller", request.links), ("agent", agent)]
     return [
@@ -245,7 +243,7 @@ def _shown_links(request: Request, started: Sequence[str], outcome: Outcome | No
 
 def trace_headers(request: Request) -> Headers:
     """W3C Trace Context and Baggage of the start: sent on with every attempt, cancel and callback."""
-    return [one for one in request.headers if one[0] in _TRACE] if request.headers else []
+    return [one for one in request.headers if one[0] in _TRACE]
 
 
 encode_json: Final = msgspec.json.Encoder().encode
