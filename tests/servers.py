@@ -153,7 +153,9 @@ class Proxy:
 
     def cut(self) -> None:
         for writer in self._writers:
-            writer.transport.abort()
+            # A TLS transport of CPython 3.11.2 that is closed already cannot be aborted.
+            with suppress(AttributeError):
+                writer.transport.abort()
         self._writers.clear()
 
     async def stop(self) -> None:

@@ -11,7 +11,8 @@ from typing import Final, NamedTuple
 TOKENS_MAX: Final = 500_000
 """Strings, runs of brackets and commas looked at: a frame with more is refused as a whole."""
 
-_tokens: Final = re.compile(rb'"(?:[^"\\]|\\.)*+"|[\[{]+|[\]}]+|,', re.DOTALL).finditer
+# A string without its end goes to the end of the body: looked for again from each quote in it, it took the square.
+_tokens: Final = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*"?|[\[{]+|[\]}]+|,', re.DOTALL).finditer
 _MEMBER: Final = 1
 _ELEMENT: Final = 2
 

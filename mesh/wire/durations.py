@@ -22,8 +22,8 @@ _PREFER_TEXT_MAX: Final = 1024
 _duration = re.compile(r"([0-9]+)(?:\.([0-9]+))?(ms|s|m)").fullmatch
 _SCALE: Final = {"ms": 1, "s": 1000, "m": 60_000}
 
-# Possessive throughout, an unterminated quote runs to the end: linear whatever the input.
-_preferences = re.compile(r'(?:[^,"]++|"(?:[^"\\]++|\\.)*+"?+)++').findall
+# Nothing stands behind a group that could fail, an unterminated quote runs to the end: linear whatever the input.
+_preferences = re.compile(r'(?:[^,"]++|"(?:[^"\\]++|\\.)*"?)+').findall
 _wait = re.compile(r'"?([0-9]{1,15}(?:\.[0-9]{1,9})?)"?').fullmatch
 
 _MONTHS: Final = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")

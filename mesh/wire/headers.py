@@ -34,7 +34,7 @@ _token = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,256}").fullmatch
 """A header name that the connection pool can send (mesh/pool/head.py)."""
 _name = itemgetter(0)
 _key = re.compile(r"[!-~]{1,255}").fullmatch
-_quoted_key = re.compile(r'"((?:[^"\\]|\\["\\])*+)"').fullmatch
+_quoted_key = re.compile(r'"((?:[^"\\]++|\\["\\])*)"').fullmatch
 _unescape = re.compile(r"\\(.)").sub
 
 _HOP_BY_HOP: Final = frozenset(

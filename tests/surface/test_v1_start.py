@@ -94,6 +94,7 @@ class TestAnswers:
         [
             ("respond-async", 0, 1.2, "respond-async"),
             ("wait=0", 0, 1.2, "wait=0"),
+            ("wait=0.00001", 0, 1.2, "wait=0"),
             ("wait=0.3", 0.28, 1.5, "wait=0.3"),
             ("wait=1", 0.98, 1.9, "wait=1"),
             ("", 1.95, 4, None),
