@@ -45,7 +45,7 @@ logger: Final = logging.getLogger("mesh.agent")
 
 
 class RefusedForGood(Refusal):
-    """The contract breaks callers, the name is another namespace's, a field or the URL is refused: no wait helps."""
+    """The contract breaks callers, the name is another's, a field or the URL is refused, there is no key."""
 
 
 class Registration:
@@ -78,6 +78,7 @@ class Registration:
         self._pool = pool
         self._gateways = gateways
         self._at = 0
+        self._keyless = key is None
         self._headers: list[RawHeader] = [(b"content-type", b"application/json")]
         if key is not None:
             self._headers.append((b"authorization", f"Bearer {key}".encode("latin-1")))
@@ -136,7 +137,7 @@ class Registration:
         self._unread = False
         if reply.status == 404 and self._declared is not None:  # noqa: PLR2004
             self._must_declare = True  # the endpoint went away under us
-        _check(reply, "the instance")
+        self._check(reply, "the instance")
 
     async def _run(self) -> None:
         delay_ms = refused_ms = RETRY_FIRST_MS
@@ -182,11 +183,11 @@ class Registration:
                 if etag is not None:
                     headers = [(b"if-match", etag)]
             elif found.status != 404:  # noqa: PLR2004
-                _check(found, "the endpoint")
+                self._check(found, "the endpoint")
             entry.setdefault("target", {"kind": "http"})
             written = await self._request(b"PUT", self._put_path, json.dumps(entry).encode(), headers)
             if written.status != 412:  # noqa: PLR2004
-                _check(written, "the endpoint")
+                self._check(written, "the endpoint")
                 for one in _object(written).get("warnings", ()):
                     self._say(logging.WARNING, f"is registered, but {one.get('pointer')}: {one.get('detail')}")
                 return
@@ -211,6 +212,20 @@ class Registration:
             timeout_s=timeout_s,
             reply_bytes_max=REPLY_BYTES_MAX,
         )
+
+    def _check(self, reply: Reply, what: str) -> None:
+        """Raises Refusal for what only a change mends, PeerFault for what may pass."""
+        if reply.status < 300:  # noqa: PLR2004
+            return
+        said = _object(reply)
+        detail = f"{what}: {reply.status} {said.get('code', '')} {said.get('detail', '')}".rstrip() + _places(said)
+        if reply.status in (408, 425, 429) or reply.status >= 500:  # noqa: PLR2004
+            raise PeerFault(detail)
+        if self._keyless and reply.status == 401:  # noqa: PLR2004
+            raise RefusedForGood(detail)  # which says how to give one
+        # An agent that was killed and is back in the other mode is refused until its old lease ends.
+        passing = reply.status in PASSING or said.get("code") == "kind_in_use"
+        raise (Refusal if passing else RefusedForGood)(detail)
 
     def _say(self, level: int, what: str) -> None:
         # Said when it changes: gateways that are down for an hour, asked in turn, are a line each.
@@ -240,19 +255,6 @@ def _holds(present: Any, wanted: Any) -> bool:
         has = cast("dict[str, Any]", present)
         return all(name in has and _holds(has[name], value) for name, value in cast("dict[str, Any]", wanted).items())
     return present == wanted
-
-
-def _check(reply: Reply, what: str) -> None:
-    """Raises Refusal for what only a change mends, PeerFault for what may pass."""
-    if reply.status < 300:  # noqa: PLR2004
-        return
-    said = _object(reply)
-    detail = f"{what}: {reply.status} {said.get('code', '')} {said.get('detail', '')}".rstrip() + _places(said)
-    if reply.status in (408, 425, 429) or reply.status >= 500:  # noqa: PLR2004
-        raise PeerFault(detail)
-    # An agent that was killed and is back in the other mode is refused until its old lease ends.
-    passing = reply.status in PASSING or said.get("code") == "kind_in_use"
-    raise (Refusal if passing else RefusedForGood)(detail)
 
 
 def _is_pulled(present: dict[str, Any]) -> bool:

@@ -301,9 +301,9 @@ class Agent:
         """Serve until SIGINT or SIGTERM, on a free port by default. Needs uvicorn.
 
         In pull mode it asks for work until a signal ends it. Raises ConfigError (no uvicorn, port in use); SystemExit
-        with the reason, exit status 1, when the registry refuses the agent for good: any 4xx but 401 (a key may be on
-        its way), 404 (so may the endpoint), 408, 412, 425 and 429, and 409 `kind_in_use` (the lease of an agent in the
-        other mode may be about to end); P187.
+        with the reason, exit status 1, when the registry refuses the agent for good: any 4xx but 401 of
+        a key (it may be on its way), 404 (so may the endpoint), 408, 412, 425 and 429, and 409 `kind_in_use` (the lease
+        of an agent in the other mode may be about to end); P187.
         """
         if self.mode == "pull":
             from mesh.agent.worker import work  # noqa: PLC0415 - as below

@@ -236,6 +236,9 @@ class TestRefusedForGood:
     async def test_passing(self, status: int) -> None:
         assert await told(status) == []
 
+    async def test_a_key_may_be_on_its_way_none_is_not(self) -> None:
+        assert await told(401, key=None) == ["shop/one cannot register: the endpoint: 401 x no"]
+
     def test_under_a_foreign_server_it_is_tried_again(self, gateway: Gateway) -> None:
         gateway.refuse = REFUSAL
         with agent(gateway):
@@ -279,7 +282,7 @@ class TestRefusedForGood:
         assert ended(f"import mesh; mesh.serve('shop', {services})") == (1, f"agent shop: {said}\n")
 
 
-async def told(status: int) -> list[str]:
+async def told(status: int, key: str | None = "k") -> list[str]:
     """What a registration that is answered `status` at first says of a final refusal."""
     said: list[str] = []
     gateway = Gateway()
@@ -287,7 +290,7 @@ async def told(status: int) -> list[str]:
         gateway.refuse = (status, {"code": "x", "detail": "no"})
         pool = Pool()
         registration = Registration(
-            pool, [Target.parse(gateway.url)], key=None, endpoint="shop", declared={"description": "d"},
+            pool, [Target.parse(gateway.url)], key=key, endpoint="shop", declared={"description": "d"},
             instance="one", lease={"url": URL, "ttl_ms": 600}, refused=said.append,
         )  # fmt: skip
         registration.begin()
